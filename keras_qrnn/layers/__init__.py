@@ -1,0 +1,3 @@
+from keras_qrnn.layers.qrnn import QRNN
+
+__all__ = ["QRNN"]

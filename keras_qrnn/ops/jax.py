@@ -1,0 +1,217 @@
+"""JAX: `lax.scan` under hand-written gradients; XLA fuses what is elementwise."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from keras_qrnn.ops.blocks import block_length
+
+
+def linear_scan(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> jax.Array:
+    accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
+    states = _linear_scan(
+        decay.astype(accumulator),
+        inputs.astype(accumulator),
+        initial_state.astype(accumulator),
+        reverse,
+    )
+    return states.astype(inputs.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _linear_scan(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> jax.Array:
+    batch, time, units = inputs.shape
+    length = block_length(time, batch * units)
+    if length == time:
+        return _sequential(decay, inputs, initial_state, reverse)
+    return _blocked(decay, inputs, initial_state, reverse, length)
+
+
+def _linear_scan_forward(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> tuple:
+    states = _linear_scan(decay, inputs, initial_state, reverse)
+    return states, (decay, initial_state, states)
+
+
+def _linear_scan_backward(reverse: bool, saved: tuple, gradient: jax.Array) -> tuple:
+    decay, initial_state, states = saved
+    adjoint = _adjoint(decay, gradient, reverse)
+    first = -1 if reverse else 0
+    return (
+        adjoint * _previous(states, initial_state, reverse),
+        adjoint,
+        decay[:, first] * adjoint[:, first],
+    )
+
+
+_linear_scan.defvjp(_linear_scan_forward, _linear_scan_backward)
+
+
+def _adjoint(decay: jax.Array, gradient: jax.Array, reverse: bool) -> jax.Array:
+    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way."""
+    zeros = jnp.zeros_like(decay[:, 0])
+    following = _previous(decay, zeros, not reverse)
+    return _linear_scan(following, gradient, zeros, not reverse)
+
+
+def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Array:
+    """`sequence` one step later in scan order, `initial` in the first place."""
+    if reverse:
+        return jnp.concatenate([sequence[:, 1:], initial[:, None]], axis=1)
+    return jnp.concatenate([initial[:, None], sequence[:, :-1]], axis=1)
+
+
+def _sequential(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> jax.Array:
+    def step(state: jax.Array, at_t: tuple) -> tuple[jax.Array, jax.Array]:
+        state = at_t[0] * state + at_t[1]
+        return state, state
+
+    time_major = (decay.swapaxes(0, 1), inputs.swapaxes(0, 1))
+    _, states = lax.scan(step, initial_state, time_major, reverse=reverse)
+    return states.swapaxes(0, 1)
+
+
+def _blocked(
+    decay: jax.Array,
+    inputs: jax.Array,
+    initial_state: jax.Array,
+    reverse: bool,
+    length: int,
+) -> jax.Array:
+    """The scan in `length + time / length` steps: see `ops/blocks.py`."""
+    if reverse:
+        flipped = _blocked(decay[:, ::-1], inputs[:, ::-1], initial_state, False, length)
+        return flipped[:, ::-1]
+    batch, time, units = inputs.shape
+    blocks = -(-time // length)
+    pad = ((0, 0), (0, blocks * length - time), (0, 0))
+
+    def in_blocks(sequence: jax.Array) -> jax.Array:
+        sequence = jnp.pad(sequence, pad).reshape(batch, blocks, length, units)
+        return sequence.transpose(2, 0, 1, 3)
+
+    def within(carry: tuple, at_t: tuple) -> tuple:
+        state, product = carry
+        state = at_t[0] * state + at_t[1]
+        product = at_t[0] * product
+        return (state, product), (state, product)
+
+    start = jnp.zeros((batch, blocks, units), inputs.dtype)
+    (last, product), (states, products) = lax.scan(
+        within, (start, start + 1), (in_blocks(decay), in_blocks(inputs))
+    )
+    ends = _sequential(product, last, initial_state, reverse=False)
+    states = states + products * _previous(ends, initial_state, reverse=False)
+    states = states.transpose(1, 2, 0, 3).reshape(batch, blocks * length, units)
+    return states[:, :time]
+
+
+def pool(
+    gates: jax.Array,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[jax.Array, jax.Array]:
+    return _pool(gates, initial_state, keep, pooling, activate)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _pool(
+    gates: jax.Array,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[jax.Array, jax.Array]:
+    return _pool_forward(gates, initial_state, keep, pooling, activate)[0]
+
+
+def _pool_forward(
+    gates: jax.Array,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple:
+    z, f, o, i = _activations(gates, pooling, activate)
+    factor = _factor(keep, z.dtype)
+    update = factor * (1 - f)
+    inputs = update * z if i is None else factor * i * z
+    cells = _linear_scan(1 - update, inputs, initial_state.astype(z.dtype), False)
+    outputs = cells if o is None else o * cells
+    # The activations are recomputed: only what cannot be is kept.
+    saved = (gates, initial_state, keep, cells)
+    return (outputs.astype(gates.dtype), cells[:, -1]), saved
+
+
+def _pool_backward(pooling: str, activate: bool, saved: tuple, gradients: tuple) -> tuple:
+    gates, initial_state, keep, cells = saved
+    z, f, o, i = _activations(gates, pooling, activate)
+    factor = _factor(keep, z.dtype)
+    update = factor * (1 - f)
+    previous = _previous(cells, initial_state.astype(z.dtype), reverse=False)
+
+    d_outputs, d_last = (gradient.astype(z.dtype) for gradient in gradients)
+    d_cells = d_outputs if o is None else d_outputs * o
+    d_cells = d_cells.at[:, -1].add(d_last)
+    adjoint = _adjoint(1 - update, d_cells, reverse=False)
+
+    if i is None:
+        d_gates = [adjoint * update, adjoint * factor * (previous - z)]
+    else:
+        d_gates = [adjoint * factor * i, adjoint * factor * previous]
+    if o is not None:
+        d_gates.append(d_outputs * cells)
+    if i is not None:
+        d_gates.append(adjoint * factor * z)
+    if activate:
+        d_gates[0] *= 1 - z * z
+        for n, gate in enumerate((f, o, i)[: len(pooling)], start=1):
+            d_gates[n] *= gate * (1 - gate)
+    d_packed = jnp.concatenate(d_gates, axis=-1).astype(gates.dtype)
+    d_initial = (1 - update[:, 0]) * adjoint[:, 0]
+    return d_packed, d_initial.astype(initial_state.dtype), _no_gradient(keep)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _activations(gates: jax.Array, pooling: str, activate: bool) -> tuple:
+    """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
+    packed = gates.astype(jnp.promote_types(gates.dtype, jnp.float32))
+    z, *others = jnp.split(packed, len(pooling) + 1, axis=-1)
+    if activate:
+        z, others = jnp.tanh(z), [jax.nn.sigmoid(gate) for gate in others]
+    return z, *others, *[None] * (3 - len(others))
+
+
+def _factor(keep: jax.Array | float | None, dtype: jnp.dtype) -> jax.Array | float:
+    return 1.0 if keep is None else jnp.asarray(keep, dtype)
+
+
+def _no_gradient(keep: jax.Array | float | None) -> jax.Array | np.ndarray | None:
+    if keep is None:
+        return None
+    if jnp.issubdtype(jnp.result_type(keep), jnp.floating):
+        return jnp.zeros_like(keep)
+    return np.zeros(jnp.shape(keep), jax.dtypes.float0)
+
+
+def causal_conv(
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    outputs = lax.conv_general_dilated(
+        inputs, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    return outputs if bias is None else outputs + bias

@@ -1,0 +1,100 @@
+"""The three poolings of arXiv 1611.01576, equations 3 to 5, on activated gates."""
+
+import keras
+from keras import ops
+
+from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.scan import check_same, check_sequence, state_or_zeros
+
+# The gates of each pooling, in the order in which kernels and biases hold them.
+GATES = {"f": ("z", "f"), "fo": ("z", "f", "o"), "ifo": ("z", "f", "o", "i")}
+
+Pooled = tuple[keras.KerasTensor, keras.KerasTensor]
+
+
+def f_pool(
+    z: keras.KerasTensor,
+    f: keras.KerasTensor,
+    initial_state: keras.KerasTensor | None = None,
+) -> Pooled:
+    """f-pooling: `h[t] = f[t] * h[t - 1] + (1 - f[t]) * z[t]`.
+
+    Args:
+        z: float tensor of shape `(batch, time, units)`, the candidates.
+        f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
+        initial_state: tensor of shape `(batch, units)`. Defaults to zeros.
+
+    Returns:
+        The outputs `h`, of the shape and dtype of `z`, and the last state, of
+        shape `(batch, units)`, float32 when `z` has half precision.
+
+    Raises:
+        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+    """
+    return _pool("f", {"z": z, "f": f}, initial_state)
+
+
+def fo_pool(
+    z: keras.KerasTensor,
+    f: keras.KerasTensor,
+    o: keras.KerasTensor,
+    initial_state: keras.KerasTensor | None = None,
+) -> Pooled:
+    """fo-pooling: `c[t] = f[t] * c[t - 1] + (1 - f[t]) * z[t]`, `h[t] = o[t] * c[t]`.
+
+    Args:
+        z: float tensor of shape `(batch, time, units)`, the candidates.
+        f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
+        o: tensor of the shape and dtype of `z`, the output gate, in [0, 1].
+        initial_state: tensor of shape `(batch, units)`, the cell state before
+            the first step. Defaults to zeros.
+
+    Returns:
+        The outputs `h`, of the shape and dtype of `z`, and the last cell state,
+        of shape `(batch, units)`, float32 when `z` has half precision.
+
+    Raises:
+        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+    """
+    return _pool("fo", {"z": z, "f": f, "o": o}, initial_state)
+
+
+def ifo_pool(
+    z: keras.KerasTensor,
+    f: keras.KerasTensor,
+    o: keras.KerasTensor,
+    i: keras.KerasTensor,
+    initial_state: keras.KerasTensor | None = None,
+) -> Pooled:
+    """ifo-pooling: `c[t] = f[t] * c[t - 1] + i[t] * z[t]`, `h[t] = o[t] * c[t]`.
+
+    Args:
+        z: float tensor of shape `(batch, time, units)`, the candidates.
+        f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
+        o: tensor of the shape and dtype of `z`, the output gate, in [0, 1].
+        i: tensor of the shape and dtype of `z`, the input gate, in [0, 1].
+        initial_state: tensor of shape `(batch, units)`, the cell state before
+            the first step. Defaults to zeros.
+
+    Returns:
+        The outputs `h`, of the shape and dtype of `z`, and the last cell state,
+        of shape `(batch, units)`, float32 when `z` has half precision.
+
+    Raises:
+        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+    """
+    return _pool("ifo", {"z": z, "f": f, "o": o, "i": i}, initial_state)
+
+
+def _pool(
+    pooling: str,
+    gates: dict[str, keras.KerasTensor],
+    initial_state: keras.KerasTensor | None,
+) -> Pooled:
+    gates = {name: ops.convert_to_tensor(gate) for name, gate in gates.items()}
+    check_sequence("z", gates["z"])
+    for name, gate in gates.items():
+        check_same(name, gate, "z", gates["z"])
+    initial_state = state_or_zeros(initial_state, gates["z"], gates["z"].shape[-1])
+    packed = ops.concatenate(list(gates.values()), axis=-1)
+    return backend.pool(packed, initial_state, None, pooling, activate=False)

@@ -1,0 +1,98 @@
+import keras
+from keras import ops
+
+from keras_qrnn.ops.dispatch import backend
+
+
+def linear_scan(
+    decay: keras.KerasTensor,
+    inputs: keras.KerasTensor,
+    initial_state: keras.KerasTensor | None = None,
+    reverse: bool = False,
+) -> keras.KerasTensor:
+    """First-order linear recurrence along the time axis.
+
+    `h[t] = decay[t] * h[t - 1] + inputs[t]`, elementwise; with `reverse=True`
+    time runs from the last step to the first. This is the only sequential part
+    of a QRNN: its three poolings are this function with different arguments
+    (arXiv 1611.01576, section 2.1).
+
+    The gradient is hand-written: the adjoint of the recurrence is the same
+    recurrence run the other way, so it costs one more scan and can itself be
+    differentiated. Half-precision arguments are accumulated in float32.
+
+    Args:
+        decay: float tensor of shape `(batch, time, units)`.
+        inputs: float tensor of the shape and dtype of `decay`.
+        initial_state: float tensor of shape `(batch, units)`, the state before
+            the first step. Defaults to zeros.
+        reverse: Boolean, whether to scan from the last step to the first.
+
+    Returns:
+        The states, a tensor of the shape and dtype of `inputs`.
+
+    Raises:
+        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+
+    Example:
+
+    >>> decay = np.full((1, 4, 1), 0.5, "float32")
+    >>> np.ravel(linear_scan(decay, np.ones((1, 4, 1), "float32")))
+    array([1.   , 1.5  , 1.75 , 1.875], dtype=float32)
+    """
+    decay = ops.convert_to_tensor(decay)
+    inputs = ops.convert_to_tensor(inputs)
+    check_sequence("inputs", inputs)
+    check_same("decay", decay, "inputs", inputs)
+    initial_state = state_or_zeros(initial_state, inputs, inputs.shape[-1])
+    return backend.linear_scan(decay, inputs, initial_state, reverse)
+
+
+def check_sequence(name: str, tensor: keras.KerasTensor) -> None:
+    if len(tensor.shape) != 3 or tensor.shape[1] == 0:
+        raise ValueError(
+            f"Argument `{name}` must have shape (batch, time, units) with at "
+            f"least one time step. Received: {name}.shape={tuple(tensor.shape)}"
+        )
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
+        raise ValueError(
+            f"Argument `{name}` must have a float dtype. "
+            f"Received: {name}.dtype={tensor.dtype}"
+        )
+
+
+def check_same(
+    name: str,
+    tensor: keras.KerasTensor,
+    other_name: str,
+    other: keras.KerasTensor,
+) -> None:
+    same = len(tensor.shape) == len(other.shape) and all(
+        a is None or b is None or a == b
+        for a, b in zip(tensor.shape, other.shape, strict=True)
+    )
+    if not same or tensor.dtype != other.dtype:
+        raise ValueError(
+            f"Arguments `{name}` and `{other_name}` must have the same shape and "
+            f"dtype. Received: {name} of {tuple(tensor.shape)}, {tensor.dtype} and "
+            f"{other_name} of {tuple(other.shape)}, {other.dtype}"
+        )
+
+
+def state_or_zeros(
+    state: keras.KerasTensor | None, sequence: keras.KerasTensor, units: int
+) -> keras.KerasTensor:
+    """`state` checked against `(batch, units)`, or zeros of that shape."""
+    if state is None:
+        return ops.zeros((ops.shape(sequence)[0], units), sequence.dtype)
+    state = ops.convert_to_tensor(state)
+    expected = (sequence.shape[0], units)
+    if len(state.shape) != 2 or any(
+        a is not None and b is not None and a != b
+        for a, b in zip(state.shape, expected, strict=True)
+    ):
+        raise ValueError(
+            "Argument `initial_state` must have shape (batch, units) = "
+            f"{expected}. Received: initial_state.shape={tuple(state.shape)}"
+        )
+    return state

@@ -1,0 +1,225 @@
+"""TensorFlow: one `tf.while_loop` under hand-written gradients."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_qrnn.ops.blocks import block_length
+
+
+def linear_scan(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    accumulator = _accumulator(inputs.dtype)
+    states = _linear_scan(
+        tf.cast(decay, accumulator),
+        tf.cast(inputs, accumulator),
+        tf.cast(initial_state, accumulator),
+        reverse,
+    )
+    return tf.cast(states, inputs.dtype)
+
+
+def _accumulator(dtype: tf.DType) -> tf.DType:
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def _linear_scan(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    @tf.custom_gradient
+    def scan(
+        decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable]:
+        states = _scan(decay, inputs, initial_state, reverse)
+
+        def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            adjoint = _adjoint(decay, d_states, reverse)
+            first = -1 if reverse else 0
+            return (
+                adjoint * _previous(states, initial_state, reverse),
+                adjoint,
+                decay[:, first] * adjoint[:, first],
+            )
+
+        return states, gradient
+
+    return scan(decay, inputs, initial_state)
+
+
+def _adjoint(decay: tf.Tensor, gradient: tf.Tensor, reverse: bool) -> tf.Tensor:
+    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way."""
+    zeros = tf.zeros_like(decay[:, 0])
+    following = _previous(decay, zeros, not reverse)
+    return _linear_scan(following, gradient, zeros, not reverse)
+
+
+def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
+    """`sequence` one step later in scan order, `initial` in the first place."""
+    if reverse:
+        return tf.concat([sequence[:, 1:], initial[:, None]], axis=1)
+    return tf.concat([initial[:, None], sequence[:, :-1]], axis=1)
+
+
+def _scan(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    batch, time, units = inputs.shape
+    known = batch is not None and units is not None
+    length = block_length(time, batch * units if known else None)
+    decay, inputs = (tf.transpose(x, [1, 0, 2]) for x in (decay, inputs))
+    if length == time:
+        states = _in_graph(_sequential)(decay, inputs, initial_state, reverse)
+    else:
+        states = _in_graph(_blocked)(decay, inputs, initial_state, reverse, length)
+    return tf.ensure_shape(tf.transpose(states, [1, 0, 2]), (batch, time, units))
+
+
+def _in_graph(function: Callable) -> Callable:
+    """`function` as a graph: run eagerly, a loop would dispatch every step."""
+    return _compiled[function] if tf.executing_eagerly() else function
+
+
+def _sequential(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    """Time-major scan, one step at a time."""
+    time = tf.shape(inputs)[0]
+    # XLA needs the shape of an element, which a state of unknown batch lacks.
+    states = tf.TensorArray(
+        inputs.dtype, size=time, element_shape=inputs.shape[1:], clear_after_read=False
+    )
+
+    def step(n: tf.Tensor, state: tf.Tensor, states: tf.TensorArray) -> tuple:
+        t = time - 1 - n if reverse else n
+        state = decay[t] * state + inputs[t]
+        return n + 1, state, states.write(t, state)
+
+    _, _, states = tf.while_loop(
+        lambda n, *_: n < time,
+        step,
+        (0, tf.ensure_shape(initial_state, inputs.shape[1:]), states),
+        maximum_iterations=time,
+    )
+    return states.stack()
+
+
+def _blocked(
+    decay: tf.Tensor,
+    inputs: tf.Tensor,
+    initial_state: tf.Tensor,
+    reverse: bool,
+    length: int,
+) -> tf.Tensor:
+    """The scan in `length + time / length` steps: see `ops/blocks.py`."""
+    if reverse:
+        decay, inputs = tf.reverse(decay, [0]), tf.reverse(inputs, [0])
+        return tf.reverse(_blocked(decay, inputs, initial_state, False, length), [0])
+    time, batch, units = inputs.shape
+    blocks = -(-time // length)
+    pad = [[0, blocks * length - time], [0, 0], [0, 0]]
+
+    def in_blocks(sequence: tf.Tensor) -> tf.Tensor:
+        sequence = tf.reshape(tf.pad(sequence, pad), (blocks, length, batch, units))
+        return tf.transpose(sequence, [1, 0, 2, 3])
+
+    decay, inputs = in_blocks(decay), in_blocks(inputs)
+    zeros = tf.zeros((blocks, batch, units), inputs.dtype)
+    states = _sequential(decay, inputs, zeros, reverse=False)
+    products = _sequential(decay, tf.zeros_like(inputs), zeros + 1, reverse=False)
+    ends = _sequential(products[-1], states[-1], initial_state, reverse=False)
+    carried = tf.concat([initial_state[None], ends[:-1]], axis=0)
+    states = tf.transpose(states + products * carried, [1, 0, 2, 3])
+    return tf.reshape(states, (blocks * length, batch, units))[:time]
+
+
+_compiled = {
+    function: tf.function(function, reduce_retracing=True)
+    for function in (_sequential, _blocked)
+}
+
+
+def pool(
+    gates: tf.Tensor,
+    initial_state: tf.Tensor,
+    keep: tf.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    accumulator = _accumulator(gates.dtype)
+    factor = 1.0 if keep is None else tf.cast(keep, accumulator)
+
+    @tf.custom_gradient
+    def fused(
+        gates: tf.Tensor, initial_state: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
+        z, f, o, i = _activations(gates, pooling, activate)
+        update = factor * (1 - f)
+        inputs = update * z if i is None else factor * i * z
+        state = tf.cast(initial_state, accumulator)
+        cells = _linear_scan(1 - update, inputs, state, reverse=False)
+        outputs = cells if o is None else o * cells
+
+        def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
+            # The activations are recomputed: only what cannot be is kept.
+            return _pool_gradient(
+                gates, initial_state, factor, pooling, activate, cells,
+                tf.cast(d_outputs, accumulator), d_last,
+            )  # fmt: skip
+
+        return (tf.cast(outputs, gates.dtype), cells[:, -1]), gradient
+
+    return fused(gates, initial_state)
+
+
+def _pool_gradient(
+    gates: tf.Tensor,
+    initial_state: tf.Tensor,
+    factor: tf.Tensor | float,
+    pooling: str,
+    activate: bool,
+    cells: tf.Tensor,
+    d_outputs: tf.Tensor,
+    d_last: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    z, f, o, i = _activations(gates, pooling, activate)
+    update = factor * (1 - f)
+    previous = _previous(cells, tf.cast(initial_state, cells.dtype), reverse=False)
+
+    d_cells = d_outputs if o is None else d_outputs * o
+    d_cells = tf.concat([d_cells[:, :-1], d_cells[:, -1:] + d_last[:, None]], axis=1)
+    adjoint = _adjoint(1 - update, d_cells, reverse=False)
+
+    if i is None:
+        d_gates = [adjoint * update, adjoint * factor * (previous - z)]
+    else:
+        d_gates = [adjoint * factor * i, adjoint * factor * previous]
+    if o is not None:
+        d_gates.append(d_outputs * cells)
+    if i is not None:
+        d_gates.append(adjoint * factor * z)
+    if activate:
+        d_gates[0] *= 1 - z * z
+        for n, gate in enumerate((f, o, i)[: len(pooling)], start=1):
+            d_gates[n] *= gate * (1 - gate)
+    d_initial = (1 - update[:, 0]) * adjoint[:, 0]
+    return (
+        tf.cast(tf.concat(d_gates, axis=-1), gates.dtype),
+        tf.cast(d_initial, initial_state.dtype),
+    )
+
+
+def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
+    """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
+    packed = tf.cast(gates, _accumulator(gates.dtype))
+    z, *others = tf.split(packed, len(pooling) + 1, axis=-1)
+    if activate:
+        z, others = tf.tanh(z), [tf.sigmoid(gate) for gate in others]
+    return z, *others, *[None] * (3 - len(others))
+
+
+def causal_conv(
+    inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
+) -> tf.Tensor:
+    outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
+    return outputs if bias is None else outputs + bias

@@ -1,0 +1,285 @@
+"""PyTorch: time-major loops of one in-place operation a step, own gradients.
+
+Memory is kept time-major inside, so that a step is one contiguous slice; what
+goes in and out is a `(batch, time, ...)` view of it, and a stack of layers pays
+for a transposition only at its ends.
+"""
+
+import torch
+from torch.autograd import Function
+
+from keras_qrnn.ops.blocks import block_length
+
+
+def linear_scan(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial_state: torch.Tensor,
+    reverse: bool,
+) -> torch.Tensor:
+    accumulator = torch.promote_types(inputs.dtype, torch.float32)
+    states = _LinearScan.apply(
+        decay.to(accumulator).transpose(0, 1),
+        inputs.to(accumulator).transpose(0, 1),
+        initial_state.to(accumulator),
+        reverse,
+    )
+    return states.transpose(0, 1).to(inputs.dtype)
+
+
+class _LinearScan(Function):
+    """`linear_scan` on time-major tensors of the accumulator's dtype."""
+
+    @staticmethod
+    def forward(ctx, decay, inputs, initial_state, reverse):  # noqa: ANN001, ANN205
+        states = inputs.clone(memory_format=torch.contiguous_format)
+        _scan_(decay.contiguous(), states, initial_state, reverse)
+        ctx.reverse = reverse
+        ctx.save_for_backward(decay, initial_state, states)
+        return states
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        decay, initial_state, states = ctx.saved_tensors
+        # a[t] = gradient[t] + decay[t + 1] * a[t + 1]: the scan, the other way.
+        zeros = torch.zeros_like(initial_state)
+        following = _previous(decay, zeros, not ctx.reverse)
+        adjoint = _LinearScan.apply(following, gradient, zeros, not ctx.reverse)
+        first = -1 if ctx.reverse else 0
+        d_decay = adjoint * _previous(states, initial_state, ctx.reverse)
+        return d_decay, adjoint, decay[first] * adjoint[first], None
+
+
+def _previous(
+    sequence: torch.Tensor, initial: torch.Tensor, reverse: bool
+) -> torch.Tensor:
+    """`sequence` one step later in scan order, `initial` in the first place."""
+    if reverse:
+        return torch.cat([sequence[1:], initial[None]])
+    return torch.cat([initial[None], sequence[:-1]])
+
+
+def _scan_(
+    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
+) -> None:
+    """Turns `inputs` into the states, in place; contiguous, time-major."""
+    time, width = inputs.shape[0], inputs[0].numel()
+    length = block_length(time, width)
+    if length < time:
+        _blocked_scan_(decay, inputs, initial, reverse, length)
+        return
+    decays, states = decay.unbind(0), inputs.unbind(0)
+    if reverse:
+        decays, states = decays[::-1], states[::-1]
+    state = initial
+    for d, x in zip(decays, states, strict=True):
+        state = torch.addcmul(x, d, state, out=x)
+
+
+def _blocked_scan_(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial: torch.Tensor,
+    reverse: bool,
+    length: int,
+) -> None:
+    """The scan in `length + time / length` steps: see `ops/blocks.py`.
+
+    What does not fill a block is scanned step by step, before or after.
+    """
+    time = inputs.shape[0]
+    blocks, rest = divmod(time, length)
+    at = slice(rest, None) if reverse else slice(0, time - rest)
+    remainder = slice(0, rest) if reverse else slice(time - rest, None)
+    step = inputs.shape[1:]
+    # (blocks, length, batch, units) -> one slice of all blocks for each step.
+    states = inputs[at].view(blocks, length, *step)
+    products = decay[at].view(blocks, length, *step).clone()
+    order = range(length - 1, -1, -1) if reverse else range(length)
+    last = None
+    for t in order:
+        if last is not None:
+            states[:, t].addcmul_(products[:, t], states[:, last])
+            products[:, t].mul_(products[:, last])
+        last = t
+    # The state before each block: the one before, carried through its product.
+    carried = torch.empty_like(states[:, 0])
+    state = initial
+    for b in range(blocks - 1, -1, -1) if reverse else range(blocks):
+        carried[b] = state
+        state = torch.addcmul(states[b, last], products[b, last], state)
+    states.addcmul_(products, carried[:, None])
+    if rest:
+        _scan_steps_(decay[remainder], inputs[remainder], state, reverse)
+
+
+def _scan_steps_(
+    decay: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor, reverse: bool
+) -> None:
+    steps = range(inputs.shape[0])
+    for t in reversed(steps) if reverse else steps:
+        state = torch.addcmul(inputs[t], decay[t], state, out=inputs[t])
+
+
+def pool(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(keep, torch.Tensor):
+        keep = keep.transpose(0, 1)
+    outputs, last = _Pool.apply(
+        gates.transpose(0, 1), initial_state, keep, pooling, activate
+    )
+    return outputs.transpose(0, 1), last
+
+
+class _Pool(Function):
+    """Activations, scan and output gate as one step of the graph.
+
+    Kept for the gradient: the packed gates as they came and the cell states.
+    """
+
+    @staticmethod
+    def forward(ctx, gates, initial_state, keep, pooling, activate):  # noqa: ANN001, ANN205
+        z, f, o, i = _activations(gates, pooling, activate)
+        state = initial_state.to(z.dtype)
+        decay = _decay_(f, keep)
+        if i is None:
+            cells = torch.addcmul(z, decay, z, value=-1)
+        else:
+            cells = _times_keep_(z * i, keep)
+        _scan_(decay, cells, state, reverse=False)
+        outputs = cells if o is None else o.mul_(cells)
+        ctx.arguments = pooling, activate, keep if isinstance(keep, float) else None
+        mask = keep if isinstance(keep, torch.Tensor) else None
+        ctx.save_for_backward(gates, initial_state, mask, cells)
+        # The last state must not keep the sequence alive, nor be changed with it.
+        return outputs.to(gates.dtype), cells[-1].clone()
+
+    @staticmethod
+    def backward(ctx, d_outputs, d_last):  # noqa: ANN001, ANN205
+        gates, initial_state, mask, cells = ctx.saved_tensors
+        pooling, activate, keep = ctx.arguments
+        keep = keep if mask is None else mask
+        if torch.is_grad_enabled():  # for a second derivative
+            return *_pool_gradients(
+                gates, initial_state, keep, pooling, activate, d_outputs, d_last
+            ), *[None] * 3
+        z, f, o, i = _activations(gates, pooling, activate)
+        d_outputs = d_outputs.to(z.dtype)
+        decay = f if keep is None else _decay_(f.clone(), keep)
+
+        adjoint = d_outputs.clone(memory_format=torch.contiguous_format)
+        if o is not None:
+            adjoint.mul_(o)
+        adjoint[-1] += d_last
+        if len(adjoint) > 1:
+            _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
+
+        units = z.shape[-1]
+        # time-major memory for the convolution's gradient to come
+        d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
+        d_z, d_f, *d_rest = d_gates.split(units, dim=-1)
+        d_initial = decay[0] * adjoint[0]
+        if o is not None:
+            d_o = d_outputs.mul(cells)
+            d_rest[0].copy_(_times_d_sigmoid_(d_o, o) if activate else d_o)
+        previous = _previous(cells, initial_state.to(z.dtype), reverse=False)
+        if i is None:
+            d_forget = _times_keep_((previous - z).mul_(adjoint), keep)
+            d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
+        else:
+            adjoint = _times_keep_(adjoint, keep)
+            d_forget = previous.mul_(adjoint)
+            d_candidate = adjoint * i
+            d_i = adjoint.mul_(z)
+            d_rest[1].copy_(_times_d_sigmoid_(d_i, i) if activate else d_i)
+        d_f.copy_(_times_d_sigmoid_(d_forget, f) if activate else d_forget)
+        if activate:
+            z.mul_(z)
+            d_candidate.addcmul_(d_candidate, z, value=-1)
+        d_z.copy_(d_candidate)
+        return d_gates, d_initial.to(initial_state.dtype), None, None, None
+
+
+def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
+    """Fresh z, f, o, i in the accumulator's dtype, None where there is none."""
+    accumulator = torch.promote_types(gates.dtype, torch.float32)
+    z, *others = gates.split(gates.shape[-1] // (len(pooling) + 1), dim=-1)
+
+    def fresh(gate: torch.Tensor) -> torch.Tensor:
+        return gate.to(accumulator, copy=True, memory_format=torch.contiguous_format)
+
+    z, others = fresh(z), [fresh(gate) for gate in others]
+    if activate:
+        z.tanh_()
+        for gate in others:
+            gate.sigmoid_()
+    return z, *others, *[None] * (3 - len(others))
+
+
+def _decay_(f: torch.Tensor, keep: torch.Tensor | float | None) -> torch.Tensor:
+    """`1 - keep * (1 - f)`, in place of f."""
+    if keep is None:
+        return f
+    return _times_keep_(f.sub_(1), keep).add_(1)
+
+
+def _times_keep_(x: torch.Tensor, keep: torch.Tensor | float | None) -> torch.Tensor:
+    return x if keep is None else x.mul_(keep)
+
+
+def _times_d_sigmoid_(gradient: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """`gradient * gate * (1 - gate)`, in place of gradient."""
+    gradient.mul_(gate)
+    return gradient.addcmul_(gradient, gate, value=-1)
+
+
+def _pool_gradients(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_Pool.backward` through operations that can be differentiated again."""
+    accumulator = torch.promote_types(gates.dtype, torch.float32)
+    z, f, *rest = gates.to(accumulator).chunk(len(pooling) + 1, dim=-1)
+    if activate:
+        z, f, rest = z.tanh(), f.sigmoid(), [gate.sigmoid() for gate in rest]
+    keep = 1.0 if keep is None else keep
+    update = keep * (1 - f)
+    inputs = keep * rest[1] * z if pooling == "ifo" else update * z
+    cells = _LinearScan.apply(1 - update, inputs, initial_state.to(z.dtype), False)
+    outputs = cells if pooling == "f" else rest[0] * cells
+    return torch.autograd.grad(
+        (outputs.to(gates.dtype), cells[-1]),
+        (gates, initial_state),
+        (d_outputs, d_last),
+        create_graph=True,
+        allow_unused=True,
+    )
+
+
+def causal_conv(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """One matrix product for each tap, on views: the window is never copied."""
+    inputs = inputs.transpose(0, 1).contiguous()
+    window, features, channels = kernel.shape
+    time = inputs.shape[0] - window + 1
+    outputs = None
+    for j in range(window):
+        x = inputs[j : j + time].reshape(-1, features)
+        if outputs is not None:
+            outputs.addmm_(x, kernel[j])
+        elif bias is None:
+            outputs = torch.mm(x, kernel[j])
+        else:
+            outputs = torch.addmm(bias, x, kernel[j])
+    return outputs.view(time, inputs.shape[1], channels).transpose(0, 1)
