@@ -337,8 +337,8 @@ class QRNN(keras.layers.Layer):
             return keep * ops.cast(is_valid, "float32")
         return ops.logical_and(keep, is_valid)
 
-    def _initial_state(self, sequences, initial_state) -> tuple:  # noqa: ANN001
-        """The cell state, window (None where it is 1) and previous output."""
+    def _given_state(self, sequences, initial_state) -> list:  # noqa: ANN001
+        """`initial_state` as a list of checked shapes, empty where there is none."""
         batch, _, features = sequences.shape
         if self.stateful and batch is not None and batch != self.states[0].shape[0]:
             raise ValueError(
@@ -346,32 +346,38 @@ class QRNN(keras.layers.Layer):
                 f"{self.states[0].shape[0]}. Received: sequences.shape="
                 f"{tuple(sequences.shape)}"
             )
-        if initial_state is None and self.stateful:
-            # Copies: the variables change before a gradient is taken.
-            initial_state = [ops.copy(state) for state in self.states]
+        if initial_state is None:
+            return []
+        given = initial_state if isinstance(initial_state, (list, tuple)) else None
+        given = [initial_state] if given is None else list(given)
         shapes = self._full_state(batch, features)
-        given = [] if initial_state is None else initial_state
-        given = list(given) if isinstance(given, (list, tuple)) else [given]
-        allowed = {0, 1, len(shapes) - 1, len(shapes)}
-        if len(given) not in allowed or (initial_state is not None and not given):
+        if len(given) not in {1, len(shapes) - 1, len(shapes)}:
             raise ValueError(
                 f"Argument `initial_state` of a QRNN with window={self.window} must "
                 f"be the cell state or a list of {', '.join(list(shapes)[:-1])} and, "
                 f"optionally, last_output. Received: {len(given)} tensors"
             )
-        states = []
-        for n, (name, shape) in enumerate(shapes.items()):
-            if n >= len(given):
-                dynamic = (ops.shape(sequences)[0], *shape[1:])
-                states.append(ops.zeros(dynamic, self.compute_dtype))
-                continue
-            state = ops.convert_to_tensor(given[n])
-            if not _fits(state.shape, shape):
+        for n, (name, shape) in enumerate(list(shapes.items())[: len(given)]):
+            if not hasattr(given[n], "shape"):
+                given[n] = ops.convert_to_tensor(given[n])
+            if not _fits(given[n].shape, shape):
                 raise ValueError(
                     f"Argument `initial_state`: expected {name} of shape {shape}. "
-                    f"Received: shape {tuple(state.shape)}"
+                    f"Received: shape {tuple(given[n].shape)}"
                 )
-            states.append(state)
+        return given
+
+    def _initial_state(self, sequences, initial_state) -> tuple:  # noqa: ANN001
+        """The cell state, window (None where it is 1) and previous output."""
+        given = self._given_state(sequences, initial_state)
+        if not given and self.stateful:
+            # Copies: the variables change before a gradient is taken.
+            given = [ops.copy(state) for state in self.states]
+        shapes = list(self._full_state(None, sequences.shape[-1]).values())
+        states = [ops.convert_to_tensor(state) for state in given]
+        for shape in shapes[len(given) :]:
+            shape = (ops.shape(sequences)[0], *shape[1:])
+            states.append(ops.zeros(shape, self.compute_dtype))
         if self.pooling == "f" and len(given) < len(shapes):
             states[-1] = states[0]  # under f-pooling the state is the output
         cell, *window, previous_output = states
@@ -381,7 +387,7 @@ class QRNN(keras.layers.Layer):
     def reset_state(self) -> None:
         """Sets the kept state of a stateful layer to zeros."""
         for variable in self.states or []:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def reset_states(self) -> None:
         """Alias of `reset_state`, as in `keras.layers.LSTM`."""
@@ -400,10 +406,7 @@ class QRNN(keras.layers.Layer):
         _check_time(sequences)
         if kwargs.get("mask") is not None:
             _checked_mask(kwargs["mask"], sequences)
-        if initial_state is not None or self.stateful:
-            keras.backend.compute_output_spec(
-                self._initial_state, sequences, initial_state
-            )
+        self._given_state(sequences, initial_state)
         shapes = self.compute_output_shape(sequences.shape)
         if not self.return_state:
             return keras.KerasTensor(shapes, self.compute_dtype)

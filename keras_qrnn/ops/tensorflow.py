@@ -68,16 +68,16 @@ def _scan(
     known = batch is not None and units is not None
     length = block_length(time, batch * units if known else None)
     decay, inputs = (tf.transpose(x, [1, 0, 2]) for x in (decay, inputs))
+    # Run eagerly, a loop would dispatch every step: then it runs as a graph.
+    eager = tf.executing_eagerly()
     if length == time:
-        states = _in_graph(_sequential)(decay, inputs, initial_state, reverse)
+        scan = _sequential_graph if eager else _sequential
+        states = scan(decay, inputs, initial_state, reverse)
     else:
-        states = _in_graph(_blocked)(decay, inputs, initial_state, reverse, length)
+        scan = _blocked_graph if eager else _blocked
+        length = tf.constant(length) if eager else length
+        states = scan(decay, inputs, initial_state, reverse, length)
     return tf.ensure_shape(tf.transpose(states, [1, 0, 2]), (batch, time, units))
-
-
-def _in_graph(function: Callable) -> Callable:
-    """`function` as a graph: run eagerly, a loop would dispatch every step."""
-    return _compiled[function] if tf.executing_eagerly() else function
 
 
 def _sequential(
@@ -109,13 +109,14 @@ def _blocked(
     inputs: tf.Tensor,
     initial_state: tf.Tensor,
     reverse: bool,
-    length: int,
+    length: int | tf.Tensor,
 ) -> tf.Tensor:
     """The scan in `length + time / length` steps: see `ops/blocks.py`."""
     if reverse:
         decay, inputs = tf.reverse(decay, [0]), tf.reverse(inputs, [0])
         return tf.reverse(_blocked(decay, inputs, initial_state, False, length), [0])
-    time, batch, units = inputs.shape
+    sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
+    time, batch, units = (n if known is None else known for known, n in sizes)
     blocks = -(-time // length)
     pad = [[0, blocks * length - time], [0, 0], [0, 0]]
 
@@ -133,10 +134,9 @@ def _blocked(
     return tf.reshape(states, (blocks * length, batch, units))[:time]
 
 
-_compiled = {
-    function: tf.function(function, reduce_retracing=True)
-    for function in (_sequential, _blocked)
-}
+# Traced anew for a few shapes only, then for shapes of unknown sizes.
+_sequential_graph = tf.function(_sequential, reduce_retracing=True)
+_blocked_graph = tf.function(_blocked, reduce_retracing=True)
 
 
 def pool(

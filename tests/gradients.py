@@ -1,0 +1,73 @@
+"""`value_and_gradients` of a scalar function on the active backend."""
+
+import keras
+import numpy as np
+
+
+def value_and_gradients(function, arrays):
+    """`function(*tensors)` and the gradients of its sum by each of `arrays`.
+
+    `function` returns a scalar tensor; all come back as NumPy arrays.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        tensors = [jax.numpy.asarray(a) for a in arrays]
+        value, gradients = jax.value_and_grad(function, tuple(range(len(arrays))))(
+            *tensors
+        )
+    elif backend == "torch":
+        import torch
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        value = function(*tensors)
+        gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+        value = value.detach()
+    else:
+        import tensorflow as tf
+
+        tensors = [tf.constant(a) for a in arrays]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        gradients = tape.gradient(value, tensors)
+    gradients = [
+        np.zeros_like(a) if g is None else keras.ops.convert_to_numpy(g)
+        for a, g in zip(arrays, gradients, strict=True)
+    ]
+    return keras.ops.convert_to_numpy(value), gradients
+
+
+def second_gradients(function, arrays):
+    """Gradients of `sum(sin(first gradients))`, of any backend's own making."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+        import jax.numpy as jnp
+
+        argnums = tuple(range(len(arrays)))
+
+        def outer(*tensors):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(function, argnums)(*tensors))
+
+        gradients = jax.grad(outer, argnums)(*[jnp.asarray(a) for a in arrays])
+    elif backend == "torch":
+        import torch
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        first = torch.autograd.grad(function(*tensors), tensors, create_graph=True)
+        gradients = torch.autograd.grad(sum(g.sin().sum() for g in first), tensors)
+    else:
+        import tensorflow as tf
+
+        tensors = [tf.constant(a) for a in arrays]
+        with tf.GradientTape() as outer_tape:
+            outer_tape.watch(tensors)
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            first = tape.gradient(value, tensors)
+            total = tf.add_n([tf.reduce_sum(tf.sin(g)) for g in first])
+        gradients = outer_tape.gradient(total, tensors)
+    return [keras.ops.convert_to_numpy(g) for g in gradients]

@@ -1,0 +1,153 @@
+"""The QRNN of arXiv 1611.01576 in NumPy, one step at a time, with its gradients.
+
+Everything fast is tested against this file. It is float64, reads like the
+equations, and is itself tested against finite differences
+(`test_reference.py`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GATES = {"f": "zf", "fo": "zfo", "ifo": "zfoi"}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def linear_scan(decay, inputs, initial_state, reverse=False):
+    states, state = np.zeros_like(inputs), initial_state
+    order = range(inputs.shape[1])
+    for t in order[::-1] if reverse else order:
+        state = decay[:, t] * state + inputs[:, t]
+        states[:, t] = state
+    return states
+
+
+def linear_scan_gradients(decay, inputs, initial_state, d_states, reverse=False):
+    """Gradients of `sum(states * d_states)` by decay, inputs and initial state."""
+    states = linear_scan(decay, inputs, initial_state, reverse)
+    d_decay, d_inputs = np.zeros_like(decay), np.zeros_like(inputs)
+    order = list(range(inputs.shape[1]))
+    order = order[::-1] if reverse else order
+    adjoint = np.zeros_like(initial_state)
+    for n in reversed(range(len(order))):
+        t = order[n]
+        previous = states[:, order[n - 1]] if n else initial_state
+        adjoint = adjoint + d_states[:, t]
+        d_inputs[:, t] = adjoint
+        d_decay[:, t] = adjoint * previous
+        adjoint = decay[:, t] * adjoint
+    return d_decay, d_inputs, adjoint
+
+
+@dataclass
+class Result:
+    outputs: np.ndarray  # (batch, time, units)
+    cell: np.ndarray  # (batch, units)
+    window: np.ndarray  # (batch, window - 1, features)
+    gradients: dict  # of sum(outputs * d_outputs) + sum(cell * d_cell)
+
+
+def qrnn(
+    x,
+    kernel,
+    bias,
+    pooling="fo",
+    cell=None,
+    window=None,
+    previous_output=None,
+    mask=None,
+    keep=None,
+    zero_output_for_mask=False,
+    d_outputs=None,
+    d_cell=None,
+):
+    """A QRNN layer with tanh and sigmoid.
+
+    Args:
+        x: inputs, (batch, time, features).
+        kernel: (window, features, gates * units); bias: (gates * units,).
+        cell, window, previous_output: the state before the first step.
+        mask: booleans (batch, time); a masked step leaves all state as it was.
+        keep: zoneout's factor on the update, a number or (batch, time, units).
+        d_outputs, d_cell: incoming gradients; the result then has `gradients`.
+    """
+    batch, time, features = x.shape
+    size, _, channels = kernel.shape
+    units = channels // len(GATES[pooling])
+    cell = np.zeros((batch, units)) if cell is None else cell
+    window = np.zeros((batch, size - 1, features)) if window is None else window
+    if previous_output is None:
+        previous_output = cell if pooling == "f" else np.zeros((batch, units))
+    mask = np.ones((batch, time), bool) if mask is None else mask
+    keep = 1.0 if keep is None else keep
+    keep = np.broadcast_to(keep, (batch, time, units))
+
+    outputs = np.zeros((batch, time, units))
+    last_cell, last_window = np.zeros((batch, units)), window.copy()
+    gradients = {
+        "x": np.zeros_like(x),
+        "kernel": np.zeros_like(kernel),
+        "bias": np.zeros_like(bias),
+        "cell": np.zeros_like(cell),
+        "window": np.zeros_like(window),
+    }
+    for b in range(batch):
+        c, seen, h = cell[b], list(window[b]), previous_output[b]
+        # Where the gradient of each entry of `seen` goes.
+        origin = [("window", n) for n in range(size - 1)]
+        tape = []
+        for t in range(time):
+            if not mask[b, t]:
+                outputs[b, t] = 0 if zero_output_for_mask else h
+                if tape and not zero_output_for_mask and d_outputs is not None:
+                    tape[-1]["d_h"] = tape[-1]["d_h"] + d_outputs[b, t]
+                continue
+            seen.append(x[b, t])
+            origin.append(("x", t))
+            taps = np.stack(seen[-size:])
+            y = bias + np.einsum("jf,jfc->c", taps, kernel)
+            gate = dict(zip(GATES[pooling], np.split(y, len(y) // units), strict=True))
+            z, f = np.tanh(gate["z"]), sigmoid(gate["f"])
+            o = sigmoid(gate["o"]) if "o" in gate else 1.0
+            k = keep[b, t]
+            forget = 1 - k * (1 - f)
+            i = k * sigmoid(gate["i"]) if "i" in gate else 1 - forget
+            previous, c = c, forget * c + i * z
+            h = o * c
+            outputs[b, t] = h
+            d_h = 0 if d_outputs is None else d_outputs[b, t]
+            tape.append(
+                {"taps": taps, "origin": origin[-size:], "z": z, "f": f, "o": o, "k": k}
+                | {"i": i, "forget": forget, "previous": previous, "c": c, "d_h": d_h}
+            )
+        last_cell[b] = c
+        if size > 1:
+            last_window[b] = seen[-(size - 1) :]
+        if d_outputs is None:
+            continue
+
+        d_c = np.zeros(units) if d_cell is None else d_cell[b].copy()
+        for s in reversed(tape):
+            d_c = d_c + s["d_h"] * s["o"]
+            d_z = d_c * s["i"]
+            if pooling == "ifo":
+                d_f = d_c * s["previous"] * s["k"]
+            else:
+                d_f = d_c * (s["previous"] - s["z"]) * s["k"]
+            d_y = [d_z * (1 - s["z"] ** 2), d_f * s["f"] * (1 - s["f"])]
+            if pooling != "f":
+                d_y.append(s["d_h"] * s["c"] * s["o"] * (1 - s["o"]))
+            if pooling == "ifo":
+                gate_i = np.divide(s["i"], s["k"], where=s["k"] > 0, out=0 * s["i"])
+                d_y.append(d_c * s["z"] * s["k"] * gate_i * (1 - gate_i))
+            d_y = np.concatenate(d_y)
+            gradients["kernel"] += s["taps"][:, :, None] * d_y
+            gradients["bias"] += d_y
+            for (name, n), tap in zip(s["origin"], kernel, strict=True):
+                gradients[name][b, n] += tap @ d_y
+            d_c = d_c * s["forget"]
+        gradients["cell"][b] = d_c
+    return Result(outputs, last_cell, last_window, gradients)

@@ -1,0 +1,222 @@
+"""`linear_scan` and the poolings against the step-by-step reference."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+import keras_qrnn
+from keras_qrnn.ops.blocks import SMALL_STEP, block_length
+from keras_qrnn.ops.dispatch import backend as active
+from tests import reference
+from tests.gradients import second_gradients, value_and_gradients
+
+differentiable = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
+)
+POOLS = {"f": keras_qrnn.f_pool, "fo": keras_qrnn.fo_pool, "ifo": keras_qrnn.ifo_pool}
+
+shapes = st.tuples(
+    st.integers(1, 3),
+    st.one_of(st.integers(1, 6), st.integers(60, 90)),
+    st.integers(1, 4),
+)
+
+
+def scan_arguments(shape, dtype="float32"):
+    rng = np.random.default_rng(sum(shape))
+    batch, _, units = shape
+    arrays = (rng.uniform(size=shape), rng.normal(size=shape))
+    return [a.astype(dtype) for a in (*arrays, rng.normal(size=(batch, units)))]
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    got = ops.convert_to_numpy(ops.cast(got, "float64"))
+    scale = max(1.0, np.abs(expected).max())
+    assert got.shape == np.shape(expected)
+    assert np.abs(got - expected).max() <= tolerance * scale
+
+
+@given(shape=shapes, reverse=st.booleans())
+def test_scan_values(shape, reverse):
+    arrays = scan_arguments(shape)
+    states = keras_qrnn.linear_scan(*arrays, reverse=reverse)
+    assert_close(states, reference.linear_scan(*arrays, reverse))
+
+
+@differentiable
+@given(shape=shapes, reverse=st.booleans())
+def test_scan_gradients(shape, reverse):
+    arrays = scan_arguments(shape)
+    weight = np.random.default_rng(9).normal(size=shape).astype("float32")
+
+    def loss(*tensors):
+        states = keras_qrnn.linear_scan(*tensors, reverse=reverse)
+        return ops.sum(states * ops.convert_to_tensor(weight))
+
+    _, gradients = value_and_gradients(loss, arrays)
+    expected = reference.linear_scan_gradients(*arrays, weight, reverse)
+    for got, want in zip(gradients, expected, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_scan_accumulates(dtype):
+    """A long half-precision sum of small steps: exact only in float32."""
+    if dtype == "bfloat16" and keras.config.backend() == "numpy":
+        pytest.skip("NumPy has no bfloat16")
+    shape = (1, 1000, 1)
+    inputs = ops.cast(np.full(shape, 2.0**-8), dtype)
+    states = keras_qrnn.linear_scan(ops.cast(np.ones(shape), dtype), inputs)
+    assert keras.backend.standardize_dtype(states.dtype) == dtype
+    got = ops.convert_to_numpy(ops.cast(states, "float64"))[0, :, 0]
+    expected = np.arange(1, 1001) * 2.0**-8
+    tolerance = {"float16": 2**-11, "bfloat16": 2**-8, "float64": 1e-12}[dtype]
+    assert np.abs(got / expected - 1).max() <= tolerance
+
+
+def test_initial_state_defaults_to_zeros():
+    decay, inputs, state = scan_arguments((2, 5, 3))
+    assert_close(
+        keras_qrnn.linear_scan(decay, inputs),
+        reference.linear_scan(decay, inputs, np.zeros_like(state)),
+    )
+
+
+def test_block_length_covers_both_algorithms():
+    assert block_length(1000, SMALL_STEP) < 1000
+    assert block_length(1000, SMALL_STEP + 1) == 1000
+    assert block_length(63, 1) == 63
+    assert block_length(None, 1) is None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [64, 65, 72, 80, 81, 300])
+def test_blocked_scan_equals_sequential(time, reverse):
+    narrow = scan_arguments((1, time, 3))
+    wide = [np.tile(a, (1,) * (a.ndim - 1) + (SMALL_STEP,)) for a in narrow]
+    blocked = keras_qrnn.linear_scan(*narrow, reverse=reverse)
+    sequential = keras_qrnn.linear_scan(*wide, reverse=reverse)
+    assert_close(blocked, ops.convert_to_numpy(sequential)[..., :3])
+
+
+def pool_arguments(pooling, shape, activated):
+    rng = np.random.default_rng(len(pooling))
+    gates = [rng.normal(size=shape) for _ in reference.GATES[pooling]]
+    if activated:
+        gates = [np.tanh(gates[0]), *map(reference.sigmoid, gates[1:])]
+    state = rng.normal(size=(shape[0], shape[2]))
+    return [a.astype("float32") for a in (*gates, state)]
+
+
+def naive_pool(pooling, gates, state, keep=1.0):
+    """The paper's equations in keras.ops, differentiated by the backend."""
+    z, f, *rest = gates
+    f = 1 - keep * (1 - f)
+    i = keep * rest[1] if pooling == "ifo" else 1 - f
+    cells = []
+    for t in range(z.shape[1]):
+        state = f[:, t] * state + i[:, t] * z[:, t]
+        cells.append(state)
+    cells = ops.stack(cells, axis=1)
+    return (cells if pooling == "f" else rest[0] * cells), state
+
+
+@differentiable
+@pytest.mark.parametrize("time", [1, 7, 70])
+@pytest.mark.parametrize("pooling", POOLS)
+def test_pool_values_and_gradients(pooling, time):
+    shape = (2, time, 3)
+    arrays = pool_arguments(pooling, shape, activated=True)
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=shape), rng.normal(size=(2, 3))
+    weights = [w.astype("float32") for w in weights]
+
+    def loss(pool, *tensors):
+        outputs, state = pool(*tensors)
+        return sum(
+            ops.sum(x * ops.convert_to_tensor(w))
+            for x, w in zip((outputs, state), weights, strict=True)
+        )
+
+    def naive(*tensors):
+        return naive_pool(pooling, tensors[:-1], tensors[-1])
+
+    got = value_and_gradients(lambda *a: loss(POOLS[pooling], *a), arrays)
+    want = value_and_gradients(lambda *a: loss(naive, *a), arrays)
+    assert_close(got[0], want[0])
+    for g, w in zip(got[1], want[1], strict=True):
+        assert_close(g, w)
+
+
+@differentiable
+@pytest.mark.parametrize("pooling", POOLS)
+def test_second_gradients(pooling):
+    """Through the backend's own autodiff of the equations, and through ours."""
+    arrays = pool_arguments(pooling, (2, 4, 3), activated=False)
+
+    def loss(pool):
+        def function(*tensors):
+            outputs, state = pool(tensors[:-1], tensors[-1])
+            return ops.sum(outputs**2) + ops.sum(state**3)
+
+        return function
+
+    def fused(gates, state):
+        packed = ops.concatenate(gates, axis=-1)
+        return active.pool(packed, state, 0.75, pooling, activate=True)
+
+    def naive(gates, state):
+        gates = [ops.tanh(gates[0]), *map(ops.sigmoid, gates[1:])]
+        return naive_pool(pooling, gates, state, 0.75)
+
+    got = second_gradients(loss(fused), arrays)
+    want = second_gradients(loss(naive), arrays)
+    for g, w in zip(got, want, strict=True):
+        assert np.abs(w).max() > 1e-3
+        assert_close(g, w, 1e-4)
+
+
+@differentiable
+def test_second_gradients_of_the_scan():
+    arrays = scan_arguments((2, 5, 3))
+
+    def loss(*tensors):
+        return ops.sum(keras_qrnn.linear_scan(*tensors) ** 2)
+
+    def naive(decay, inputs, state):
+        total = 0
+        for t in range(inputs.shape[1]):
+            state = decay[:, t] * state + inputs[:, t]
+            total = total + ops.sum(state**2)
+        return total
+
+    got, want = second_gradients(loss, arrays), second_gradients(naive, arrays)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.ones((2, 3)), np.ones((2, 3))), r"`inputs` must have shape \(batch, time"),
+        ((np.ones((2, 0, 3)), np.ones((2, 0, 3))), "at least one time step"),
+        ((np.ones((2, 4, 3)), np.ones((2, 5, 3))), "same shape and dtype"),
+        ((np.ones((2, 4, 3)), np.ones((2, 4, 3), "float32")), "same shape and dtype"),
+        ((np.ones((2, 4, 3), int), np.ones((2, 4, 3), int)), "must have a float dtype"),
+        ((np.ones((2, 4, 3)), np.ones((2, 4, 3)), np.ones((2, 4))), "`initial_state`"),
+    ],
+)
+def test_scan_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_qrnn.linear_scan(*arguments)
+
+
+def test_pool_refuses():
+    z = np.ones((2, 4, 3), "float32")
+    with pytest.raises(ValueError, match="`f` and `z` must have the same shape"):
+        keras_qrnn.fo_pool(z, z[:, 1:], z)
+    with pytest.raises(ValueError, match="`initial_state`"):
+        keras_qrnn.f_pool(z, z, np.ones((3, 3), "float32"))

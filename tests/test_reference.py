@@ -1,0 +1,68 @@
+"""The reference's own gradients, against central differences in float64."""
+
+import numpy as np
+import pytest
+
+from tests import reference
+
+
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("keep", [None, 0.8, "mask"])
+def test_gradients(pooling, window, keep):
+    rng = np.random.default_rng(0)
+    batch, time, features, units = 2, 5, 3, 2
+    channels = len(reference.GATES[pooling]) * units
+    arguments = {
+        "x": rng.normal(size=(batch, time, features)),
+        "kernel": rng.normal(size=(window, features, channels)),
+        "bias": rng.normal(size=channels),
+        "cell": rng.normal(size=(batch, units)),
+        "window": rng.normal(size=(batch, window - 1, features)),
+    }
+    mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]], bool)
+    if keep == "mask":
+        keep = (rng.uniform(size=(batch, time, units)) > 0.3).astype(float)
+    previous = np.zeros((batch, units))
+    d_outputs = rng.normal(size=(batch, time, units))
+    d_cell = rng.normal(size=(batch, units))
+
+    def run(**gradient):
+        return reference.qrnn(
+            **arguments, pooling=pooling, mask=mask, keep=keep,
+            previous_output=previous, **gradient,
+        )  # fmt: skip
+
+    def loss():
+        result = run()
+        return np.sum(result.outputs * d_outputs) + np.sum(result.cell * d_cell)
+
+    gradients = run(d_outputs=d_outputs, d_cell=d_cell).gradients
+    for name, array in arguments.items():
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + 1e-6
+            above = loss()
+            array[index] = value - 1e-6
+            below = loss()
+            array[index] = value
+            expected = (above - below) / 2e-6
+            assert abs(gradients[name][index] - expected) < 1e-7, (name, index)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_gradients(reverse):
+    rng = np.random.default_rng(1)
+    shape = (2, 4, 3)
+    arguments = [rng.uniform(size=shape), rng.normal(size=shape), rng.normal(size=(2, 3))]
+    d_states = rng.normal(size=shape)
+    gradients = reference.linear_scan_gradients(*arguments, d_states, reverse)
+    for array, gradient in zip(arguments, gradients, strict=True):
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + 1e-6
+            above = np.sum(reference.linear_scan(*arguments, reverse) * d_states)
+            array[index] = value - 1e-6
+            below = np.sum(reference.linear_scan(*arguments, reverse) * d_states)
+            array[index] = value
+            assert abs(gradient[index] - (above - below) / 2e-6) < 1e-7
