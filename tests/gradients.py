@@ -49,7 +49,9 @@ def second_gradients(function, arrays):
         argnums = tuple(range(len(arrays)))
 
         def outer(*tensors):
-            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(function, argnums)(*tensors))
+            return sum(
+                jnp.sum(jnp.sin(g)) for g in jax.grad(function, argnums)(*tensors)
+            )
 
         gradients = jax.grad(outer, argnums)(*[jnp.asarray(a) for a in arrays])
     elif backend == "torch":

@@ -54,7 +54,11 @@ def test_gradients(pooling, window, keep):
 def test_scan_gradients(reverse):
     rng = np.random.default_rng(1)
     shape = (2, 4, 3)
-    arguments = [rng.uniform(size=shape), rng.normal(size=shape), rng.normal(size=(2, 3))]
+    arguments = [
+        rng.uniform(size=shape),
+        rng.normal(size=shape),
+        rng.normal(size=(2, 3)),
+    ]
     d_states = rng.normal(size=shape)
     gradients = reference.linear_scan_gradients(*arguments, d_states, reverse)
     for array, gradient in zip(arguments, gradients, strict=True):

@@ -90,7 +90,9 @@ def _blocked(
 ) -> jax.Array:
     """The scan in `length + time / length` steps: see `ops/blocks.py`."""
     if reverse:
-        flipped = _blocked(decay[:, ::-1], inputs[:, ::-1], initial_state, False, length)
+        flipped = _blocked(
+            decay[:, ::-1], inputs[:, ::-1], initial_state, False, length
+        )
         return flipped[:, ::-1]
     batch, time, units = inputs.shape
     blocks = -(-time // length)
@@ -155,7 +157,9 @@ def _pool_forward(
     return (outputs.astype(gates.dtype), cells[:, -1]), saved
 
 
-def _pool_backward(pooling: str, activate: bool, saved: tuple, gradients: tuple) -> tuple:
+def _pool_backward(
+    pooling: str, activate: bool, saved: tuple, gradients: tuple
+) -> tuple:
     gates, initial_state, keep, cells = saved
     z, f, o, i = _activations(gates, pooling, activate)
     factor = _factor(keep, z.dtype)

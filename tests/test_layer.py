@@ -1,0 +1,315 @@
+"""The QRNN layer's values, gradients, states and masks against the reference."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_qrnn import QRNN
+from tests import reference
+from tests.gradients import value_and_gradients
+
+FEATURES, UNITS = 3, 4
+differentiable = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
+)
+
+
+def to_numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float64"))
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    assert np.shape(got) == np.shape(expected)
+    assert np.abs(got - expected).max(initial=0) <= tolerance
+
+
+@st.composite
+def cases(draw):
+    """A layer's configuration, its input, mask and state."""
+    window = draw(st.integers(1, 4))
+    batch, time = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 8]))
+    mask = draw(st.sampled_from(["none", "right", "left", "holes"]))
+    seed = draw(st.integers(0, 99))
+    rng = np.random.default_rng(seed)
+    masks = {
+        "none": None,
+        "right": np.arange(time) < rng.integers(0, time + 1, (batch, 1)),
+        "left": np.arange(time) >= rng.integers(0, time + 1, (batch, 1)),
+        "holes": rng.uniform(size=(batch, time)) < 0.6,
+    }
+    state = None
+    if draw(st.booleans()):
+        state = [rng.normal(size=(batch, UNITS))]
+        if window > 1:
+            state.append(rng.normal(size=(batch, window - 1, FEATURES)))
+        state = [s.astype("float32") for s in state]
+    config = {
+        "window": window,
+        "pooling": draw(st.sampled_from(["f", "fo", "ifo"])),
+        "go_backwards": draw(st.booleans()),
+        "zero_output_for_mask": draw(st.booleans()),
+        "zoneout": draw(st.sampled_from([0.0, 0.3])),
+        "use_bias": draw(st.booleans()),
+    }
+    x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
+    return config, x, masks[mask], state, draw(st.integers(0, time))
+
+
+def layer_for(config, **extra):
+    layer = QRNN(
+        UNITS, **config, **extra, bias_initializer=keras.initializers.RandomNormal()
+    )
+    return layer
+
+
+def expected_of(layer, x, mask, state, **gradient):
+    kernel = to_numpy(layer.kernel)
+    bias = np.zeros(kernel.shape[-1]) if layer.bias is None else to_numpy(layer.bias)
+    flip = slice(None, None, -1 if layer.go_backwards else 1)
+    state = [None, None] if state is None else [s.astype("float64") for s in state]
+    result = reference.qrnn(
+        x[:, flip].astype("float64"),
+        kernel,
+        bias,
+        layer.pooling,
+        cell=state[0],
+        window=state[1] if len(state) > 1 else None,
+        mask=None if mask is None else mask[:, flip],
+        keep=1 - layer.zoneout,
+        zero_output_for_mask=layer.zero_output_for_mask,
+        **gradient,
+    )
+    if result.gradients:
+        result.gradients["x"] = result.gradients["x"][:, flip]
+    return result
+
+
+@given(cases())
+def test_values(case):
+    config, x, mask, state, _ = case
+    layer = layer_for(config, return_sequences=True, return_state=True)
+    outputs, cell, *window = layer(x, initial_state=state, mask=mask)
+    expected = expected_of(layer, x, mask, state)
+    assert_close(to_numpy(outputs), expected.outputs)
+    assert_close(to_numpy(cell), expected.cell)
+    if config["window"] > 1:
+        assert_close(to_numpy(window[0]), expected.window)
+    last = layer_for(config)
+    last.build(x.shape)
+    last.set_weights(layer.get_weights())
+    got = last(x, initial_state=state, mask=mask)
+    assert_close(to_numpy(got), expected.outputs[:, -1])
+
+
+@differentiable
+@given(cases())
+def test_gradients(case):
+    config, x, mask, state, _ = case
+    layer = layer_for(config, return_sequences=True, return_state=True)
+    layer.build(x.shape)
+    rng = np.random.default_rng(5)
+    d_outputs = rng.normal(size=(*x.shape[:2], UNITS)).astype("float32")
+    d_cell = rng.normal(size=(len(x), UNITS)).astype("float32")
+    given_state = state or [np.zeros((len(x), UNITS), "float32")]
+    weights = [ops.convert_to_numpy(w) for w in layer.weights]
+    seeds = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
+    count = len(given_state)
+
+    def loss(x, *rest):
+        values = rest[count:]
+        (outputs, cell, *_), _ = layer.stateless_call(
+            values, seeds, x, initial_state=list(rest[:count]), mask=mask
+        )
+        return ops.sum(outputs * ops.convert_to_tensor(d_outputs)) + ops.sum(
+            cell * ops.convert_to_tensor(d_cell)
+        )
+
+    _, gradients = value_and_gradients(loss, [x, *given_state, *weights])
+    expected = expected_of(
+        layer, x, mask, given_state, d_outputs=d_outputs, d_cell=d_cell
+    ).gradients
+    names = ["x", "cell", "window"][: count + 1] + ["kernel", "bias"][: len(weights)]
+    for name, gradient in zip(names, gradients, strict=True):
+        if name == "cell" and config["pooling"] == "f" and mask is not None:
+            continue  # leading masked steps repeat the state: tested below
+        assert_close(gradient, expected[name], 1e-4)
+
+
+@given(cases())
+def test_pieces_equal_the_whole(case):
+    config, x, mask, _, cut = case
+    layer = layer_for(config, return_sequences=True, return_state=True)
+    whole, *whole_state = layer(x, mask=mask)
+    pieces = (slice(0, cut), slice(cut, None))
+    if config["go_backwards"]:
+        pieces = pieces[::-1]
+    outputs, state = [], None
+    for piece in pieces:
+        if x[:, piece].shape[1] == 0:
+            continue
+        part, *state = layer(
+            x[:, piece],
+            initial_state=state,
+            mask=None if mask is None else mask[:, piece],
+        )
+        outputs.append(to_numpy(part))
+        # With zeros for masked steps the last output says nothing and is unused.
+        state = [*state, part[:, -1]]
+    assert_close(np.concatenate(outputs, axis=1), to_numpy(whole))
+    for got, expected in zip(state[:-1], whole_state, strict=True):
+        assert_close(to_numpy(got), to_numpy(expected))
+
+
+@given(cases())
+def test_stateful_pieces_equal_the_whole(case):
+    config, x, mask, _, cut = case
+    layer = layer_for(config, return_sequences=True, stateful=True)
+    layer.build(x.shape)
+    whole = to_numpy(layer(x, mask=mask))
+    for single_steps in (False, True):
+        layer.reset_state()
+        ends = range(1, x.shape[1] + 1) if single_steps else sorted({cut, x.shape[1]})
+        outputs, start = [], 0
+        for end in ends:
+            if end > start:
+                at = slice(start, end)
+                if config["go_backwards"]:
+                    at = slice(x.shape[1] - end, x.shape[1] - start)
+                piece_mask = None if mask is None else mask[:, at]
+                outputs.append(to_numpy(layer(x[:, at], mask=piece_mask)))
+            start = end
+        assert_close(np.concatenate(outputs, axis=1), whole)
+
+
+def test_cell_state_alone_starts_with_an_empty_window():
+    x = np.random.default_rng(0).normal(size=(2, 5, FEATURES)).astype("float32")
+    cell = np.ones((2, UNITS), "float32")
+    layer = QRNN(UNITS, window=3, return_sequences=True)
+    alone = layer(x, initial_state=cell)
+    full = layer(x, initial_state=[cell, np.zeros((2, 2, FEATURES), "float32")])
+    assert_close(to_numpy(alone), to_numpy(full), 0)
+
+
+def test_zoneout_keeps_units_or_updates_them():
+    layer = QRNN(64, pooling="f", zoneout=0.5, seed=1, return_sequences=True)
+    x = np.random.default_rng(0).normal(size=(4, 20, FEATURES)).astype("float32")
+    outputs = to_numpy(layer(x, training=True))
+    kept = np.mean(outputs[:, 1:] == outputs[:, :-1])
+    assert 0.45 < kept < 0.55
+    assert np.any(to_numpy(layer(x, training=True)) != outputs)
+    inference = to_numpy(layer(x))
+    assert_close(inference, expected_of(layer, x, None, None).outputs)
+
+
+@differentiable
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+def test_gradients_with_a_zoneout_mask(pooling):
+    from keras_qrnn.ops.dispatch import backend
+
+    rng = np.random.default_rng(2)
+    count, batch, time = len(reference.GATES[pooling]), 2, 6
+    y = rng.normal(size=(batch, time, count * UNITS)).astype("float32")
+    cell = rng.normal(size=(batch, UNITS)).astype("float32")
+    keep = rng.uniform(size=(batch, time, UNITS)) > 0.4
+    weight = rng.normal(size=(batch, time, UNITS)).astype("float32")
+
+    def loss(y, cell):
+        outputs, last = backend.pool(
+            y, cell, ops.convert_to_tensor(keep), pooling, activate=True
+        )
+        return ops.sum(outputs * ops.convert_to_tensor(weight)) + ops.sum(last)
+
+    _, gradients = value_and_gradients(loss, [y, cell])
+    expected = reference.qrnn(
+        y.astype("float64"),
+        np.eye(count * UNITS)[None],
+        np.zeros(count * UNITS),
+        pooling,
+        cell=cell.astype("float64"),
+        keep=keep.astype("float64"),
+        d_outputs=weight,
+        d_cell=np.ones((batch, UNITS)),
+    ).gradients
+    assert_close(gradients[0], expected["x"])
+    assert_close(gradients[1], expected["cell"])
+
+
+def test_dropout_is_shared_by_the_steps():
+    layer = QRNN(UNITS, dropout=0.5, seed=3, window=1, pooling="f", use_bias=False)
+    layer.build((8, 6, FEATURES))
+    # All steps alike: only a mask that changes over time could tell them apart.
+    x = np.ones((8, 6, FEATURES), "float32")
+    layer.return_sequences = True
+    outputs = to_numpy(layer(x, training=True))
+    kernel = to_numpy(layer.kernel)[0]
+    subsets = np.stack(np.meshgrid(*[[0, 2]] * FEATURES), -1).reshape(-1, FEATURES)
+    steady = []
+    for subset in subsets:  # every possible dropout mask, scaled by 1 / (1 - rate)
+        expected = reference.qrnn(
+            np.broadcast_to(subset, (1, 6, FEATURES)).astype("float64"),
+            kernel[None],
+            np.zeros(kernel.shape[-1]),
+            "f",
+        ).outputs[0]
+        steady.append(expected)
+    for sequence in outputs:
+        assert min(np.abs(sequence - s).max() for s in steady) < 1e-5
+    assert_close(to_numpy(layer(x)), expected_of(layer, x, None, None).outputs)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_dtype_policies(dtype):
+    if keras.config.backend() == "numpy" and dtype == "mixed_bfloat16":
+        pytest.skip("NumPy has no bfloat16")
+    x = np.random.default_rng(0).normal(size=(2, 40, FEATURES))
+    layer = QRNN(
+        UNITS, zoneout=0.1, return_sequences=True, return_state=True, dtype=dtype
+    )
+    outputs, cell, window = layer(x)
+    compute = dtype.removeprefix("mixed_")
+    for tensor in (outputs, cell, window):
+        assert keras.backend.standardize_dtype(tensor.dtype) == compute
+    variable = "float64" if dtype == "float64" else "float32"
+    assert layer.kernel.dtype == variable
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2, "float64": 1e-12}[compute]
+    expected = expected_of(layer, x, None, None)
+    assert_close(to_numpy(outputs), expected.outputs, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("activation", "recurrent_activation"),
+    [("relu", "hard_sigmoid"), ("linear", "sigmoid"), ("tanh", "hard_sigmoid")],
+)
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+def test_other_activations(activation, recurrent_activation, pooling):
+    x = np.random.default_rng(0).normal(size=(2, 7, FEATURES)).astype("float32")
+    layer = QRNN(
+        UNITS, 2, pooling, activation, recurrent_activation, return_sequences=True
+    )
+    outputs = to_numpy(layer(x))
+    gates = [to_numpy(g) for g in layer.compute_gates(x)]
+    padded = np.concatenate([np.zeros((2, 1, FEATURES)), x], axis=1)
+    kernel = to_numpy(layer.kernel)
+    y = padded[:, :-1] @ kernel[0] + padded[:, 1:] @ kernel[1]
+    functions = [activation] + [recurrent_activation] * (len(gates) - 1)
+    for gate, part, function in zip(
+        gates, np.split(y, len(gates), -1), functions, strict=True
+    ):
+        assert_close(gate, to_numpy(keras.activations.get(function)(part)), 1e-5)
+    z, f, *rest = gates
+    inputs = rest[1] * z if pooling == "ifo" else (1 - f) * z
+    cells = reference.linear_scan(f, inputs, np.zeros((2, UNITS)))
+    assert_close(outputs, cells if pooling == "f" else rest[0] * cells)
+
+
+def test_gates_continue_from_a_state():
+    x = np.random.default_rng(0).normal(size=(2, 7, FEATURES)).astype("float32")
+    layer = QRNN(UNITS, window=3, return_state=True)
+    _, *state = layer(x[:, :4])
+    whole, rest = layer.compute_gates(x), layer.compute_gates(x[:, 4:], state)
+    assert len(whole) == 3
+    for a, b in zip(whole, rest, strict=True):
+        assert_close(to_numpy(a)[:, 4:], to_numpy(b))

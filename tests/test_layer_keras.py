@@ -1,0 +1,311 @@
+"""The QRNN layer among Keras's own: models, wrappers, saving, training, errors."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_qrnn
+from keras_qrnn import QRNN
+
+trains = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+X = np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32")
+
+
+def to_numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def test_takes_the_place_of_lstm():
+    """Every argument that the two share has LSTM's default."""
+    import inspect
+
+    ours = inspect.signature(QRNN.__init__).parameters
+    theirs = inspect.signature(keras.layers.LSTM.__init__).parameters
+    shared = [
+        name for name in ours if name in theirs and name not in ("self", "kwargs")
+    ]
+    assert len(shared) == 17
+    assert {n: ours[n].default for n in shared} == {
+        n: theirs[n].default for n in shared
+    }
+    assert list(inspect.signature(QRNN.call).parameters) == list(
+        inspect.signature(keras.layers.LSTM.call).parameters
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["recurrent_initializer", "recurrent_regularizer", "recurrent_constraint"]
+    + ["recurrent_dropout", "unit_forget_bias", "unroll", "use_cudnn"],
+)
+def test_refuses_what_has_no_meaning(name):
+    with pytest.raises(ValueError, match=rf"does not take LSTM's argument `{name}`; "):
+        QRNN(4, **{name: 0.5})
+
+
+def test_unknown_argument():
+    with pytest.raises((TypeError, ValueError), match="colour"):
+        QRNN(4, colour="red")
+
+
+@trains
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_functional_with_unknown_sizes(jit_compile, run_eagerly):
+    if jit_compile and (run_eagerly or keras.config.backend() == "torch"):
+        pytest.skip("not a combination of this backend (torch.compile is not ours)")
+    inputs = keras.Input((None, 3))
+    x, cell, window = QRNN(
+        5, return_sequences=True, return_state=True, zoneout=0.1, dropout=0.1
+    )(inputs)
+    assert x.shape == (None, None, 5)
+    assert (cell.shape, window.shape) == ((None, 5), (None, 1, 3))
+    y = QRNN(5, pooling="ifo")(x, initial_state=cell)
+    model = keras.Model(inputs, keras.layers.Dense(1)(y))
+    model.compile("adam", "mse", jit_compile=jit_compile, run_eagerly=run_eagerly)
+    before = model.predict(X, verbose=0)
+    history = model.fit(X, np.ones((4, 1)), epochs=20, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert model.predict(X[:, :2], verbose=0).shape == (4, 1)
+    assert model.predict(X[:3], verbose=0).shape == (3, 1)
+    assert np.abs(model.predict(X, verbose=0) - before).max() > 1e-3
+
+
+def test_eager_and_graph_agree():
+    model = keras.Sequential([keras.Input((None, 3)), QRNN(5, return_sequences=True)])
+    eager = to_numpy(model(X))
+    assert np.abs(model.predict(X, verbose=0) - eager).max() < 1e-5
+    long = np.random.default_rng(1).normal(size=(1, 200, 3)).astype("float32")
+    assert np.abs(model.predict(long, verbose=0) - to_numpy(model(long))).max() < 1e-5
+
+
+@trains
+def test_subclassed_model_with_masks():
+    class Classifier(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding = keras.layers.Embedding(10, 4, mask_zero=True)
+            self.first = QRNN(5, return_sequences=True)
+            self.second = QRNN(5)
+            self.head = keras.layers.Dense(1)
+
+        def call(self, tokens, training=False):
+            x = self.first(self.embedding(tokens), training=training)
+            return self.head(self.second(x, training=training))
+
+    model = Classifier()
+    padded, short = np.array([[3, 5, 2, 0, 0]]), np.array([[3, 5, 2]])
+    assert np.abs(to_numpy(model(padded)) - to_numpy(model(short))).max() < 1e-6
+    left, holes = np.array([[0, 0, 3, 5, 2]]), np.array([[3, 0, 5, 0, 2]])
+    for tokens in (left, holes):
+        assert np.abs(to_numpy(model(tokens)) - to_numpy(model(short))).max() < 1e-6
+    model.compile("adam", "mse")
+    model.fit(padded, np.ones((1, 1)), epochs=1, verbose=0)
+
+
+def test_mask_passes_on():
+    layer = QRNN(2, return_sequences=True, return_state=True)
+    mask = np.ones((4, 6), bool)
+    assert layer.compute_mask(X, mask)[0] is mask
+    assert layer.compute_mask(X, mask)[1:] == [None, None]
+    assert QRNN(2).compute_mask(X, mask) is None
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", None])
+@pytest.mark.parametrize("return_sequences", [True, False])
+def test_bidirectional(merge_mode, return_sequences):
+    layer = keras.layers.Bidirectional(
+        QRNN(5, return_sequences=return_sequences), merge_mode=merge_mode
+    )
+    mask = np.array([[1] * 6, [1] * 4 + [0] * 2, [0, 1, 0, 1, 1, 0], [1] * 6], bool)
+    got = layer(X, mask=mask)
+    forward = layer.forward_layer(X, mask=mask)
+    backward = layer.backward_layer(X, mask=mask)
+    if return_sequences:
+        backward = ops.flip(backward, axis=1)
+    if merge_mode == "sum":
+        expected = forward + backward
+    elif merge_mode == "concat":
+        expected = ops.concatenate([forward, backward], axis=-1)
+    else:
+        got, expected = ops.stack(got), ops.stack([forward, backward])
+    assert np.abs(to_numpy(got) - to_numpy(expected)).max() < 1e-6
+    assert layer.backward_layer.go_backwards
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_bidirectional_with_states(symbolic):
+    encoder = keras.layers.Bidirectional(QRNN(5, return_state=True))
+    decoder = keras.layers.Bidirectional(QRNN(5, return_sequences=True))
+    if symbolic:
+        inputs = keras.Input((None, 3))
+        _, *states = encoder(inputs)
+        model = keras.Model(inputs, decoder(inputs, initial_state=states))
+        got = model.predict(X, verbose=0)
+    else:
+        _, *states = encoder(X)
+        got = to_numpy(decoder(X, initial_state=states))
+    _, *states = encoder(X)
+    assert len(states) == 4
+    forward = decoder.forward_layer(X, initial_state=states[:2])
+    assert np.abs(got[..., :5] - to_numpy(forward)).max() < 1e-5
+    assert np.abs(got - to_numpy(decoder(X))).max() > 1e-3
+
+
+def test_time_distributed():
+    x = np.stack([X, X + 1], axis=1)  # (batch, 2 sequences, time, features)
+    layer = keras.layers.TimeDistributed(QRNN(5))
+    got = to_numpy(layer(x))
+    for n in range(2):
+        assert np.abs(got[:, n] - to_numpy(layer.layer(x[:, n]))).max() < 1e-6
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_saves_and_loads_without_custom_objects(tmp_path, stateful):
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(4, 6, 3)),
+            QRNN(
+                5, 3, "ifo", zoneout=0.1, dropout=0.2, stateful=stateful,
+                return_sequences=True, kernel_regularizer="l2", bias_constraint="max_norm",
+            ),  # fmt: skip
+            keras.layers.Bidirectional(QRNN(2)),
+        ]
+    )  # fmt: skip
+    expected = model.predict(X, batch_size=4, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    # The kept state belongs to a run, not to the model: it starts from zeros.
+    assert np.abs(loaded.predict(X, batch_size=4, verbose=0) - expected).max() < 1e-6
+    ours, theirs = model.layers[0].get_config(), loaded.layers[0].get_config()
+    assert ours == theirs
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded.load_weights(tmp_path / "model.weights.h5")
+
+
+@trains
+def test_stateful_training_carries_the_state():
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(4, None, 3)), QRNN(5, stateful=True)]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    layer = model.layers[0]
+    model.fit(X, np.zeros((4, 5)), batch_size=4, epochs=2, shuffle=False, verbose=0)
+    after = [to_numpy(s) for s in layer.states]
+    layer.reset_state()
+    assert not any(to_numpy(s).any() for s in layer.states)
+    layer(X), layer(X)
+    for got, expected in zip(layer.states, after, strict=True):
+        assert np.abs(to_numpy(got) - expected).max() < 1e-5
+
+
+@trains
+def test_regularizers_constraints_and_seed():
+    layer = QRNN(
+        5, zoneout=0.5, seed=7, kernel_regularizer=keras.regularizers.L2(0.1),
+        activity_regularizer=keras.regularizers.L2(0.1), kernel_constraint="non_neg",
+    )  # fmt: skip
+    first = to_numpy(layer(X, training=True))
+    assert len(layer.losses) == 2
+    assert layer.kernel.constraint is not None
+    other = QRNN(5, zoneout=0.5, seed=7)
+    other.build(X.shape)
+    other.set_weights(layer.get_weights())
+    assert np.array_equal(to_numpy(other(X, training=True)), first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"units": 0}, "`units` must be a positive integer. Received: units=0"),
+        ({"units": 2.5}, "`units` must be a positive integer"),
+        ({"units": True}, "`units` must be a positive integer"),
+        ({"units": 2, "window": 0}, "`window` must be a positive integer"),
+        ({"units": 2, "window": "2"}, "`window` must be a positive integer"),
+        ({"units": 2, "zoneout": 1.0}, r"`zoneout` must be in \[0, 1\)"),
+        ({"units": 2, "dropout": -0.1}, r"`dropout` must be in \[0, 1\)"),
+        ({"units": 2, "zoneout": float("nan")}, r"`zoneout` must be in \[0, 1\)"),
+        ({"units": 2, "zoneout": "a"}, r"`zoneout` must be a number in \[0, 1\)"),
+        ({"units": 2, "pooling": "of"}, "`pooling` must be one of 'f', 'fo', 'ifo'"),
+    ],
+)
+def test_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        QRNN(**arguments)
+
+
+def test_refuses_bad_inputs():
+    layer = QRNN(5)
+    with pytest.raises(ValueError, match="expected ndim=3"):
+        layer(X[0])
+    layer(X)
+    with pytest.raises(ValueError, match="expected axis -1 of input shape to have"):
+        layer(X[..., :2])
+    with pytest.raises(ValueError, match="at least one time step"):
+        layer(X[:, :0])
+    with pytest.raises(ValueError, match="at least one time step"):
+        QRNN(5)(keras.Input((0, 3)))
+    with pytest.raises(ValueError, match="last dimension .* must be known"):
+        QRNN(5)(keras.Input((4, None)))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [np.zeros((4, 6), "float32")],
+        [np.zeros((3, 5), "float32")],
+        [np.zeros((4, 5), "float32"), np.zeros((4, 2, 3), "float32")],
+        [np.zeros((4, 5), "float32")] * 4,
+        [],
+    ],
+)
+def test_refuses_bad_initial_states(state):
+    with pytest.raises(ValueError, match="Argument `initial_state`"):
+        QRNN(5)(X, initial_state=state)
+
+
+def test_refuses_a_symbolic_state_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="expected cell_state of shape"):
+        QRNN(5)(keras.Input((None, 3)), initial_state=keras.Input((6,)))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 6), (4, 6, 1), (6,)])
+def test_refuses_bad_masks(shape):
+    with pytest.raises(ValueError, match=r"`mask` must have shape \(batch, time\)"):
+        QRNN(5)(X, mask=np.ones(shape, bool))
+
+
+def test_stateful_needs_one_known_batch_size():
+    with pytest.raises(ValueError, match="needs a static batch size"):
+        QRNN(5, stateful=True)(keras.Input((None, 3)))
+    layer = QRNN(5, stateful=True)
+    layer(X)
+    with pytest.raises(
+        ValueError, match="batch size of a stateful QRNN must not change"
+    ):
+        layer(X[:2])
+
+
+def test_package_imports_only_its_backend():
+    """Beyond what Keras itself has loaded, only keras_qrnn's own modules."""
+    program = (
+        "import sys, keras; before = set(sys.modules); import keras_qrnn\n"
+        "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    others = {"tensorflow", "jax", "torch", "datasets", "keras_tuner", "matplotlib"}
+    others |= {"tensorboardX", "pandas", "pyarrow"}
+    assert not set(done.stdout.split()) & (others - {keras.config.backend()})
+    assert "keras_qrnn" in done.stdout.split()
+
+
+def test_version():
+    assert keras_qrnn.__version__ == "0.1.0"
