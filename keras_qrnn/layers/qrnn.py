@@ -334,7 +334,8 @@ class QRNN(keras.layers.Layer):
         if keep is None:
             return is_valid
         if isinstance(keep, float):
-            return keep * ops.cast(is_valid, "float32")
+            accumulator = "float64" if self.compute_dtype == "float64" else "float32"
+            return keep * ops.cast(is_valid, accumulator)
         return ops.logical_and(keep, is_valid)
 
     def _given_state(self, sequences, initial_state) -> list:  # noqa: ANN001

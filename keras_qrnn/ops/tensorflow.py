@@ -147,7 +147,9 @@ def pool(
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     accumulator = _accumulator(gates.dtype)
-    factor = 1.0 if keep is None else tf.cast(keep, accumulator)
+    factor = 1.0 if keep is None else keep
+    if not isinstance(factor, float):
+        factor = tf.cast(factor, accumulator)
 
     @tf.custom_gradient
     def fused(

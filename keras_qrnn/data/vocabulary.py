@@ -1,0 +1,126 @@
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_qrnn._files import atomic_write
+
+EOS = "<eos>"
+UNK = "<unk>"
+
+
+class Vocabulary:
+    """The words of a corpus, each with its id.
+
+    Args:
+        words: the words in the order of their ids, `<eos>` among them.
+
+    Raises:
+        ValueError: if a word occurs twice or `<eos>` is missing.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: n for n, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words) or EOS not in self._ids:
+            raise ValueError(
+                f"Argument `words` must hold {EOS!r} and each word once. "
+                f"Received: {len(self.words)} words, {len(self._ids)} different"
+            )
+
+    @classmethod
+    def build(cls, lines: Iterable[str], max_size: int = 10001) -> "Vocabulary":
+        """The most frequent words of `lines`, and `<eos>`.
+
+        Args:
+            lines: sentences, words separated by blanks, usually of the training
+                split.
+            max_size: at most that many words are kept, the most frequent first
+                and, among equally frequent ones, in alphabetical order. Where
+                words are left out, `<unk>` is kept in any case.
+
+        Raises:
+            ValueError: if `max_size` is not an integer of at least 2.
+        """
+        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 2:
+            raise ValueError(
+                "Argument `max_size` must be an integer of at least 2. "
+                f"Received: max_size={max_size!r}"
+            )
+        counts = Counter()
+        for line in lines:
+            counts.update(line.split())
+            counts[EOS] += 1
+        words = sorted(counts, key=lambda word: (-counts[word], word))
+        if len(words) > max_size:
+            kept = [word for word in words if word not in (EOS, UNK)][: max_size - 2]
+            kept = {EOS, UNK, *kept}
+            words = [word for word in words if word in kept]
+            words += [UNK] * (UNK not in words)
+        return cls(words or [EOS])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def id_of(self, word: str) -> int:
+        """The id of `word`, or that of `<unk>` where the word is unknown.
+
+        Raises:
+            ValueError: if the word is unknown and so is `<unk>`.
+        """
+        found = self._ids.get(word, self._ids.get(UNK))
+        if found is None:
+            raise ValueError(
+                f"The word {word!r} is not in the vocabulary, which has no {UNK!r} "
+                "to take its place. Expected a corpus that either marks unknown "
+                f"words as {UNK!r} in its training split or needs none."
+            )
+        return found
+
+    def encode(self, lines: Iterable[str]) -> np.ndarray:
+        """One stream of ids, `<eos>` after each line.
+
+        Returns:
+            int32 array of shape `(tokens,)`.
+        """
+        eos = self._ids[EOS]
+        ids = []
+        for line in lines:
+            ids.extend(self.id_of(word) for word in line.split())
+            ids.append(eos)
+        return np.array(ids, "int32")
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """The words of `ids`."""
+        return [self.words[n] for n in ids]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the words as JSON; `path` is never half-written."""
+        with atomic_write(path) as temporary:
+            text = json.dumps({"words": self.words}, ensure_ascii=False)
+            temporary.write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Vocabulary":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file is truncated or something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+            words = content["words"]
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError("not all words are strings")
+            return cls(words)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a vocabulary: expected JSON with a list of "
+                f"different `words`, as Vocabulary.save writes it. Received: {error}"
+            ) from error
