@@ -1,0 +1,141 @@
+"""Trains the QRNN language model of arXiv 1611.01576 on Penn Treebank.
+
+    python examples/train_lm.py --data_dir ptb
+    python examples/train_lm.py --dataset sample --qrnn_size 64 --epoch 4
+
+The defaults are the paper's recipe. A run can be killed at any moment and goes
+on with --resume.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import keras
+
+from keras_qrnn.data import Corpus, Vocabulary, load_corpus
+from keras_qrnn.training import (
+    TrainingOptions,
+    evaluate_perplexity,
+    train_language_model,
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    defaults = TrainingOptions()
+
+    def flag(name: str, default: bool, help: str) -> None:
+        parser.add_argument(f"--{name}", action="store_true", default=default, help=help)
+        parser.add_argument(f"--no{name}", dest=name, action="store_false")
+
+    def option(name: str, help: str) -> None:
+        default = getattr(defaults, name)
+        help = f"{help} (default {default})"
+        parser.add_argument(
+            f"--{name}", type=type(default), default=argparse.SUPPRESS, help=help
+        )
+
+    flag("unrolled_lstm", False, "an unrolled Keras LSTM in place of the QRNN")
+    parser.add_argument("--lstm", action="store_true", help="a Keras LSTM likewise")
+    option("epoch", "epochs to train")
+    option("batch_size", "rows of a batch")
+    option("seq_len", "steps of backpropagation through time")
+    option("save_every", "steps between two checkpoints")
+    option("qrnn_size", "units of each layer")
+    option("qrnn_layers", "number of layers")
+    option("qrnn_k", "window of the convolution")
+    option("emb_dim", "size of the embedding")
+    option("vocab_size", "words kept at most, the most frequent")
+    option("pooling", "f, fo or ifo")
+    option("zoneout", "zoneout rate")
+    option("dropout", "dropout rate")
+    option("learning_rate", "rate of the first six epochs")
+    option("learning_rate_decay", "factor on the rate in each further epoch")
+    option("grad_clip", "largest norm of the gradient")
+    option("weight_decay", "L2 regularization")
+    option("embedding_scale", "the embedding starts uniform in plus and minus this")
+    option("seed", "seed of all randomness")
+    option("dtype_policy", "Keras dtype policy, such as mixed_bfloat16")
+    parser.add_argument("--config", help="JSON with values of the options above")
+    parser.add_argument("--save_path", default="lm-qrnn_model", help="output directory")
+    parser.add_argument("--dataset", choices=("ptb", "sample"), default="ptb")
+    parser.add_argument("--data_dir", help="directory with {train,valid,test}.txt")
+    flag("train", True, "train, or only evaluate what is in save_path")
+    flag("test", True, "evaluate on the test split at the end")
+    parser.add_argument("--resume", action="store_true", help="go on with a killed run")
+    return parser
+
+
+def options_from(arguments: argparse.Namespace) -> TrainingOptions:
+    """The recipe: defaults, then --config, then what was given explicitly."""
+    names = {field.name for field in dataclasses.fields(TrainingOptions)}
+    values = {}
+    if arguments.config:
+        try:
+            values = json.loads(Path(arguments.config).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"Option `config`: {arguments.config} is not JSON: {error}"
+            ) from error
+        if not isinstance(values, dict) or not names >= values.keys():
+            unknown = sorted(set(values) - names) if isinstance(values, dict) else values
+            raise ValueError(
+                f"Option `config`: expected a JSON object with values of "
+                f"{', '.join(sorted(names))}. Received: {unknown}"
+            )
+    if arguments.lstm and arguments.unrolled_lstm:
+        raise ValueError("Options `lstm` and `unrolled_lstm` exclude each other")
+    if arguments.lstm or arguments.unrolled_lstm:
+        values["cell"] = "lstm" if arguments.lstm else "unrolled_lstm"
+    given = vars(arguments)
+    return TrainingOptions(**values | {n: given[n] for n in names if n in given})
+
+
+def evaluate(
+    path: Path, corpus: Corpus, options: TrainingOptions, splits: list[str]
+) -> None:
+    """Prints the perplexity of the model in `path` over every token of `splits`."""
+    if not (path / "model.keras").is_file():
+        raise FileNotFoundError(
+            f"Option `save_path`: {path} holds no model.keras. Train one first"
+        )
+    vocabulary = Vocabulary.load(path / "vocabulary.json")
+    model = keras.saving.load_model(path / "model.keras")
+    if model.get_config()["vocab_size"] != len(vocabulary):
+        raise ValueError(
+            f"The vocabulary in {path} does not fit the model: expected "
+            f"{model.get_config()['vocab_size']} words. Received: {len(vocabulary)}"
+        )
+    for split in splits:
+        ids = vocabulary.encode(getattr(corpus, split))
+        perplexity = evaluate_perplexity(model, ids, options.eval_steps)
+        line = f"{split} perplexity: {perplexity:.2f} over {len(ids) - 1} tokens"
+        if corpus.floor_perplexity:
+            line += f" (best reachable: {corpus.floor_perplexity[split]:.2f})"
+        print(line, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    path = Path(arguments.save_path)
+    try:
+        options = options_from(arguments)
+        corpus = load_corpus(arguments.dataset, arguments.data_dir)
+        if arguments.train:
+            vocabulary = Vocabulary.build(corpus.train, options.vocab_size)
+            train_language_model(
+                corpus, vocabulary, options, path, resume=arguments.resume
+            )
+        splits = ["valid", "test"] if arguments.test else ["valid"]
+        evaluate(path, corpus, options, splits)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train_lm.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

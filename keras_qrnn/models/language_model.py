@@ -1,0 +1,218 @@
+import keras
+from keras import ops
+
+from keras_qrnn.layers import QRNN
+
+CELLS = ("qrnn", "lstm", "unrolled_lstm")
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class Perplexity(keras.metrics.Metric):
+    """`exp` of the mean cross-entropy of all counted tokens, in nats."""
+
+    def __init__(self, name: str = "perplexity", **kwargs) -> None:  # noqa: ANN003
+        super().__init__(name=name, **kwargs)
+        self.total = self.add_variable((), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, cross_entropy, count) -> None:  # noqa: ANN001
+        """Adds the summed cross-entropy of `count` tokens."""
+        self.total.assign_add(cross_entropy)
+        self.count.assign_add(count)
+
+    def result(self):  # noqa: ANN201
+        return ops.exp(self.total / ops.maximum(self.count, 1.0))
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class StatefulLSTM(keras.layers.LSTM):
+    """A stateful LSTM whose state is carried over on every backend.
+
+    Keras does not track the kept state of its RNN layers, so on JAX, whose
+    training step only writes tracked variables back, `fit` would start every
+    batch from zeros.
+    """
+
+    def build(self, sequences_shape, initial_state_shape=None) -> None:  # noqa: ANN001
+        super().build(sequences_shape, initial_state_shape)
+        self.kept_state = list(self.states)
+
+    def save_own_variables(self, store) -> None:  # noqa: ANN001
+        """Nothing: the kept state is no part of the model, the cell saves its own."""
+
+    def load_own_variables(self, store) -> None:  # noqa: ANN001
+        """Nothing, see `save_own_variables`."""
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class LanguageModel(keras.Model):
+    """The word-level language model of arXiv 1611.01576, section 3.2.
+
+    Embedding, then recurrent layers that carry their state from batch to batch,
+    then logits over the vocabulary; dropout after the embedding and each layer.
+
+    Its loss is the cross-entropy summed over the steps and averaged over the
+    rows of a batch: the scale that the paper's learning rate of 1 and clip of
+    10 belong to. Beside it `perplexity` is reported, per counted token.
+
+    Args:
+        vocab_size: Positive integer, number of words.
+        emb_dim: Positive integer, size of the embedding.
+        units: Positive integer, size of each recurrent layer.
+        layers: Positive integer, number of recurrent layers.
+        batch_size: Positive integer; the kept state has that many rows.
+        window: Positive integer, window of the QRNN layers.
+        pooling: Pooling of the QRNN layers.
+        zoneout: Zoneout rate of the QRNN layers.
+        dropout: Dropout rate after the embedding and each recurrent layer.
+        cell: `"qrnn"`, `"lstm"` or `"unrolled_lstm"` (Keras's LSTM with
+            `unroll=True`).
+        embedding_scale: The embedding starts uniform in plus and minus this.
+        seed: Seed of dropout and zoneout.
+
+    Call arguments:
+        tokens: int tensor of shape `(batch_size, time)`.
+        training: Boolean, whether dropout and zoneout act.
+
+    Output shape:
+        `(batch_size, time, vocab_size)`, logits.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        emb_dim: int = 650,
+        units: int = 640,
+        layers: int = 2,
+        batch_size: int = 20,
+        window: int = 2,
+        pooling: str = "fo",
+        zoneout: float = 0.1,
+        dropout: float = 0.5,
+        cell: str = "qrnn",
+        embedding_scale: float = 1.0,
+        seed: int | None = None,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        super().__init__(**kwargs)
+        if cell not in CELLS:
+            raise ValueError(
+                f"Argument `cell` must be one of {', '.join(map(repr, CELLS))}. "
+                f"Received: cell={cell!r}"
+            )
+        sizes = {"vocab_size": vocab_size, "emb_dim": emb_dim, "units": units}
+        sizes |= {"layers": layers, "batch_size": batch_size}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"Argument `{name}` must be a positive integer. "
+                    f"Received: {name}={value!r}"
+                )
+        self._config = {
+            **sizes, "window": window, "pooling": pooling, "zoneout": zoneout,
+            "dropout": dropout, "cell": cell, "embedding_scale": embedding_scale,
+            "seed": seed,
+        }  # fmt: skip
+        self.batch_size = batch_size
+        self.cell = cell
+        seeds = [None] * (2 * layers + 1)
+        if seed is not None:
+            seeds = [seed + n for n in range(2 * layers + 1)]
+
+        uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
+        self.embedding = keras.layers.Embedding(
+            vocab_size, emb_dim, embeddings_initializer=uniform, name="embedding"
+        )
+        self.dropouts = [
+            keras.layers.Dropout(dropout, seed=seeds[n], name=f"dropout_{n}")
+            for n in range(layers + 1)
+        ]
+        carried = {"return_sequences": True, "stateful": True}
+        self.recurrent = []
+        for n in range(layers):
+            if cell == "qrnn":
+                layer = QRNN(
+                    units, window, pooling, zoneout=zoneout,
+                    seed=seeds[layers + 1 + n], name=f"qrnn_{n}", **carried,
+                )  # fmt: skip
+            else:
+                layer = StatefulLSTM(
+                    units, unroll=cell == "unrolled_lstm", name=f"lstm_{n}", **carried
+                )
+            self.recurrent.append(layer)
+        # The softmax is part of the loss, which needs its logarithm in float32.
+        self.logits = keras.layers.Dense(vocab_size, name="logits")
+        self.perplexity = Perplexity()
+
+    def build(self, tokens_shape=None) -> None:  # noqa: ANN001
+        shape = (self.batch_size, None)
+        self.embedding.build(shape)
+        shape = (*shape, self._config["emb_dim"])
+        for layer in self.recurrent:
+            layer.build(shape)
+            shape = (*shape[:2], self._config["units"])
+        self.logits.build(shape)
+        self.built = True
+
+    def call(self, tokens, training: bool = False):  # noqa: ANN001, ANN201
+        x = self.dropouts[0](self.embedding(tokens), training=training)
+        for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
+            x = dropout(layer(x, training=training), training=training)
+        return self.logits(x)
+
+    def compile(self, optimizer="sgd", **kwargs) -> None:  # noqa: ANN001, ANN003
+        # `compute_loss` is the loss; Keras keeps a tracker only where one is named.
+        super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
+
+    def compile_from_config(self, config: dict) -> None:
+        config = keras.saving.deserialize_keras_object(config)
+        del config["loss"]
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(
+        self,
+        x=None,  # noqa: ANN001
+        y=None,  # noqa: ANN001
+        y_pred=None,  # noqa: ANN001
+        sample_weight=None,  # noqa: ANN001
+        training: bool = True,
+    ):  # noqa: ANN201
+        cross_entropy = ops.sparse_categorical_crossentropy(
+            y, ops.cast(y_pred, "float32"), from_logits=True
+        )
+        if sample_weight is None:
+            sample_weight = ops.ones_like(cross_entropy)
+        total = ops.sum(cross_entropy * ops.cast(sample_weight, "float32"))
+        self.perplexity.update_state(
+            ops.stop_gradient(total), ops.sum(ops.cast(sample_weight, "float32"))
+        )
+        return total / self.batch_size
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None) -> dict:  # noqa: ANN001
+        return self.get_metrics_result()  # updated with the loss, computed once
+
+    def reset_state(self) -> None:
+        """Sets the kept state of all layers to zeros."""
+        for layer in self.recurrent:
+            layer.reset_state()
+
+    def with_batch_size(self, batch_size: int) -> "LanguageModel":
+        """The same model for batches of another size, its state zero.
+
+        The weights are copies: `copy_weights` brings them up to date.
+        """
+        twin = LanguageModel(**(self._config | {"batch_size": batch_size}))
+        twin.build()
+        twin.copy_weights(self)
+        return twin
+
+    def copy_weights(self, other: "LanguageModel") -> None:
+        """Takes over the trained weights of `other`, not its state."""
+        mine, theirs = self.trainable_variables, other.trainable_variables
+        for variable, value in zip(mine, theirs, strict=True):
+            # A copy: on JAX a step gives its buffers away.
+            variable.assign(ops.copy(value))
+
+    def get_config(self) -> dict:
+        return dict(self._config)

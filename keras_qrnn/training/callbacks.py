@@ -1,0 +1,144 @@
+import csv
+import math
+from pathlib import Path
+
+import keras
+
+from keras_qrnn._files import atomic_write
+from keras_qrnn.training.checkpoint import save_checkpoint
+from keras_qrnn.training.evaluation import Evaluator
+from keras_qrnn.training.plots import plot_history
+
+
+def sync(model: keras.Model) -> None:
+    """Brings a model's variables up to date from within `fit`."""
+    if keras.config.backend() == "jax":
+        model.jax_state_sync()  # during an epoch they lag behind the training state
+
+
+def learning_rate_schedule(rate: float, decay: float, constant_epochs: int = 6):  # noqa: ANN201
+    """`rate` for the first epochs, then times `decay` with each further one."""
+
+    def schedule(epoch: int, _: float | None = None) -> float:
+        return rate * decay ** max(0, epoch + 1 - constant_epochs)
+
+    return keras.callbacks.LearningRateScheduler(schedule)
+
+
+class CarriedState(keras.callbacks.Callback):
+    """Starts each epoch from a zero state, but a resumed one where it stopped."""
+
+    def __init__(self, resumed_metrics: list | None = None) -> None:
+        super().__init__()
+        self._resumed_metrics = resumed_metrics
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        if self._resumed_metrics is None:
+            self.model.reset_state()
+            return
+        # `fit` has just reset them; the epoch's means go on from the checkpoint's.
+        metrics = self.model.metrics_variables
+        for variable, value in zip(metrics, self._resumed_metrics, strict=True):
+            variable.assign(value)
+        self._resumed_metrics = None
+
+
+class ValidationPerplexity(keras.callbacks.Callback):
+    """Adds `val_perplexity` and `val_loss`, nats per token, to an epoch's logs."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__()
+        self._evaluator = evaluator
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        sync(self.model)
+        perplexity = self._evaluator()
+        logs["val_perplexity"] = perplexity
+        logs["val_loss"] = math.log(perplexity)
+
+
+class RunFiles(keras.callbacks.Callback):
+    """Writes what a run leaves in its directory.
+
+    After each epoch: `model.keras` where validation is the best so far,
+    `log.csv`, `training.png`, event files for TensorBoard in `logs/`; then, and
+    every `save_every` steps, `checkpoint.npz`.
+
+    Args:
+        directory: where to write.
+        options: the run's options, kept in the checkpoint.
+        history: the logs of the epochs before, extended in place.
+        save_every: steps between two checkpoints.
+        first_step: the step at which the first epoch begins.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        options: dict,
+        history: list[dict],
+        save_every: int,
+        first_step: int = 0,
+    ) -> None:
+        super().__init__()
+        self._directory = directory
+        self._options = options
+        self._history = history
+        self._save_every = save_every
+        self._first_step = first_step
+        self._epoch = len(history)
+        self._writer = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        try:
+            # Keras's own callback needs TensorFlow.
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "Event files are written with tensorboardX, which is not installed: "
+                "pip install keras-qrnn[lm]"
+            ) from error
+        # What an interrupted run wrote beyond its checkpoint is not shown.
+        self._writer = SummaryWriter(
+            str(self._directory / "logs"), purge_step=len(self._history)
+        )
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._writer.close()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        step = self._first_step + batch + 1
+        if step % self._save_every == 0:
+            self._save(self._epoch, step)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        row = {"epoch": epoch + 1, **{name: float(logs[name]) for name in sorted(logs)}}
+        best = min((r["val_perplexity"] for r in self._history), default=math.inf)
+        self._history.append(row)
+        if row["val_perplexity"] < best:
+            with atomic_write(self._directory / "model.keras") as temporary:
+                self.model.save(temporary)
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+        write_csv(self._directory / "log.csv", self._history)
+        plot_history(self._directory / "training.png", self._history)
+        self._epoch, self._first_step = epoch + 1, 0
+        self._save(epoch + 1, 0)
+
+    def _save(self, epoch: int, step: int) -> None:
+        sync(self.model)
+        meta = {"epoch": epoch, "step": step, "history": self._history}
+        meta["options"] = self._options
+        save_checkpoint(self._directory / "checkpoint.npz", self.model, meta)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """One line for each row, the columns of the first; never half-written."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,91 @@
+"""The whole state of a training run in one file, written at once or not at all."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_qrnn._files import atomic_write
+
+FORMAT = "keras_qrnn checkpoint 1"
+
+
+def _groups(model: keras.Model) -> dict[str, list]:
+    return {
+        # Weights, kept states and the seeds of dropout and zoneout.
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
+
+
+def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> None:
+    """Writes the model, its optimizer and metrics, and `meta`.
+
+    Args:
+        path: the file, a `.npz` archive.
+        model: compiled, its optimizer built.
+        meta: where the run is; JSON.
+    """
+    arrays = {
+        f"{group}/{n}": keras.ops.convert_to_numpy(variable)
+        for group, variables in _groups(model).items()
+        for n, variable in enumerate(variables)
+    }
+    header = json.dumps({"format": FORMAT, **meta})
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, header=np.array(header), **arrays)
+
+
+def read_meta(path: str | os.PathLike) -> dict:
+    """The `meta` of a checkpoint.
+
+    Raises:
+        ValueError: if the file is truncated or something else.
+    """
+    return _read(path, lambda archive: None)[0]
+
+
+def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
+    """Puts a checkpoint's values in the model and gives its `meta`.
+
+    Nothing is changed unless all fits.
+
+    Raises:
+        ValueError: if the file is truncated, something else, or of another model.
+    """
+
+    def values(archive: np.lib.npyio.NpzFile) -> list:
+        return [
+            (variable, archive[f"{group}/{n}"])
+            for group, variables in _groups(model).items()
+            for n, variable in enumerate(variables)
+        ]
+
+    meta, found = _read(path, values)
+    for variable, value in found:
+        if tuple(variable.shape) != value.shape:
+            raise ValueError(
+                f"The checkpoint {path} is of another model: {variable.path} has shape "
+                f"{tuple(variable.shape)}. Received: {value.shape}"
+            )
+    for variable, value in found:
+        variable.assign(value)
+    return meta
+
+
+def _read(path: str | os.PathLike, take) -> tuple:  # noqa: ANN001
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            meta = json.loads(str(archive["header"]))
+            if meta.pop("format") != FORMAT:
+                raise ValueError("of another format")
+            return meta, take(archive)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this model. Expected a file that "
+            f"train_lm.py wrote. Received: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,196 @@
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary
+from keras_qrnn.models import LanguageModel
+from keras_qrnn.training.callbacks import (
+    CarriedState,
+    RunFiles,
+    ValidationPerplexity,
+    learning_rate_schedule,
+)
+from keras_qrnn.training.checkpoint import load_checkpoint, read_meta
+from keras_qrnn.training.evaluation import Evaluator
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The recipe of a run; the defaults are those of arXiv 1611.01576, section 3.2.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    cell: str = "qrnn"
+    epoch: int = 72
+    batch_size: int = 20
+    seq_len: int = 105
+    save_every: int = 100
+    qrnn_size: int = 640
+    qrnn_layers: int = 2
+    qrnn_k: int = 2
+    emb_dim: int = 650
+    vocab_size: int = 10001
+    pooling: str = "fo"
+    zoneout: float = 0.1
+    dropout: float = 0.5
+    learning_rate: float = 1.0
+    learning_rate_decay: float = 0.95
+    grad_clip: float = 10.0
+    weight_decay: float = 2e-4
+    embedding_scale: float = 1.0
+    seed: int = 0
+    dtype_policy: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "batch_size", "seq_len", "save_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"Option `{name}` must be a positive integer. "
+                    f"Received: {name}={value!r}"
+                )
+        for name in ("learning_rate", "learning_rate_decay", "grad_clip"):
+            value = getattr(self, name)
+            if not (0 < value < math.inf):
+                raise ValueError(
+                    f"Option `{name}` must be positive. Received: {name}={value!r}"
+                )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                "Option `weight_decay` must not be negative. "
+                f"Received: weight_decay={self.weight_decay!r}"
+            )
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps that an evaluation reads at a time."""
+        # A QRNN takes a long stretch at once; an LSTM's cost is in its steps.
+        return self.seq_len * (self.batch_size if self.cell == "qrnn" else 1)
+
+
+def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageModel:
+    """The options' model, built and compiled with the options' optimizer."""
+    model = LanguageModel(
+        vocab_size,
+        emb_dim=options.emb_dim,
+        units=options.qrnn_size,
+        layers=options.qrnn_layers,
+        batch_size=options.batch_size,
+        window=options.qrnn_k,
+        pooling=options.pooling,
+        zoneout=options.zoneout,
+        dropout=options.dropout,
+        cell=options.cell,
+        embedding_scale=options.embedding_scale,
+        seed=options.seed,
+    )
+    model.build()
+    # Keras multiplies the decay by the rate and leaves it out of the clip.
+    optimizer = keras.optimizers.SGD(
+        options.learning_rate,
+        global_clipnorm=options.grad_clip,
+        weight_decay=options.weight_decay or None,
+    )
+    model.compile(optimizer)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def train_language_model(
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    options: TrainingOptions,
+    save_path: str | os.PathLike,
+    resume: bool = False,
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> list[dict]:
+    """Trains a language model and keeps the best by validation in `save_path`.
+
+    Args:
+        corpus: text to train on and to validate with.
+        vocabulary: of its training split.
+        options: the recipe.
+        save_path: directory; see `RunFiles` for what it will hold.
+        resume: whether to go on from the checkpoint in `save_path`. The run then
+            ends with the weights of one that was never interrupted.
+        callbacks: further Keras callbacks, called last.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        The logs of each epoch.
+
+    Raises:
+        FileExistsError: if `save_path` holds a run and `resume` is False.
+        ValueError: if the checkpoint is damaged or of a run with other options.
+        OSError: if `save_path` cannot be written.
+    """
+    directory = Path(save_path)
+    path = directory / "checkpoint.npz"
+    known = asdict(options) | {"vocabulary": len(vocabulary)}
+    if path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"Option `save_path`: {directory} holds a run already. Use --resume "
+                "to go on with it, or another --save_path"
+            )
+        _check_options(path, known)
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(directory / "vocabulary.json")
+
+    keras.config.set_dtype_policy(options.dtype_policy)
+    keras.utils.set_random_seed(options.seed)
+    model = build_language_model(options, len(vocabulary))
+    train = vocabulary.encode(corpus.train)
+    valid = vocabulary.encode(corpus.valid)
+    evaluator = Evaluator(model, valid, options.eval_steps)
+
+    epoch, step, history, metrics = 0, 0, [], None
+    if path.exists():
+        meta = load_checkpoint(path, model)
+        epoch, step, history = meta["epoch"], meta["step"], meta["history"]
+        metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
+
+    def fit(last_epoch: int, step: int, metrics: list[np.ndarray] | None) -> None:
+        model.fit(
+            BPTTBatches(train, options.batch_size, options.seq_len, step),
+            initial_epoch=epoch,
+            epochs=last_epoch,
+            shuffle=False,
+            verbose=verbose,
+            callbacks=[
+                learning_rate_schedule(
+                    options.learning_rate, options.learning_rate_decay
+                ),
+                CarriedState(metrics),
+                ValidationPerplexity(evaluator),
+                RunFiles(directory, known, history, options.save_every, step),
+                *(callbacks or []),
+            ],
+        )
+
+    if step:  # the rest of the epoch that was interrupted
+        fit(epoch + 1, step, metrics)
+        epoch += 1
+    if epoch < options.epoch:
+        fit(options.epoch, 0, None)
+    return history
+
+
+def _check_options(path: Path, expected: dict) -> None:
+    found = read_meta(path)["options"]
+    # A run may be made longer, and its checkpoints written more or less often.
+    free = {"epoch", "save_every"}
+    other = [n for n in expected if n not in free and found.get(n) != expected[n]]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"Option `resume`: the run in {path.parent} has {name}={found.get(name)!r}. "
+            f"Received: {name}={expected[name]!r}"
+        )
