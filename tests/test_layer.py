@@ -135,7 +135,8 @@ def test_gradients(case):
     for name, gradient in zip(names, gradients, strict=True):
         if name == "cell" and config["pooling"] == "f" and mask is not None:
             continue  # leading masked steps repeat the state: tested below
-        assert_close(gradient, expected[name], 1e-4)
+        scale = max(1.0, np.abs(expected[name]).max(initial=0))
+        assert_close(gradient / scale, expected[name] / scale)
 
 
 @given(cases())

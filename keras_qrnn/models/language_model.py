@@ -178,9 +178,10 @@ class LanguageModel(keras.Model):
         sample_weight=None,  # noqa: ANN001
         training: bool = True,
     ):  # noqa: ANN201
-        cross_entropy = ops.sparse_categorical_crossentropy(
-            y, ops.cast(y_pred, "float32"), from_logits=True
-        )
+        # Keras's own sparse cross-entropy makes one-hot targets on some backends.
+        logits = ops.cast(y_pred, "float32")
+        picked = ops.take_along_axis(logits, ops.expand_dims(y, -1), axis=-1)
+        cross_entropy = ops.logsumexp(logits, axis=-1) - ops.squeeze(picked, -1)
         if sample_weight is None:
             sample_weight = ops.ones_like(cross_entropy)
         total = ops.sum(cross_entropy * ops.cast(sample_weight, "float32"))

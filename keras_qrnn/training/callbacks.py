@@ -1,5 +1,6 @@
 import csv
 import math
+import time
 from pathlib import Path
 
 import keras
@@ -70,6 +71,7 @@ class RunFiles(keras.callbacks.Callback):
         history: the logs of the epochs before, extended in place.
         save_every: steps between two checkpoints.
         first_step: the step at which the first epoch begins.
+        elapsed: seconds that the first epoch has taken before.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class RunFiles(keras.callbacks.Callback):
         history: list[dict],
         save_every: int,
         first_step: int = 0,
+        elapsed: float = 0.0,
     ) -> None:
         super().__init__()
+        self._elapsed = elapsed
         self._directory = directory
         self._options = options
         self._history = history
@@ -106,6 +110,9 @@ class RunFiles(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         self._writer.close()
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._started = time.monotonic()
+
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = self._first_step + batch + 1
         if step % self._save_every == 0:
@@ -113,6 +120,7 @@ class RunFiles(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {"epoch": epoch + 1, **{name: float(logs[name]) for name in sorted(logs)}}
+        row["seconds"] = round(self._seconds(), 1)  # validation included
         best = min((r["val_perplexity"] for r in self._history), default=math.inf)
         self._history.append(row)
         if row["val_perplexity"] < best:
@@ -123,13 +131,16 @@ class RunFiles(keras.callbacks.Callback):
         self._writer.flush()
         write_csv(self._directory / "log.csv", self._history)
         plot_history(self._directory / "training.png", self._history)
-        self._epoch, self._first_step = epoch + 1, 0
+        self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
         self._save(epoch + 1, 0)
+
+    def _seconds(self) -> float:
+        return self._elapsed + time.monotonic() - self._started
 
     def _save(self, epoch: int, step: int) -> None:
         sync(self.model)
         meta = {"epoch": epoch, "step": step, "history": self._history}
-        meta["options"] = self._options
+        meta |= {"options": self._options, "seconds": self._seconds() if step else 0.0}
         save_checkpoint(self._directory / "checkpoint.npz", self.model, meta)
 
 

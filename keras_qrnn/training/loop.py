@@ -151,13 +151,16 @@ def train_language_model(
     valid = vocabulary.encode(corpus.valid)
     evaluator = Evaluator(model, valid, options.eval_steps)
 
-    epoch, step, history, metrics = 0, 0, [], None
+    epoch, step, history, metrics, elapsed = 0, 0, [], None, 0.0
     if path.exists():
         meta = load_checkpoint(path, model)
         epoch, step, history = meta["epoch"], meta["step"], meta["history"]
+        elapsed = meta["seconds"]
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
 
-    def fit(last_epoch: int, step: int, metrics: list[np.ndarray] | None) -> None:
+    def fit(
+        last_epoch: int, step: int, metrics: list[np.ndarray] | None, elapsed: float
+    ) -> None:
         model.fit(
             BPTTBatches(train, options.batch_size, options.seq_len, step),
             initial_epoch=epoch,
@@ -170,16 +173,18 @@ def train_language_model(
                 ),
                 CarriedState(metrics),
                 ValidationPerplexity(evaluator),
-                RunFiles(directory, known, history, options.save_every, step),
+                RunFiles(
+                    directory, known, history, options.save_every, step, elapsed
+                ),
                 *(callbacks or []),
             ],
         )
 
     if step:  # the rest of the epoch that was interrupted
-        fit(epoch + 1, step, metrics)
+        fit(epoch + 1, step, metrics, elapsed)
         epoch += 1
     if epoch < options.epoch:
-        fit(options.epoch, 0, None)
+        fit(options.epoch, 0, None, 0.0)
     return history
 
 

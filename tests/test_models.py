@@ -1,0 +1,144 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from keras_qrnn.models import LanguageModel
+from keras_qrnn.training import evaluate_perplexity
+
+trains = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+RNG = np.random.default_rng(0)
+CELLS = ["qrnn", "lstm", "unrolled_lstm"]
+
+
+def tiny(cell="qrnn", **changes):
+    sizes = {"vocab_size": 11, "emb_dim": 6, "units": 5, "batch_size": 2, "seed": 1}
+    model = LanguageModel(cell=cell, **(sizes | changes))
+    model.build()
+    return model
+
+
+def batch(rows=2, steps=7):
+    x = RNG.integers(0, 11, (rows, steps)).astype("int32")
+    return x, np.roll(x, -1, axis=1), np.ones((rows, steps), "float32")
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_loss_and_perplexity(cell):
+    """Cross-entropy summed over steps, averaged over rows; per token beside it."""
+    model = tiny(cell)
+    model.compile()
+    x, y, weights = batch()
+    weights[1, 4:] = 0
+    logits = keras.ops.convert_to_numpy(model(x))
+    model.reset_state()
+    picked = np.take_along_axis(log_softmax(logits), y[..., None], -1)[..., 0]
+    total = -(picked * weights).sum()
+    logs = model.evaluate(x, y, 2, 0, sample_weight=weights, return_dict=True)
+    assert math.isclose(logs["loss"], total / 2, rel_tol=1e-5)
+    assert math.isclose(
+        logs["perplexity"], math.exp(total / weights.sum()), rel_tol=1e-5
+    )
+
+
+@trains
+@pytest.mark.parametrize("cell", CELLS)
+def test_fit_carries_the_state(cell):
+    """The second batch of an epoch starts where the first one stopped."""
+    model = tiny(cell, dropout=0.0, zoneout=0.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    x, y, _ = batch(steps=8)
+    pieces = np.concatenate([x[:, :4], x[:, 4:]]), np.concatenate([y[:, :4], y[:, 4:]])
+    logs = model.fit(*pieces, batch_size=2, shuffle=False, verbose=0).history
+    model.reset_state()
+    whole = model.evaluate(x, y, 2, 0, return_dict=True)
+    assert math.isclose(logs["perplexity"][0], whole["perplexity"], rel_tol=1e-5)
+    model.reset_state()
+    cut = [model.evaluate(x[:, :4], y[:, :4], 2, 0, return_dict=True)]
+    model.reset_state()
+    cut.append(model.evaluate(x[:, 4:], y[:, 4:], 2, 0, return_dict=True))
+    without = math.exp(np.mean([math.log(logs["perplexity"]) for logs in cut]))
+    assert abs(without - whole["perplexity"]) > 1e-4
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_perplexity_is_of_the_whole_stream(cell):
+    """However the stream is cut; every token but the first counted once."""
+    model = tiny(cell)
+    ids = RNG.integers(0, 11, 40).astype("int32")
+    whole = keras.ops.convert_to_numpy(model.with_batch_size(1)(ids[None, :-1]))
+    picked = np.take_along_axis(log_softmax(whole[0]), ids[1:, None], -1)
+    expected = math.exp(-picked.mean())
+    for steps in (1, 7, 39, 64):
+        got = evaluate_perplexity(model, ids, steps)
+        assert math.isclose(got, expected, rel_tol=1e-5)
+    for variable in model.non_trainable_variables:  # its own state is untouched
+        if "state" in variable.path:
+            assert not keras.ops.convert_to_numpy(variable).any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_saves_and_loads(tmp_path, cell):
+    model = tiny(cell)
+    model.compile(keras.optimizers.SGD(0.5))
+    x, _, _ = batch()
+    expected = keras.ops.convert_to_numpy(model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.abs(keras.ops.convert_to_numpy(loaded(x)) - expected).max() < 1e-6
+    assert loaded.get_config() == model.get_config()
+    assert float(loaded.optimizer.learning_rate) == 0.5
+
+
+@trains
+def test_twin_stays_valid_while_the_model_trains():
+    model = tiny()
+    model.compile("sgd")
+    twin = model.with_batch_size(1)
+    before = keras.ops.convert_to_numpy(twin(np.array([[1, 2]])))
+    x, y, _ = batch()
+    model.fit(x, y, batch_size=2, verbose=0)
+    twin.reset_state()
+    assert np.array_equal(keras.ops.convert_to_numpy(twin(np.array([[1, 2]]))), before)
+
+
+def test_paper_size():
+    model = LanguageModel(10000, emb_dim=640)
+    model.build()
+    count = sum(math.prod(v.shape) for v in model.trainable_variables)
+    assert count == 10000 * 640 + 2 * (2 * 640 * 1920 + 1920) + 640 * 10000 + 10000
+
+
+@trains
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = tiny(dropout=0.0, zoneout=0.0)
+        model.compile(keras.optimizers.SGD(0.5))
+        x, y, _ = batch()
+        history = model.fit(x, y, batch_size=2, epochs=30, verbose=0).history
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert history["perplexity"][-1] < 0.7 * history["perplexity"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": "gru"}, "`cell` must be one of 'qrnn', 'lstm', 'unrolled_lstm'"),
+        ({"layers": 0}, "`layers` must be a positive integer"),
+        ({"vocab_size": 2.5}, "`vocab_size` must be a positive integer"),
+    ],
+)
+def test_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**change)

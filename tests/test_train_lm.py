@@ -1,0 +1,345 @@
+"""The training and sampling scripts, run as a user runs them."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_qrnn.data import Vocabulary, load_corpus
+from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.callbacks import learning_rate_schedule
+from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
+from keras_qrnn.training.loop import build_language_model, train_language_model
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+ROOT = Path(__file__).parents[1]
+TINY = {"qrnn_size": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_lm, sample_lm = script("train_lm"), script("sample_lm")
+
+
+def arguments(**options):
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def small_ptb(tmp_path_factory):
+    """A PTB-shaped corpus of a few hundred lines, so that epochs are short."""
+    directory = tmp_path_factory.mktemp("ptb")
+    corpus = load_corpus("sample")
+    for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
+        text = "\n".join(getattr(corpus, split)[:lines]) + "\n"
+        (directory / f"{split}.txt").write_text(text)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(small_ptb, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "model"
+    data = arguments(data_dir=small_ptb, save_path=path)
+    assert train_lm.main([*data, *arguments(**TINY, epoch=2)]) == 0
+    return path
+
+
+def test_options_and_defaults_of_the_original():
+    expected = {
+        "unrolled_lstm": False, "epoch": 72, "batch_size": 20, "seq_len": 105,
+        "save_every": 100, "qrnn_size": 640, "qrnn_layers": 2, "qrnn_k": 2,
+        "emb_dim": 650, "vocab_size": 10001, "zoneout": 0.1, "dropout": 0.5,
+        "learning_rate": 1.0, "learning_rate_decay": 0.95, "grad_clip": 10.0,
+        "save_path": "lm-qrnn_model", "data_dir": None, "train": True, "test": True,
+        "lstm": False, "dataset": "ptb", "seed": 0, "dtype_policy": "float32",
+        "resume": False,
+    }  # fmt: skip
+    parsed = train_lm.parser().parse_args([])
+    values = asdict(train_lm.options_from(parsed)) | vars(parsed)
+    assert {name: values[name] for name in expected} == expected
+    flags = ["--nounrolled_lstm", "--notrain", "--notest"]
+    parsed = train_lm.parser().parse_args(flags)
+    assert not (parsed.unrolled_lstm or parsed.train or parsed.test)
+    parsed = train_lm.parser().parse_args(["--unrolled_lstm"])
+    assert train_lm.options_from(parsed).cell == "unrolled_lstm"
+
+
+def test_learning_rate_falls_after_the_sixth_epoch():
+    schedule = learning_rate_schedule(1.0, 0.95).schedule
+    rates = [schedule(epoch) for epoch in range(8)]
+    assert rates == [1.0] * 6 + [0.95, 0.95**2]
+
+
+def test_what_a_run_leaves(trained, small_ptb, capsys):
+    names = {p.name for p in trained.iterdir()}
+    assert names == {"checkpoint.npz", "log.csv", "logs", "model.keras"} | {
+        "training.png", "vocabulary.json",
+    }  # fmt: skip
+    rows = list(csv.DictReader((trained / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["val_perplexity"]) < float(rows[0]["val_perplexity"])
+    assert list((trained / "logs").glob("events.out.tfevents.*"))
+    assert (trained / "training.png").read_bytes().startswith(b"\x89PNG")
+    data = arguments(data_dir=small_ptb, save_path=trained)
+    assert train_lm.main([*data, "--notrain"]) == 0
+    out = capsys.readouterr().out
+    tokens = len(Vocabulary.load(trained / "vocabulary.json").encode(
+        load_corpus(data_dir=small_ptb).test
+    ))  # fmt: skip
+    assert f"over {tokens - 1} tokens" in out and "valid perplexity" in out
+    shown = float(out.partition("valid perplexity: ")[2].split()[0])
+    best = min(float(row["val_perplexity"]) for row in rows)
+    assert abs(shown - best) < 0.01
+    assert train_lm.main([*data, "--notrain", "--notest"]) == 0
+    assert "test perplexity" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lstm", ["lstm", "unrolled_lstm"])
+def test_lstm_baselines(small_ptb, tmp_path, lstm, capsys):
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
+    assert train_lm.main([*data, f"--{lstm}", "--notest"]) == 0
+    assert keras.saving.load_model(tmp_path / "model.keras").cell == lstm
+
+
+def final_weights(path):
+    with np.load(path / "checkpoint.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if "/" in name}
+
+
+def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
+    """SIGKILL in mid-epoch, twice; dropout and zoneout on."""
+    common = [*arguments(data_dir=small_ptb, epoch=3, **TINY), "--notest"]
+    command = [sys.executable, str(ROOT / "examples" / "train_lm.py"), *common]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run(path, *more, kill_after=None):
+        process = subprocess.Popen(
+            [*command, "--save_path", str(path), *more],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        if kill_after is None:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors.decode()[-2000:]
+            return
+        # Kill it once a checkpoint in the middle of the epoch is there.
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            checkpoint = path / "checkpoint.npz"
+            if checkpoint.exists():
+                meta = read_meta(checkpoint)
+                if (meta["epoch"], meta["step"] > 0) >= (kill_after, True):
+                    break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+
+    run(tmp_path / "whole")
+    run(tmp_path / "killed", kill_after=0)
+    run(tmp_path / "killed", "--resume", kill_after=1)
+    assert read_meta(tmp_path / "killed" / "checkpoint.npz")["epoch"] < 3
+    run(tmp_path / "killed", "--resume")
+    whole, killed = (final_weights(tmp_path / n) for n in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    for name, value in whole.items():
+        assert np.abs(np.float64(killed[name]) - value).max(initial=0) < 1e-6, name
+    logs = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+        for f in ((tmp_path / n / "log.csv").open() for n in ("whole", "killed"))
+    ]
+    for a, b in zip(*logs, strict=True):
+        for column in a:
+            assert abs(float(a[column]) - float(b[column])) < 1e-4, column
+
+
+def test_resume_without_a_checkpoint_starts(small_ptb, tmp_path):
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
+    assert train_lm.main([*data, "--resume", "--notest"]) == 0
+
+
+def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
+    before = (trained / "checkpoint.npz").read_bytes()
+    data = arguments(data_dir=small_ptb, save_path=trained)
+    assert train_lm.main([*data, *arguments(**TINY, epoch=2)]) == 2
+    assert "holds a run already. Use --resume" in capsys.readouterr().err
+    changed = arguments(**(TINY | {"qrnn_size": 9}), epoch=2)
+    assert train_lm.main([*data, *changed, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "qrnn_size=8. Received: qrnn_size=9" in error
+    assert (trained / "checkpoint.npz").read_bytes() == before
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    from keras_qrnn._files import atomic_write
+
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_and_fail():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_and_fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "foreign", "empty", "other_model"])
+def test_bad_checkpoints(tmp_path, damage):
+    options = TrainingOptions(**TINY)
+    model = build_language_model(options, 20)
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, model, {"epoch": 0, "step": 0, "history": [], "options": {}})
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "foreign":
+        np.savez(path, x=np.ones(3))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        model = build_language_model(options, 21)
+    before = [keras.ops.convert_to_numpy(v) for v in model.variables]
+    with pytest.raises(ValueError, match=r"checkpoint.* of (this|another) model"):
+        load_checkpoint(path, model)
+    for variable, value in zip(model.variables, before, strict=True):
+        assert np.array_equal(keras.ops.convert_to_numpy(variable), value)
+
+
+def test_checkpoint_of_fewer_layers(tmp_path):
+    options = {**TINY, "qrnn_layers": 1}
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, build_language_model(TrainingOptions(**options), 20), {})
+    with pytest.raises(ValueError, match="not a whole checkpoint of this model"):
+        load_checkpoint(path, build_language_model(TrainingOptions(**TINY), 20))
+
+
+def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    data = arguments(data_dir=small_ptb, save_path=tmp_path / "file" / "run", **TINY)
+    assert train_lm.main([*data, "--epoch", "1"]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 0}, "`epoch` must be a positive integer"),
+        ({"learning_rate": -1}, "`learning_rate` must be positive"),
+        ({"grad_clip": 0}, "`grad_clip` must be positive"),
+        ({"weight_decay": -1}, "`weight_decay` must not be negative"),
+        ({"dropout": 1}, "dropout"),
+        ({"zoneout": 1}, r"`zoneout` must be in \[0, 1\)"),
+        ({"qrnn_k": 0}, "`window` must be a positive integer"),
+        ({"pooling": "x"}, "`pooling` must be one of"),
+        ({"batch_size": 10**6}, "must have at least batch_size"),
+        ({"data_dir": "nowhere"}, "`data_dir` must be a directory"),
+        ({"vocab_size": 1}, "`max_size` must be an integer of at least 2"),
+    ],
+)
+def test_bad_options(small_ptb, tmp_path, capsys, options, message):
+    import re
+
+    base = {"data_dir": small_ptb, "save_path": tmp_path / "run", **TINY}
+    assert train_lm.main(arguments(**(base | options))) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_config_file(small_ptb, tmp_path, capsys):
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({"qrnn_size": 12, "zoneout": 0.3}))
+    parsed = train_lm.parser().parse_args(["--config", str(path), "--zoneout", "0.2"])
+    options = train_lm.options_from(parsed)
+    assert (options.qrnn_size, options.zoneout) == (12, 0.2)
+    for content in ('{"colour": 1}', "[1]", "{"):
+        path.write_text(content)
+        data = arguments(data_dir=small_ptb, save_path=tmp_path / "r", config=path)
+        assert train_lm.main(data) == 2
+        assert "Option `config`" in capsys.readouterr().err
+
+
+def test_vocabulary_that_does_not_fit(trained, small_ptb, tmp_path, capsys):
+    for name in ("model.keras", "vocabulary.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    words = Vocabulary.load(trained / "vocabulary.json").words
+    Vocabulary([*words, "extra"]).save(tmp_path / "vocabulary.json")
+    data = arguments(data_dir=small_ptb, save_path=tmp_path)
+    assert train_lm.main([*data, "--notrain"]) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    assert sample_lm.main(arguments(load_path=tmp_path)) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    assert train_lm.main(["--notrain", *arguments(
+        data_dir=small_ptb, save_path=tmp_path / "nothing")]) == 2  # fmt: skip
+    assert "holds no model.keras" in capsys.readouterr().err
+
+
+# Sampling
+
+
+def test_sample(trained, tmp_path, capsys):
+    options = arguments(load_path=trained, save_path=tmp_path, num_words=30, seed=3)
+    options += arguments(first_word="the", temperature=0.8, out_filename="text.txt")
+    assert sample_lm.main([*options, "--plot_gates"]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "text.txt").read_text() == printed
+    assert printed.startswith("the ")
+    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+    assert sample_lm.main(options) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_sampling_carries_the_state(trained):
+    """A step at a time gives the logits that the whole text gives."""
+    model = keras.saving.load_model(trained / "model.keras").with_batch_size(1)
+    ids = sample_lm.generate(model, 1, 12, 1e-6, np.random.default_rng(0))
+    model.reset_state()
+    whole = keras.ops.convert_to_numpy(model(np.array([ids])))[0]
+    assert [int(n) for n in whole.argmax(-1)[:-1]] == ids[1:]
+    gates = sample_lm.layer_gates(model, ids)
+    assert list(gates) == ["qrnn_0", "qrnn_1"]
+    assert all(list(layer) == ["z", "f", "o"] for layer in gates.values())
+    shapes = {gate.shape for layer in gates.values() for gate in layer.values()}
+    assert shapes == {(12, 8)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "`temperature` must be positive"),
+        ({"num_words": 0}, "`num_words` must be a positive integer"),
+        ({"first_word": "zebra"}, "`first_word` must be a word of the vocabulary"),
+        ({"load_path": "nowhere"}, "`load_path` must be a directory"),
+    ],
+)
+def test_bad_sampling_options(trained, tmp_path, capsys, options, message):
+    base = {"load_path": trained, "save_path": tmp_path}
+    assert sample_lm.main(arguments(**(base | options))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_train_language_model_returns_the_history(small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    options = TrainingOptions(**TINY, epoch=1)
+    history = train_language_model(
+        corpus, vocabulary, options, tmp_path / "run", verbose=0
+    )
+    assert len(history) == 1 and history[0]["val_perplexity"] > 1
