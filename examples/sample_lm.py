@@ -1,7 +1,7 @@
 """Generates text from a model that train_lm.py has trained.
 
-    python examples/sample_lm.py --load_path lm-qrnn_model --num_words 100
-    python examples/sample_lm.py --first_word the --temperature 0.7 --plot_gates
+python examples/sample_lm.py --load_path lm-qrnn_model --num_words 100
+python examples/sample_lm.py --first_word the --temperature 0.7 --plot_gates
 """
 
 import argparse

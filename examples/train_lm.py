@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     defaults = TrainingOptions()
 
     def flag(name: str, default: bool, help: str) -> None:
-        parser.add_argument(f"--{name}", action="store_true", default=default, help=help)
+        parser.add_argument(
+            f"--{name}", action="store_true", default=default, help=help
+        )
         parser.add_argument(f"--no{name}", dest=name, action="store_false")
 
     def option(name: str, help: str) -> None:
@@ -81,7 +83,9 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
                 f"Option `config`: {arguments.config} is not JSON: {error}"
             ) from error
         if not isinstance(values, dict) or not names >= values.keys():
-            unknown = sorted(set(values) - names) if isinstance(values, dict) else values
+            unknown = (
+                sorted(set(values) - names) if isinstance(values, dict) else values
+            )
             raise ValueError(
                 f"Option `config`: expected a JSON object with values of "
                 f"{', '.join(sorted(names))}. Received: {unknown}"

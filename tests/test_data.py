@@ -68,7 +68,11 @@ def test_penn_treebank():
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda d: [p.unlink() for p in d.iterdir()], FileNotFoundError, "no train.txt"),
+        (
+            lambda d: [p.unlink() for p in d.iterdir()],
+            FileNotFoundError,
+            "no train.txt",
+        ),
         (lambda d: (d / "valid.txt").unlink(), FileNotFoundError, "no valid.txt"),
         (lambda d: (d / "test.txt").write_text(""), ValueError, "test.txt is empty"),
         (lambda d: (d / "test.txt").write_text(" \n"), ValueError, "test.txt is empty"),
@@ -87,12 +91,14 @@ def test_bad_directories(tmp_path, spoil, error, message):
 
 
 def test_missing_directory(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`data_dir` .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`data_dir` .* does not exist"):
         load_corpus(data_dir=tmp_path / "nowhere")
 
 
 def test_unknown_dataset(tmp_path):
-    with pytest.raises(ValueError, match="'ptb' or 'sample'. Received: dataset='wiki'"):
+    with pytest.raises(
+        ValueError, match=r"'ptb' or 'sample'. Received: dataset='wiki'"
+    ):
         load_corpus("wiki")
     with pytest.raises(ValueError, match="`data_dir` goes with dataset='ptb'"):
         load_corpus("sample", data_dir=tmp_path)
@@ -104,7 +110,9 @@ def test_unknown_dataset(tmp_path):
 def load_from(endpoint, home):
     program = (
         "import json; from keras_qrnn.data import load_corpus\n"
-        "try: c = load_corpus(); print(json.dumps([c.name, c.train, c.valid, c.test]))\n"
+        "try:\n"
+        "  c = load_corpus()\n"
+        "  print(json.dumps([c.name, c.train, c.valid, c.test]))\n"
         "except ConnectionError as error: print('ConnectionError', error)"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
@@ -202,7 +210,9 @@ def test_sample_depends_on_more_than_a_window():
     for line in load_corpus("sample").train[:500]:
         words = [w for w in line.split() if w != "again"]
         subject = next(w for w in words[1:] if w not in sample.ADJECTIVES)
-        topic = next(t for t, pairs in sample.NOUNS.items() if subject in sum(pairs, ()))
+        topic = next(
+            t for t, pairs in sample.NOUNS.items() if subject in sum(pairs, ())
+        )
         assert words[-1] in sample.OBJECTS[topic]
         assert len(words) - words.index(subject) > 3
 
@@ -229,7 +239,7 @@ def test_vocabulary_keeps_the_most_frequent():
 
 
 def test_unknown_word_without_unk():
-    with pytest.raises(ValueError, match="'z' is not in the vocabulary, .* '<unk>'"):
+    with pytest.raises(ValueError, match=r"'z' is not in the vocabulary, .* '<unk>'"):
         Vocabulary.build(["a b"]).encode(["a z"])
 
 
@@ -241,8 +251,15 @@ def test_bad_vocabulary_size(size):
 
 @pytest.mark.parametrize(
     "content",
-    ['{"words": ["<eos>", "a"', "[1, 2]", '{"words": [1]}', '{"words": ["a"]}', "\xff"]
-    + ['{"words": ["<eos>", "a", "a"]}', '{"ids": []}'],
+    [
+        '{"words": ["<eos>", "a"',
+        "[1, 2]",
+        '{"words": [1]}',
+        '{"words": ["a"]}',
+        "\xff",
+        '{"words": ["<eos>", "a", "a"]}',
+        '{"ids": []}',
+    ],
 )
 def test_truncated_or_foreign_vocabulary(tmp_path, content):
     path = tmp_path / "vocabulary.json"

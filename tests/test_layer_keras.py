@@ -41,8 +41,15 @@ def test_takes_the_place_of_lstm():
 
 @pytest.mark.parametrize(
     "name",
-    ["recurrent_initializer", "recurrent_regularizer", "recurrent_constraint"]
-    + ["recurrent_dropout", "unit_forget_bias", "unroll", "use_cudnn"],
+    [
+        "recurrent_initializer",
+        "recurrent_regularizer",
+        "recurrent_constraint",
+        "recurrent_dropout",
+        "unit_forget_bias",
+        "unroll",
+        "use_cudnn",
+    ],
 )
 def test_refuses_what_has_no_meaning(name):
     with pytest.raises(ValueError, match=rf"does not take LSTM's argument `{name}`; "):
@@ -172,12 +179,19 @@ def test_saves_and_loads_without_custom_objects(tmp_path, stateful):
         [
             keras.Input(batch_shape=(4, 6, 3)),
             QRNN(
-                5, 3, "ifo", zoneout=0.1, dropout=0.2, stateful=stateful,
-                return_sequences=True, kernel_regularizer="l2", bias_constraint="max_norm",
-            ),  # fmt: skip
+                5,
+                3,
+                "ifo",
+                zoneout=0.1,
+                dropout=0.2,
+                stateful=stateful,
+                return_sequences=True,
+                kernel_regularizer="l2",
+                bias_constraint="max_norm",
+            ),
             keras.layers.Bidirectional(QRNN(2)),
         ]
-    )  # fmt: skip
+    )
     expected = model.predict(X, batch_size=4, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -251,7 +265,7 @@ def test_refuses_bad_inputs():
         layer(X[:, :0])
     with pytest.raises(ValueError, match="at least one time step"):
         QRNN(5)(keras.Input((0, 3)))
-    with pytest.raises(ValueError, match="last dimension .* must be known"):
+    with pytest.raises(ValueError, match=r"last dimension .* must be known"):
         QRNN(5)(keras.Input((4, None)))
 
 

@@ -29,7 +29,9 @@ TINY = {"qrnn_size": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_ever
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "examples" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,7 +41,9 @@ train_lm, sample_lm = script("train_lm"), script("sample_lm")
 
 
 def arguments(**options):
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [
+        part for name, value in options.items() for part in (f"--{name}", str(value))
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,9 @@ def grammar() -> Grammar:
     """The rules that `generate` draws from."""
     subjects = [(topic, number) for topic in NOUNS for number in (0, 1)]
     distractors = [noun for pairs in NOUNS.values() for pair in pairs for noun in pair]
-    rules = {START: _choose(1, ((("the"), (*subject, "noun?")) for subject in subjects))}
+    rules = {
+        START: _choose(1, ((("the"), (*subject, "noun?")) for subject in subjects))
+    }
     for topic, number in subjects:
 
         def at(place: str, topic: str = topic, number: int = number) -> tuple:
@@ -67,7 +69,7 @@ def grammar() -> Grammar:
             at("verb"): each(1, verbs, "object"),
             at("object"): each(1, ["the"], "object noun"),
             at("object noun"): each(1, OBJECTS[topic], "end?"),
-            at("end?"): each(0.3, ["again"], "end") + ((0.7, EOS, END),),
+            at("end?"): (*each(0.3, ["again"], "end"), (0.7, EOS, END)),
             at("end"): ((1.0, EOS, END),),
         }
     return rules
@@ -103,7 +105,8 @@ def _sentence(rules: Grammar, rng: random.Random) -> str:
     words, state = [], START
     while state != END:
         draw = rng.random()
-        for probability, word, following in rules[state]:
+        # Rounding can leave a little of `draw` at the last arrow: that one then.
+        for probability, word, following in rules[state]:  # noqa: B007
             draw -= probability
             if draw < 0:
                 break

@@ -1,8 +1,16 @@
+from collections.abc import Callable, Mapping, MutableMapping
+
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
+from keras.constraints import Constraint
+from keras.initializers import Initializer
+from keras.regularizers import Regularizer
 
 from keras_qrnn.ops.dispatch import backend
 from keras_qrnn.ops.pooling import GATES
+
+Tensor = keras.KerasTensor
+Shape = tuple[int | None, ...]
 
 _NO_MEANING = {
     "recurrent_initializer": "a QRNN has no recurrent kernel: use `kernel_initializer`",
@@ -109,16 +117,16 @@ class QRNN(keras.layers.Layer):
         units: int,
         window: int = 2,
         pooling: str = "fo",
-        activation="tanh",  # noqa: ANN001
-        recurrent_activation="sigmoid",  # noqa: ANN001
+        activation: str | Callable = "tanh",
+        recurrent_activation: str | Callable = "sigmoid",
         use_bias: bool = True,
-        kernel_initializer="glorot_uniform",  # noqa: ANN001
-        bias_initializer="zeros",  # noqa: ANN001
-        kernel_regularizer=None,  # noqa: ANN001
-        bias_regularizer=None,  # noqa: ANN001
-        activity_regularizer=None,  # noqa: ANN001
-        kernel_constraint=None,  # noqa: ANN001
-        bias_constraint=None,  # noqa: ANN001
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        kernel_regularizer: str | Regularizer | None = None,
+        bias_regularizer: str | Regularizer | None = None,
+        activity_regularizer: str | Regularizer | None = None,
+        kernel_constraint: str | Constraint | None = None,
+        bias_constraint: str | Constraint | None = None,
         zoneout: float = 0.0,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -127,13 +135,13 @@ class QRNN(keras.layers.Layer):
         go_backwards: bool = False,
         stateful: bool = False,
         zero_output_for_mask: bool = False,
-        **kwargs,  # noqa: ANN003
+        **kwargs,
     ) -> None:
         for name in kwargs:
             if name in _NO_MEANING:
                 raise ValueError(
-                    f"QRNN does not take LSTM's argument `{name}`; {_NO_MEANING[name]}. "
-                    f"Received: {name}={kwargs[name]!r}"
+                    f"QRNN does not take LSTM's argument `{name}`; "
+                    f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
                 )
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = _positive_integer("units", units)
@@ -167,7 +175,9 @@ class QRNN(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.states = None
 
-    def build(self, sequences_shape, initial_state_shape=None) -> None:  # noqa: ANN001
+    def build(
+        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+    ) -> None:
         batch, _, features = sequences_shape
         if features is None:
             raise ValueError(
@@ -223,11 +233,11 @@ class QRNN(keras.layers.Layer):
 
     def call(
         self,
-        sequences,  # noqa: ANN001
-        initial_state=None,  # noqa: ANN001
-        mask=None,  # noqa: ANN001
+        sequences: Tensor,
+        initial_state: Tensor | list[Tensor] | None = None,
+        mask: Tensor | None = None,
         training: bool = False,
-    ):  # noqa: ANN201
+    ) -> Tensor | tuple[Tensor, ...]:
         _check_time(sequences)
         if self.go_backwards:
             sequences = ops.flip(sequences, axis=1)
@@ -268,7 +278,9 @@ class QRNN(keras.layers.Layer):
         cell = ops.cast(cell, self.compute_dtype)
         return (outputs, cell) if window is None else (outputs, cell, window)
 
-    def compute_gates(self, sequences, initial_state=None) -> list:  # noqa: ANN001
+    def compute_gates(
+        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None = None
+    ) -> list[Tensor]:
         """The activations of the gates, for looking into a trained layer.
 
         Args:
@@ -292,7 +304,7 @@ class QRNN(keras.layers.Layer):
             sequences = ops.concatenate([window, sequences], axis=1)
         return self._activate(self._convolve(sequences, training=False))
 
-    def _convolve(self, inputs, training: bool):  # noqa: ANN001, ANN202
+    def _convolve(self, inputs: Tensor, training: bool) -> Tensor:
         if training and self.dropout:
             noise_shape = (ops.shape(inputs)[0], 1, inputs.shape[-1])
             inputs = keras.random.dropout(
@@ -304,11 +316,13 @@ class QRNN(keras.layers.Layer):
             bias = ops.cast(ops.convert_to_tensor(self.bias), inputs.dtype)
         return backend.causal_conv(inputs, kernel, bias)
 
-    def _activate(self, gates) -> list:  # noqa: ANN001
+    def _activate(self, gates: Tensor) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[self.pooling]), axis=-1)
         return [self.activation(z), *map(self.recurrent_activation, others)]
 
-    def _pool(self, gates, cell, keep) -> tuple:  # noqa: ANN001
+    def _pool(
+        self, gates: Tensor, cell: Tensor, keep: Tensor | float | None
+    ) -> tuple[Tensor, Tensor]:
         fused = (
             self.activation is activations.tanh
             and self.recurrent_activation is activations.sigmoid
@@ -317,7 +331,9 @@ class QRNN(keras.layers.Layer):
             gates = ops.concatenate(self._activate(gates), axis=-1)
         return backend.pool(gates, cell, keep, self.pooling, activate=fused)
 
-    def _keep(self, gates, valid, training: bool):  # noqa: ANN001, ANN202
+    def _keep(
+        self, gates: Tensor, valid: Tensor | None, training: bool
+    ) -> Tensor | float | None:
         """How much of its update each state takes: what zoneout and masks do."""
         batch, time = ops.shape(gates)[:2]
         keep = None
@@ -338,7 +354,9 @@ class QRNN(keras.layers.Layer):
             return keep * ops.cast(is_valid, accumulator)
         return ops.logical_and(keep, is_valid)
 
-    def _given_state(self, sequences, initial_state) -> list:  # noqa: ANN001
+    def _given_state(
+        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None
+    ) -> list[Tensor]:
         """`initial_state` as a list of checked shapes, empty where there is none."""
         batch, _, features = sequences.shape
         if self.stateful and batch is not None and batch != self.states[0].shape[0]:
@@ -368,7 +386,9 @@ class QRNN(keras.layers.Layer):
                 )
         return given
 
-    def _initial_state(self, sequences, initial_state) -> tuple:  # noqa: ANN001
+    def _initial_state(
+        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The cell state, window (None where it is 1) and previous output."""
         given = self._given_state(sequences, initial_state)
         if not given and self.stateful:
@@ -394,7 +414,9 @@ class QRNN(keras.layers.Layer):
         """Alias of `reset_state`, as in `keras.layers.LSTM`."""
         self.reset_state()
 
-    def compute_output_shape(self, sequences_shape, initial_state_shape=None):  # noqa: ANN001, ANN201
+    def compute_output_shape(
+        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+    ) -> Shape | tuple[Shape, ...]:
         batch, time, features = sequences_shape
         output = (batch, self.units)
         if self.return_sequences:
@@ -403,7 +425,12 @@ class QRNN(keras.layers.Layer):
             return output
         return (output, *list(self._full_state(batch, features).values())[:-1])
 
-    def compute_output_spec(self, sequences, initial_state=None, **kwargs):  # noqa: ANN001, ANN003, ANN201
+    def compute_output_spec(
+        self,
+        sequences: Tensor,
+        initial_state: Tensor | list[Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor | tuple[Tensor, ...]:
         _check_time(sequences)
         if kwargs.get("mask") is not None:
             _checked_mask(kwargs["mask"], sequences)
@@ -413,20 +440,22 @@ class QRNN(keras.layers.Layer):
             return keras.KerasTensor(shapes, self.compute_dtype)
         return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
-    def compute_mask(self, sequences, mask):  # noqa: ANN001, ANN201
+    def compute_mask(
+        self, sequences: Tensor, mask: Tensor | list[Tensor | None] | None
+    ) -> Tensor | list[Tensor | None] | None:
         mask = keras.tree.flatten(mask)[0]
         output_mask = mask if self.return_sequences else None
         if not self.return_state:
             return output_mask
         return [output_mask] + [None] * (1 if self.window == 1 else 2)
 
-    def save_own_variables(self, store) -> None:  # noqa: ANN001
+    def save_own_variables(self, store: MutableMapping) -> None:
         # The kept state depends on the batch size and is not part of the model.
         store["kernel"] = self.kernel
         if self.bias is not None:
             store["bias"] = self.bias
 
-    def load_own_variables(self, store) -> None:  # noqa: ANN001
+    def load_own_variables(self, store: Mapping) -> None:
         self.kernel.assign(store["kernel"])
         if self.bias is not None:
             self.bias.assign(store["bias"])
@@ -485,7 +514,7 @@ def _fits(shape: tuple, expected: tuple) -> bool:
     )
 
 
-def _check_time(sequences) -> None:  # noqa: ANN001
+def _check_time(sequences: Tensor) -> None:
     if sequences.shape[1] == 0:
         raise ValueError(
             "The inputs to QRNN must have at least one time step. "
@@ -493,7 +522,7 @@ def _check_time(sequences) -> None:  # noqa: ANN001
         )
 
 
-def _checked_mask(mask, sequences):  # noqa: ANN001, ANN202
+def _checked_mask(mask: Tensor, sequences: Tensor) -> Tensor:
     if not isinstance(mask, keras.KerasTensor):
         mask = ops.convert_to_tensor(mask)
     if not _fits(mask.shape, sequences.shape[:2]):
@@ -504,7 +533,7 @@ def _checked_mask(mask, sequences):  # noqa: ANN001, ANN202
     return mask if isinstance(mask, keras.KerasTensor) else ops.cast(mask, "bool")
 
 
-def _compact(sequences, mask) -> tuple:  # noqa: ANN001
+def _compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The valid steps of each sequence in front, and their number `(batch,)`."""
     time = ops.shape(sequences)[1]
     is_masked = ops.cast(ops.logical_not(mask), "int32")
@@ -514,14 +543,14 @@ def _compact(sequences, mask) -> tuple:  # noqa: ANN001
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
-def _expand(outputs, mask, previous_output):  # noqa: ANN001, ANN202
+def _expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
     """Outputs of the valid steps back in place; masked steps repeat the previous."""
     outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
     position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
     return ops.take_along_axis(outputs, position[:, :, None], axis=1)
 
 
-def _last_inputs(inputs, valid, count: int):  # noqa: ANN001, ANN202
+def _last_inputs(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
     """The last `count` valid steps of inputs that begin with the old window."""
     if valid is None:
         return inputs[:, ops.shape(inputs)[1] - count :]

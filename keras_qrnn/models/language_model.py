@@ -1,7 +1,12 @@
+from collections.abc import Mapping, MutableMapping
+
 import keras
 from keras import ops
 
 from keras_qrnn.layers import QRNN
+
+Tensor = keras.KerasTensor
+Shape = tuple[int | None, ...]
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
 
@@ -10,17 +15,17 @@ CELLS = ("qrnn", "lstm", "unrolled_lstm")
 class Perplexity(keras.metrics.Metric):
     """`exp` of the mean cross-entropy of all counted tokens, in nats."""
 
-    def __init__(self, name: str = "perplexity", **kwargs) -> None:  # noqa: ANN003
+    def __init__(self, name: str = "perplexity", **kwargs) -> None:
         super().__init__(name=name, **kwargs)
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
-    def update_state(self, cross_entropy, count) -> None:  # noqa: ANN001
+    def update_state(self, cross_entropy: Tensor, count: Tensor) -> None:
         """Adds the summed cross-entropy of `count` tokens."""
         self.total.assign_add(cross_entropy)
         self.count.assign_add(count)
 
-    def result(self):  # noqa: ANN201
+    def result(self) -> Tensor:
         return ops.exp(self.total / ops.maximum(self.count, 1.0))
 
 
@@ -33,14 +38,16 @@ class StatefulLSTM(keras.layers.LSTM):
     batch from zeros.
     """
 
-    def build(self, sequences_shape, initial_state_shape=None) -> None:  # noqa: ANN001
+    def build(
+        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+    ) -> None:
         super().build(sequences_shape, initial_state_shape)
         self.kept_state = list(self.states)
 
-    def save_own_variables(self, store) -> None:  # noqa: ANN001
+    def save_own_variables(self, store: MutableMapping) -> None:
         """Nothing: the kept state is no part of the model, the cell saves its own."""
 
-    def load_own_variables(self, store) -> None:  # noqa: ANN001
+    def load_own_variables(self, store: Mapping) -> None:
         """Nothing, see `save_own_variables`."""
 
 
@@ -92,7 +99,7 @@ class LanguageModel(keras.Model):
         cell: str = "qrnn",
         embedding_scale: float = 1.0,
         seed: int | None = None,
-        **kwargs,  # noqa: ANN003
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         if cell not in CELLS:
@@ -144,7 +151,7 @@ class LanguageModel(keras.Model):
         self.logits = keras.layers.Dense(vocab_size, name="logits")
         self.perplexity = Perplexity()
 
-    def build(self, tokens_shape=None) -> None:  # noqa: ANN001
+    def build(self, tokens_shape: Shape | None = None) -> None:
         shape = (self.batch_size, None)
         self.embedding.build(shape)
         shape = (*shape, self._config["emb_dim"])
@@ -154,13 +161,15 @@ class LanguageModel(keras.Model):
         self.logits.build(shape)
         self.built = True
 
-    def call(self, tokens, training: bool = False):  # noqa: ANN001, ANN201
+    def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         x = self.dropouts[0](self.embedding(tokens), training=training)
         for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
             x = dropout(layer(x, training=training), training=training)
         return self.logits(x)
 
-    def compile(self, optimizer="sgd", **kwargs) -> None:  # noqa: ANN001, ANN003
+    def compile(
+        self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs
+    ) -> None:
         # `compute_loss` is the loss; Keras keeps a tracker only where one is named.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
@@ -172,12 +181,12 @@ class LanguageModel(keras.Model):
 
     def compute_loss(
         self,
-        x=None,  # noqa: ANN001
-        y=None,  # noqa: ANN001
-        y_pred=None,  # noqa: ANN001
-        sample_weight=None,  # noqa: ANN001
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        y_pred: Tensor | None = None,
+        sample_weight: Tensor | None = None,
         training: bool = True,
-    ):  # noqa: ANN201
+    ) -> Tensor:
         # Keras's own sparse cross-entropy makes one-hot targets on some backends.
         logits = ops.cast(y_pred, "float32")
         picked = ops.take_along_axis(logits, ops.expand_dims(y, -1), axis=-1)
@@ -190,7 +199,9 @@ class LanguageModel(keras.Model):
         )
         return total / self.batch_size
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None) -> dict:  # noqa: ANN001
+    def compute_metrics(
+        self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> dict:
         return self.get_metrics_result()  # updated with the loss, computed once
 
     def reset_state(self) -> None:

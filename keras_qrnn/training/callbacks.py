@@ -17,7 +17,9 @@ def sync(model: keras.Model) -> None:
         model.jax_state_sync()  # during an epoch they lag behind the training state
 
 
-def learning_rate_schedule(rate: float, decay: float, constant_epochs: int = 6):  # noqa: ANN201
+def learning_rate_schedule(
+    rate: float, decay: float, constant_epochs: int = 6
+) -> keras.callbacks.LearningRateScheduler:
     """`rate` for the first epochs, then times `decay` with each further one."""
 
     def schedule(epoch: int, _: float | None = None) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -77,9 +78,12 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
     return meta
 
 
-def _read(path: str | os.PathLike, take) -> tuple:  # noqa: ANN001
+def _read(path: str | os.PathLike, take: Callable) -> tuple:
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with (
+            Path(path).open("rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             meta = json.loads(str(archive["header"]))
             if meta.pop("format") != FORMAT:
                 raise ValueError("of another format")

@@ -173,9 +173,7 @@ def train_language_model(
                 ),
                 CarriedState(metrics),
                 ValidationPerplexity(evaluator),
-                RunFiles(
-                    directory, known, history, options.save_every, step, elapsed
-                ),
+                RunFiles(directory, known, history, options.save_every, step, elapsed),
                 *(callbacks or []),
             ],
         )
@@ -196,6 +194,6 @@ def _check_options(path: Path, expected: dict) -> None:
     if other:
         name = other[0]
         raise ValueError(
-            f"Option `resume`: the run in {path.parent} has {name}={found.get(name)!r}. "
-            f"Received: {name}={expected[name]!r}"
+            f"Option `resume`: the run in {path.parent} has "
+            f"{name}={found.get(name)!r}. Received: {name}={expected[name]!r}"
         )

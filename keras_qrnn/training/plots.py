@@ -1,9 +1,15 @@
+import math
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from keras_qrnn._files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def pyplot():  # noqa: ANN201
+
+def pyplot() -> ModuleType:
     """matplotlib.pyplot, drawing to files only."""
     try:
         import matplotlib
@@ -18,7 +24,7 @@ def pyplot():  # noqa: ANN201
     return plt
 
 
-def save_figure(figure, path: Path) -> None:  # noqa: ANN001
+def save_figure(figure: "Figure", path: Path) -> None:
     """Writes a PNG, never half of it, and closes the figure."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
@@ -39,8 +45,6 @@ def plot_history(path: Path, history: list[dict]) -> None:
             label = "validation" if name.startswith("val_") else "training"
             axis.plot(epochs, [row[name] for row in history], ".-", label=label)
         if "loss" in title:
-            import math
-
             training = [math.log(row["perplexity"]) for row in history]
             axis.plot(epochs, training, ".-", label="training")
         axis.set_ylabel(title)
