@@ -131,6 +131,32 @@ def test_mixed_precision_trains(policy):
     assert history["perplexity"][-1] < 0.7 * history["perplexity"][0]
 
 
+@trains
+def test_gradients_in_bfloat16():
+    """Sums over the 2,100 tokens of a batch must not be taken in bfloat16."""
+
+    def steps_taken(policy):
+        keras.config.set_dtype_policy(policy)
+        try:
+            keras.utils.set_random_seed(0)
+            model = tiny(batch_size=20, dropout=0.0, zoneout=0.0)
+            model.compile(keras.optimizers.SGD(1.0))
+        finally:
+            keras.config.set_dtype_policy("float32")
+        before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+        x, y = np.ones((2, 20, 105), "int32")
+        model.fit(x, y, batch_size=20, verbose=0)
+        return {
+            variable.path: keras.ops.convert_to_numpy(variable) - start
+            for variable, start in zip(model.trainable_variables, before, strict=True)
+        }
+
+    half, full = steps_taken("mixed_bfloat16"), steps_taken("float32")
+    for (path, got), expected in zip(half.items(), full.values(), strict=True):
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert error < 0.03, path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 
+from keras_qrnn._checks import positive_integer
+
 
 class BPTTBatches(keras.utils.PyDataset):
     """Batches for truncated backpropagation through time.
@@ -29,12 +31,8 @@ class BPTTBatches(keras.utils.PyDataset):
         self, ids: np.ndarray, batch_size: int, seq_len: int, start: int = 0
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Argument `{name}` must be a positive integer. "
-                    f"Received: {name}={value!r}"
-                )
+        positive_integer("batch_size", batch_size)
+        positive_integer("seq_len", seq_len)
         self.num_targets = len(ids) - 1
         if self.num_targets < batch_size:
             raise ValueError(

@@ -6,6 +6,7 @@ from keras.constraints import Constraint
 from keras.initializers import Initializer
 from keras.regularizers import Regularizer
 
+from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.ops.dispatch import backend
 from keras_qrnn.ops.pooling import GATES
 
@@ -144,8 +145,8 @@ class QRNN(keras.layers.Layer):
                     f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
                 )
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
-        self.units = _positive_integer("units", units)
-        self.window = _positive_integer("window", window)
+        self.units = positive_integer("units", units)
+        self.window = positive_integer("window", window)
         if pooling not in GATES:
             raise ValueError(
                 f"Argument `pooling` must be one of {', '.join(map(repr, GATES))}. "
@@ -161,8 +162,8 @@ class QRNN(keras.layers.Layer):
         self.bias_regularizer = regularizers.get(bias_regularizer)
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
-        self.zoneout = _rate("zoneout", zoneout)
-        self.dropout = _rate("dropout", dropout)
+        self.zoneout = rate("zoneout", zoneout)
+        self.dropout = rate("dropout", dropout)
         self.seed = seed
         if zoneout or dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -485,26 +486,6 @@ class QRNN(keras.layers.Layer):
             "zero_output_for_mask": self.zero_output_for_mask,
         }
         return {**super().get_config(), **config}
-
-
-def _positive_integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(
-            f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
-        )
-    return value.__index__()
-
-
-def _rate(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(
-            f"Argument `{name}` must be a number in [0, 1). Received: {name}={value!r}"
-        )
-    if not 0 <= value < 1:
-        raise ValueError(
-            f"Argument `{name}` must be in [0, 1). Received: {name}={value!r}"
-        )
-    return float(value)
 
 
 def _fits(shape: tuple, expected: tuple) -> bool:

@@ -3,6 +3,7 @@ from collections.abc import Mapping, MutableMapping
 import keras
 from keras import ops
 
+from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.layers import QRNN
 
 Tensor = keras.KerasTensor
@@ -35,7 +36,7 @@ class StatefulLSTM(keras.layers.LSTM):
 
     Keras does not track the kept state of its RNN layers, so on JAX, whose
     training step only writes tracked variables back, `fit` would start every
-    batch from zeros.
+    batch from zeros; and on PyTorch it overwrites what the gradient still needs.
     """
 
     def build(
@@ -43,6 +44,18 @@ class StatefulLSTM(keras.layers.LSTM):
     ) -> None:
         super().build(sequences_shape, initial_state_shape)
         self.kept_state = list(self.states)
+
+    def call(
+        self,
+        sequences: Tensor,
+        initial_state: list[Tensor] | None = None,
+        mask: Tensor | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        if initial_state is None:
+            # Copies: on PyTorch the variables change before a gradient is taken.
+            initial_state = [ops.copy(state) for state in self.states]
+        return super().call(sequences, initial_state, mask, training)
 
     def save_own_variables(self, store: MutableMapping) -> None:
         """Nothing: the kept state is no part of the model, the cell saves its own."""
@@ -82,7 +95,7 @@ class LanguageModel(keras.Model):
         training: Boolean, whether dropout and zoneout act.
 
     Output shape:
-        `(batch_size, time, vocab_size)`, logits.
+        `(batch_size, time, vocab_size)`, logits, float32 in mixed precision.
     """
 
     def __init__(
@@ -110,11 +123,8 @@ class LanguageModel(keras.Model):
         sizes = {"vocab_size": vocab_size, "emb_dim": emb_dim, "units": units}
         sizes |= {"layers": layers, "batch_size": batch_size}
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Argument `{name}` must be a positive integer. "
-                    f"Received: {name}={value!r}"
-                )
+            sizes[name] = positive_integer(name, value)
+        rate("dropout", dropout)  # Keras's own layer also takes 1
         self._config = {
             **sizes, "window": window, "pooling": pooling, "zoneout": zoneout,
             "dropout": dropout, "cell": cell, "embedding_scale": embedding_scale,
@@ -127,8 +137,16 @@ class LanguageModel(keras.Model):
             seeds = [seed + n for n in range(2 * layers + 1)]
 
         uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
+        # In mixed precision too the gradients of a word's occurrences, and those of
+        # the softmax's bias, are summed in float32: over the 2,100 tokens of a
+        # batch a bfloat16 sum, JAX's of an embedding and TensorFlow's of a Dense
+        # layer's bias, stops growing early, and the training diverges.
         self.embedding = keras.layers.Embedding(
-            vocab_size, emb_dim, embeddings_initializer=uniform, name="embedding"
+            vocab_size,
+            emb_dim,
+            embeddings_initializer=uniform,
+            name="embedding",
+            dtype=self.variable_dtype,
         )
         self.dropouts = [
             keras.layers.Dropout(dropout, seed=seeds[n], name=f"dropout_{n}")
@@ -148,7 +166,7 @@ class LanguageModel(keras.Model):
                 )
             self.recurrent.append(layer)
         # The softmax is part of the loss, which needs its logarithm in float32.
-        self.logits = keras.layers.Dense(vocab_size, name="logits")
+        self.logits = keras.layers.Dense(vocab_size, use_bias=False, name="logits")
         self.perplexity = Perplexity()
 
     def build(self, tokens_shape: Shape | None = None) -> None:
@@ -159,13 +177,20 @@ class LanguageModel(keras.Model):
             layer.build(shape)
             shape = (*shape[:2], self._config["units"])
         self.logits.build(shape)
+        self.logits_bias = self.add_weight(
+            shape=(self._config["vocab_size"],),
+            name="logits_bias",
+            initializer="zeros",
+            autocast=False,
+        )
         self.built = True
 
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
-        x = self.dropouts[0](self.embedding(tokens), training=training)
+        x = ops.cast(self.embedding(tokens), self.compute_dtype)
+        x = self.dropouts[0](x, training=training)
         for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
             x = dropout(layer(x, training=training), training=training)
-        return self.logits(x)
+        return ops.cast(self.logits(x), self.logits_bias.dtype) + self.logits_bias
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs

@@ -218,4 +218,10 @@ def causal_conv(
     outputs = lax.conv_general_dilated(
         inputs, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
-    return outputs if bias is None else outputs + bias
+    if bias is None:
+        return outputs
+    # In float32, so that the bias's gradient is summed in it.
+    accumulator = jnp.promote_types(outputs.dtype, jnp.float32)
+    return (outputs.astype(accumulator) + bias.astype(accumulator)).astype(
+        outputs.dtype
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_qrnn._checks import positive_integer
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training.callbacks import (
@@ -49,12 +50,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in ("epoch", "batch_size", "seq_len", "save_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Option `{name}` must be a positive integer. "
-                    f"Received: {name}={value!r}"
-                )
+            positive_integer(name, getattr(self, name), "Option")
         for name in ("learning_rate", "learning_rate_decay", "grad_clip"):
             value = getattr(self, name)
             if not (0 < value < math.inf):
