@@ -8,15 +8,11 @@ BACKEND ?= jax
 BACKENDS ?= tensorflow jax torch
 PIP = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# A small model: under two minutes on two cores.
-DEMO = --dataset sample --save_path demo --resume --epoch 12 --batch_size 20 \
-	--seq_len 35 --emb_dim 64 --qrnn_size 128 --zoneout 0 --dropout 0.1 \
-	--learning_rate 1 --learning_rate_decay 0.7
-
 .PHONY: demo test lint figure clean $(BACKENDS:%=test-%)
 
 demo: .venv-demo-$(BACKEND)/installed
-	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py $(DEMO)
+	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
+		--dataset sample --config examples/sample.json --save_path demo --resume
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/sample_lm.py \
 		--load_path demo --num_words 30 --plot_gates
 	@echo "Plots: demo/training.png and demo/gates.png"
@@ -28,10 +24,12 @@ demo: .venv-demo-$(BACKEND)/installed
 
 test: $(BACKENDS:%=test-%)
 
+# Keras's NumPy backend itself needs JAX: its tests run where JAX is.
 $(BACKENDS:%=test-%): test-%:
 	$(PYTHON) -m venv --clear .venv-test-$*
 	.venv-test-$*/$(PIP) '.[$*,test]'
-	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest
+	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
+	$(if $(filter jax,$*),KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS))
 
 lint:
 	$(PYTHON) -m venv --clear .venv-lint

@@ -73,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
 
 def options_from(arguments: argparse.Namespace) -> TrainingOptions:
     """The recipe: defaults, then --config, then what was given explicitly."""
-    names = {field.name for field in dataclasses.fields(TrainingOptions)}
-    values = {}
+    defaults, values = TrainingOptions(), {}
+    names = {field.name for field in dataclasses.fields(defaults)}
     if arguments.config:
         try:
             values = json.loads(Path(arguments.config).read_text("utf-8"))
@@ -90,6 +90,14 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
                 f"Option `config`: expected a JSON object with values of "
                 f"{', '.join(sorted(names))}. Received: {unknown}"
             )
+        for name, value in values.items():
+            expected = type(getattr(defaults, name))
+            fitting = (int, float) if expected is float else (expected,)
+            if type(value) not in fitting:
+                raise ValueError(
+                    f"Option `config`: {name} must be of type {expected.__name__}. "
+                    f"Received: {name}={value!r}"
+                )
     if arguments.lstm and arguments.unrolled_lstm:
         raise ValueError("Options `lstm` and `unrolled_lstm` exclude each other")
     if arguments.lstm or arguments.unrolled_lstm:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[1]
 TINY = {"qrnn_size": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
+TINY["learning_rate"] = 0.2  # a rate of 1 is for large models: here it is unstable
 
 
 def script(name):
@@ -120,6 +122,20 @@ def test_lstm_baselines(small_ptb, tmp_path, lstm, capsys):
     data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
     assert train_lm.main([*data, f"--{lstm}", "--notest"]) == 0
     assert keras.saving.load_model(tmp_path / "model.keras").cell == lstm
+
+
+def test_sample_comes_within_five_percent_of_the_best_reachable(tmp_path, capsys):
+    """What `make demo` trains, and what it prints."""
+    config = ROOT / "examples" / "sample.json"
+    data = arguments(dataset="sample", config=config, save_path=tmp_path)
+    assert train_lm.main(data) == 0
+    out = capsys.readouterr().out
+    floors = load_corpus("sample").floor_perplexity
+    for split in ("valid", "test"):
+        line = out.partition(f"{split} perplexity: ")[2].splitlines()[0]
+        reached, floor = float(line.split()[0]), floors[split]
+        assert line.endswith(f"(best reachable: {floor:.2f})")
+        assert floor <= reached < 1.05 * floor
 
 
 def final_weights(path):
@@ -260,8 +276,6 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
     ],
 )
 def test_bad_options(small_ptb, tmp_path, capsys, options, message):
-    import re
-
     base = {"data_dir": small_ptb, "save_path": tmp_path / "run", **TINY}
     assert train_lm.main(arguments(**(base | options))) == 2
     assert re.search(message, capsys.readouterr().err)
@@ -273,7 +287,7 @@ def test_config_file(small_ptb, tmp_path, capsys):
     parsed = train_lm.parser().parse_args(["--config", str(path), "--zoneout", "0.2"])
     options = train_lm.options_from(parsed)
     assert (options.qrnn_size, options.zoneout) == (12, 0.2)
-    for content in ('{"colour": 1}', "[1]", "{"):
+    for content in ('{"colour": 1}', "[1]", "{", '{"learning_rate": "fast"}'):
         path.write_text(content)
         data = arguments(data_dir=small_ptb, save_path=tmp_path / "r", config=path)
         assert train_lm.main(data) == 2

@@ -1,0 +1,74 @@
+"""What is installed, and what is imported."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+
+import keras_qrnn
+from keras_qrnn.data import load_corpus
+from keras_qrnn.training.callbacks import RunFiles
+from keras_qrnn.training.plots import pyplot
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run([*command, "-d", str(tmp_path)], cwd=ROOT, check=True)
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = wheel.namelist()
+        info = f"keras_qrnn-{keras_qrnn.__version__}.dist-info"
+        assert {name.partition("/")[0] for name in names} == {"keras_qrnn", info}
+        metadata = wheel.read(f"{info}/METADATA").decode()
+    packaged = {name for name in names if name.startswith("keras_qrnn/")}
+    sources = (ROOT / "keras_qrnn").rglob("*.py")
+    assert packaged == {
+        "keras_qrnn/py.typed",
+        *(str(path.relative_to(ROOT)) for path in sources),
+    }
+    assert f"{info}/licenses/LICENSE" in names
+    extras = {"tensorflow", "jax", "torch", "lm", "tuning", "test", "all"}
+    lines = metadata.splitlines()
+    assert {f"Provides-Extra: {extra}" for extra in extras} <= set(lines)
+    assert "License-Expression: Apache-2.0" in lines
+    required = [line for line in lines if line.startswith("Requires-Dist")]
+    always = {line.split()[1] for line in required if "extra ==" not in line}
+    assert {name.partition(">")[0] for name in always} == {"keras", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("datasets", lambda path: load_corpus(data_dir=path)),
+        ("matplotlib", lambda path: pyplot()),
+        ("tensorboardX", lambda path: RunFiles(path, {}, [], 1).on_train_begin()),
+    ],
+)
+def test_missing_package_names_the_extra(monkeypatch, tmp_path, module, use):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{module}.*keras-qrnn\[lm\]"):
+        use(tmp_path)
+
+
+def test_package_imports_only_its_backend():
+    """Beyond what Keras itself has loaded, only keras_qrnn's own modules."""
+    program = (
+        "import sys, keras; before = set(sys.modules); import keras_qrnn\n"
+        "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    others = {"tensorflow", "jax", "torch", "datasets", "keras_tuner", "matplotlib"}
+    others |= {"tensorboardX", "pandas", "pyarrow"}
+    assert not set(done.stdout.split()) & (others - {keras.config.backend()})
+    assert "keras_qrnn" in done.stdout.split()
+
+
+def test_version():
+    assert keras_qrnn.__version__ == "0.1.0"
