@@ -126,7 +126,7 @@ class Resumable:
     @keras_tuner.synchronized
     def end_trial(self, trial: Trial) -> None:
         trial_id = trial.trial_id
-        if self.trials[trial_id].status in ENDED:
+        if trial_id in self.end_order:
             # A worker outlived its chief, and the next one had the trial run again.
             return
         if trial_id in self._retry_queue:
