@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     space = parser.add_argument_group("the space")
     for name, hyperparameter in HYPERPARAMETERS.items():
         default = ", ".join(f"{v[name]} for {k}" for k, v in DEFAULTS.items())
-        space.add_argument(f"--{name}", help=f"{hyperparameter.help} (default {default})")
+        space.add_argument(
+            f"--{name}", help=f"{hyperparameter.help} (default {default})"
+        )
 
     def default(values: dict[str, int]) -> str:
         return ", ".join(f"{value} for {name}" for name, value in values.items())
@@ -115,7 +117,10 @@ def parser() -> argparse.ArgumentParser:
     for name, help in FIXED.items():
         value = getattr(defaults, name)
         training.add_argument(
-            f"--{name}", type=type(value), default=value, help=f"{help} (default {value})"
+            f"--{name}",
+            type=type(value),
+            default=value,
+            help=f"{help} (default {value})",
         )
     return parser
 
@@ -239,7 +244,12 @@ def prepare(directory: Path, expected: dict, overwrite: bool) -> None:
         write_json(path, expected)
 
 
-def finish(tuner: LanguageModelTuner, directory: Path, options: TrainingOptions) -> None:
+def finish(
+    tuner: LanguageModelTuner,
+    directory: Path,
+    options: TrainingOptions,
+    arguments: argparse.Namespace,
+) -> None:
     """Writes and prints what was found."""
     if tuner.oracle.failure:
         raise RuntimeError(str(tuner.oracle.failure))
@@ -252,11 +262,14 @@ def finish(tuner: LanguageModelTuner, directory: Path, options: TrainingOptions)
         )
     print(f"\n{completed} of {len(rows)} trials completed. The best:\n")
     print(best_table(rows))
+    data = f"--dataset {arguments.dataset}"
+    if arguments.data_dir is not None:
+        data = f"--data_dir {arguments.data_dir}"
     print(
         f"\nIn {directory}: trials.csv, best.json, best_model.keras, objective.png, "
         "hyperparameters.png, parallel.png\n"
-        f"Train the best in full: python examples/train_lm.py --config "
-        f"{directory / 'best.json'}\n"
+        f"Train the best in full: python examples/train_lm.py {data} "
+        f"--config {directory / 'best.json'}\n"
         f"TensorBoard: tensorboard --logdir {directory}",
         flush=True,
     )
@@ -316,7 +329,9 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
                 address = os.environ["KERASTUNER_ORACLE_IP"]
                 port = os.environ["KERASTUNER_ORACLE_PORT"]
                 with Chief(tuner.oracle, address, port) as chief:
-                    print(f"The chief waits for workers at {address}:{port}", flush=True)
+                    print(
+                        f"The chief waits for workers at {address}:{port}", flush=True
+                    )
                     chief.wait()
             elif arguments.workers:
                 command = [sys.executable, str(Path(__file__).absolute()), *argv]
@@ -332,7 +347,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
                 flush=True,
             )
             raise
-        finish(tuner, directory, options)
+        finish(tuner, directory, options, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

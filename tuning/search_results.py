@@ -28,7 +28,8 @@ def trial_rows(oracle: keras_tuner.Oracle, directory: Path) -> list[dict]:
         row = {"trial": trial.trial_id, "status": trial.status}
         row[OBJECTIVE] = trial.score if completed else ""
         for name in MEASURED:
-            row[name] = trial.metrics.get_last_value(name) if completed else ""
+            value = trial.metrics.get_last_value(name) if completed else ""
+            row[name] = int(value) if completed and value == int(value) else value
         for name in HYPERPARAMETERS:
             row[name] = trial.hyperparameters.values[name]
         row["error"] = read_error(directory / f"trial_{trial.trial_id}")
@@ -125,10 +126,14 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
     done = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE] != ""]
     values = np.array([rows[n - 1][OBJECTIVE] for n in done])
     best = np.minimum.accumulate(values)
-    axis.step([*done, len(rows)], [*best, best[-1]], "C0", where="post", label="best")
+    axis.step(
+        [*done, len(rows)], [*best, best[-1]], "C0", where="post", label="best so far"
+    )
     axis.plot(done, values, "o", color="C7", alpha=0.8, label="trial")
     last = int(values.argmin())
-    axis.plot(done[last], values[last], "*", color="C3", markersize=16, label="the best")
+    axis.plot(
+        done[last], values[last], "*", color="C3", markersize=16, label="the best"
+    )
     axis.annotate(
         f"{values[last]:.4g}", (done[last], values[last]), textcoords="offset points",
         xytext=(8, -14), color="C3",
@@ -138,7 +143,12 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
         # On the upper edge, whatever the scale: they have no value.
         edge = axis.get_xaxis_transform()
         axis.plot(
-            failed, [0.98] * len(failed), "x", color="C1", transform=edge, label="failed"
+            failed,
+            [0.98] * len(failed),
+            "x",
+            color="C1",
+            transform=edge,
+            label="failed",
         )
     _perplexity_scale(axis, values)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -169,7 +179,7 @@ def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
             axis.set_xticks(range(len(labels)), labels)
             axis.set_xlim(-0.5, len(labels) - 0.5)
         elif HYPERPARAMETERS[name].log:
-            axis.set_xscale("log")
+            _log_scale(axis.xaxis, (1, 2, 5))
         axis.plot(at, values, "o", color="C0", alpha=0.6, markersize=5)
         axis.plot(at[best], values[best], "*", color="C3", markersize=14)
         _perplexity_scale(axis, values)
@@ -218,7 +228,8 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
     host.xaxis.tick_top()
     host.tick_params(axis="x", length=0)
     lines = np.stack(columns, 1)
-    rank = columns[-1]
+    # Coloured by rank: a trial that went wrong would leave the others one colour.
+    rank = values.argsort().argsort() / max(1, len(values) - 1)
     for n in np.argsort(-values):  # the best on top
         best = n == values.argmin()
         host.plot(
@@ -226,7 +237,7 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
             color="C3" if best else plt.colormaps["viridis"](rank[n]),
             alpha=1 if best else 0.6,
         )  # fmt: skip
-    host.set_title("The best in red", fontsize="medium", loc="right", pad=12)
+    figure.suptitle(f"{len(rows)} trials, from yellow, the worst, to red, the best")
     save_figure(figure, path)
 
 
@@ -243,6 +254,14 @@ def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
 def _perplexity_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
     """Logarithmic where some trials are far worse than others."""
     if values.max() > 3 * values.min():
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("")
+        _log_scale(axis.yaxis, (1, 1.5, 2, 3, 5, 7))
+
+
+def _log_scale(axis, marks: tuple[float, ...]) -> None:  # noqa: ANN001
+    """A logarithmic scale with plain numbers at `marks` in each decade."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=marks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

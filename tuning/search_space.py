@@ -93,7 +93,7 @@ DEFAULTS = {
         "dropout": "0.0-0.3",
         "emb_dim": "16-64",
         "pooling": "f,fo,ifo",
-        "learning_rate": "0.1-2.0",
+        "learning_rate": "0.05-1.0",
     },
     "ptb": {
         "units": "256-1024",

@@ -87,8 +87,8 @@ class Resumable:
             super().reload()
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
-                f"{path.parent} is not a whole search: {type(error).__name__}: {error}. "
-                "Use --overwrite to start anew"
+                f"{path.parent} is not a whole search: {type(error).__name__}: "
+                f"{error}. Use --overwrite to start anew"
             ) from error
         # A trial is written before the oracle's list: one that is not in the list
         # was never given out, and its number will be given to another one.
@@ -375,8 +375,9 @@ class LanguageModelTuner(BaseTuner):
             # Not the trial's fault: it would befall all that follow.
             raise FatalError(f"{type(error).__name__}: {error}") from error
         if not math.isfinite(history[-1][OBJECTIVE]):
+            last = history[-1]
             raise FailedTrialError(
-                f"Diverged: {OBJECTIVE} {history[-1][OBJECTIVE]} in epoch {len(history)}"
+                f"Diverged: {OBJECTIVE} {last[OBJECTIVE]} in epoch {last['epoch']}"
             )
         return history
 
@@ -384,9 +385,7 @@ class LanguageModelTuner(BaseTuner):
 def training_options(options: TrainingOptions, values: dict) -> TrainingOptions:
     """`options` with a trial's hyperparameters."""
     searched = {each.option: values[each.name] for each in HYPERPARAMETERS.values()}
-    return replace(
-        options, epoch=values.get("tuner/epochs", options.epoch), **searched
-    )
+    return replace(options, epoch=values.get("tuner/epochs", options.epoch), **searched)
 
 
 class Progress(keras.callbacks.Callback):
