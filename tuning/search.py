@@ -33,6 +33,7 @@ except ImportError as error:
     )
 
 from keras_tuner.errors import FatalError
+
 from search_results import best_table, tidy_trials, write_results
 from search_space import DEFAULTS, HYPERPARAMETERS, canonical, parse
 from search_tuner import TUNERS, LanguageModelTuner, make_oracle, write_json

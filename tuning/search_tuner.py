@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,11 @@ from keras_tuner.oracles import (
     HyperbandOracle,
     RandomSearchOracle,
 )
-from search_space import HYPERPARAMETERS, grid, hyperparameters
 
 from keras_qrnn._files import atomic_write
 from keras_qrnn.data import Corpus, Vocabulary
 from keras_qrnn.training import TrainingOptions, train_language_model
+from search_space import HYPERPARAMETERS, grid, hyperparameters
 
 OBJECTIVE = "val_perplexity"
 TUNERS = ("random", "bayesian", "hyperband", "grid")
@@ -186,7 +187,12 @@ class BayesianOracle(Resumable, BayesianOptimizationOracle):
     """Bayesian optimization that tries nothing twice."""
 
     def populate_space(self, trial_id: str) -> dict:
-        found = super().populate_space(trial_id)
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            # A length scale at the end of its range: nothing a user could change.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = super().populate_space(trial_id)
         if found["values"] and self._duplicate(found["values"]):
             return self._random_populate_space()
         return found

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent import futures
@@ -147,7 +146,8 @@ def end_with_parent() -> None:
     """Ends this process when the one that started it has gone."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not `sys.stdin.read`: it keeps a lock that the interpreter needs to end.
+        while os.read(0, 1):
             pass
         os._exit(1)
 
