@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     option("batch_size", "rows of a batch")
     option("seq_len", "steps of backpropagation through time")
     option("save_every", "steps between two checkpoints")
+    option("early_stopping", "stop after so many epochs without improvement; 0: never")
     option("qrnn_size", "units of each layer")
     option("qrnn_layers", "number of layers")
     option("qrnn_k", "window of the convolution")

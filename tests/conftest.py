@@ -7,6 +7,8 @@ import hypothesis
 import keras
 import pytest
 
+from keras_qrnn.data import load_corpus
+
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(
     "default", deadline=None, max_examples=25, derandomize=True, print_blob=True
@@ -19,3 +21,14 @@ def _seed():
     keras.utils.set_random_seed(0)
     yield
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def small_ptb(tmp_path_factory):
+    """A PTB-shaped corpus of a few hundred lines, so that epochs are short."""
+    directory = tmp_path_factory.mktemp("ptb")
+    corpus = load_corpus("sample")
+    for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
+        text = "\n".join(getattr(corpus, split)[:lines]) + "\n"
+        (directory / f"{split}.txt").write_text(text)
+    return directory

@@ -85,6 +85,17 @@ def test_perplexity_is_of_the_whole_stream(cell):
             assert not keras.ops.convert_to_numpy(state).any()
 
 
+@pytest.mark.parametrize("steps", [6, 600])
+def test_perplexity_with_a_window_of_one(steps):
+    """One row, and a layer that has nothing but its inputs to know their shape by."""
+    model = tiny(window=1)
+    ids = RNG.integers(0, 11, 1200).astype("int32")
+    logits = keras.ops.convert_to_numpy(model.with_batch_size(1)(ids[None, :-1]))[0]
+    expected = -np.take_along_axis(log_softmax(logits), ids[1:, None], -1).mean()
+    found = evaluate_perplexity(model, ids, steps)
+    assert math.isclose(found, math.exp(expected), rel_tol=1e-4)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_saves_and_loads(tmp_path, cell):
     model = tiny(cell)

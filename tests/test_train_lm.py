@@ -49,17 +49,6 @@ def arguments(**options):
 
 
 @pytest.fixture(scope="module")
-def small_ptb(tmp_path_factory):
-    """A PTB-shaped corpus of a few hundred lines, so that epochs are short."""
-    directory = tmp_path_factory.mktemp("ptb")
-    corpus = load_corpus("sample")
-    for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
-        text = "\n".join(getattr(corpus, split)[:lines]) + "\n"
-        (directory / f"{split}.txt").write_text(text)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def trained(small_ptb, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "model"
     data = arguments(data_dir=small_ptb, save_path=path)

@@ -64,6 +64,10 @@ def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tens
 def _scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
+    # Of a stateful layer's batch only the state knows the size; where it is 1, a
+    # loop whose inputs do not know it would change its state's shape.
+    shape = (initial_state.shape[0], None, None)
+    decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
     batch, time, units = inputs.shape
     known = batch is not None and units is not None
     length = block_length(time, batch * units if known else None)

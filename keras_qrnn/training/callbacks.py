@@ -60,6 +60,36 @@ class ValidationPerplexity(keras.callbacks.Callback):
         logs["val_loss"] = math.log(perplexity)
 
 
+def is_over(history: list[dict], patience: int) -> bool:
+    """Whether to train no further after the epochs of `history`.
+
+    So it is where validation has diverged, of which nothing comes any more, and
+    where it has not improved for `patience` epochs, if that is not 0. It is a
+    function of the history alone, so that a resumed run stops where one that
+    was never interrupted does.
+    """
+    perplexities = [row["val_perplexity"] for row in history]
+    if not perplexities:
+        return False
+    if not math.isfinite(perplexities[-1]):
+        return True
+    best = perplexities.index(min(perplexities))
+    return 0 < patience <= len(perplexities) - 1 - best
+
+
+class Stopping(keras.callbacks.Callback):
+    """Ends `fit` when `is_over`."""
+
+    def __init__(self, history: list[dict], patience: int) -> None:
+        super().__init__()
+        self._history = history
+        self._patience = patience
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if is_over(self._history, self._patience):
+            self.model.stop_training = True
+
+
 class RunFiles(keras.callbacks.Callback):
     """Writes what a run leaves in its directory.
 

@@ -12,7 +12,9 @@ from keras_qrnn.models import LanguageModel
 from keras_qrnn.training.callbacks import (
     CarriedState,
     RunFiles,
+    Stopping,
     ValidationPerplexity,
+    is_over,
     learning_rate_schedule,
 )
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta
@@ -32,6 +34,7 @@ class TrainingOptions:
     batch_size: int = 20
     seq_len: int = 105
     save_every: int = 100
+    early_stopping: int = 0
     qrnn_size: int = 640
     qrnn_layers: int = 2
     qrnn_k: int = 2
@@ -57,6 +60,12 @@ class TrainingOptions:
                 raise ValueError(
                     f"Option `{name}` must be positive. Received: {name}={value!r}"
                 )
+        patience = self.early_stopping
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
+            raise ValueError(
+                "Option `early_stopping` must be 0 or a number of epochs. "
+                f"Received: early_stopping={patience!r}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 "Option `weight_decay` must not be negative. "
@@ -170,6 +179,7 @@ def train_language_model(
                 CarriedState(metrics),
                 ValidationPerplexity(evaluator),
                 RunFiles(directory, known, history, options.save_every, step, elapsed),
+                Stopping(history, options.early_stopping),
                 *(callbacks or []),
             ],
         )
@@ -177,7 +187,7 @@ def train_language_model(
     if step:  # the rest of the epoch that was interrupted
         fit(epoch + 1, step, metrics, elapsed)
         epoch += 1
-    if epoch < options.epoch:
+    if epoch < options.epoch and not is_over(history, options.early_stopping):
         fit(options.epoch, 0, None, 0.0)
     return history
 
@@ -185,7 +195,7 @@ def train_language_model(
 def _check_options(path: Path, expected: dict) -> None:
     found = read_meta(path)["options"]
     # A run may be made longer, and its checkpoints written more or less often.
-    free = {"epoch", "save_every"}
+    free = {"epoch", "save_every", "early_stopping"}
     other = [n for n in expected if n not in free and found.get(n) != expected[n]]
     if other:
         name = other[0]

@@ -1,0 +1,235 @@
+"""A search by several processes: keras-tuner's chief, and workers on this machine."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent import futures
+from pathlib import Path
+from typing import Self
+
+import grpc
+import keras
+import keras_tuner
+
+# The part of keras-tuner that its environment variables start, without the
+# loop around it, which takes up to 20 seconds to see that a search has ended.
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer, exit_chief
+
+VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+# Runs of a trial whose worker is killed each time, before it counts as failed.
+MAX_RUNS = 3
+MAX_STARTS = 3
+GRACE = 10  # seconds from SIGTERM to SIGKILL
+
+
+def role() -> str:
+    """`"single"`, or what keras-tuner's environment variables make of this process.
+
+    Raises:
+        ValueError: if only some of them are set.
+    """
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if len(missing) == len(VARIABLES):
+        return "single"
+    if missing:
+        raise ValueError(
+            f"The environment variables {', '.join(VARIABLES)} go together. "
+            f"Received: no {', '.join(missing)}"
+        )
+    # So keras-tuner knows the chief.
+    return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
+class Chief:
+    """Serves an oracle to keras-tuner's workers while its context lasts.
+
+    Args:
+        oracle: that gives out the trials.
+        address: to listen at.
+        port: likewise; 0 for any that is free.
+
+    Attributes:
+        port: where it listens.
+
+    Raises:
+        OSError: if the address is taken or is not one of this machine.
+    """
+
+    def __init__(
+        self, oracle: keras_tuner.Oracle, address: str, port: int | str = 0
+    ) -> None:
+        self._oracle = oracle
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=1),
+            # Otherwise two chiefs can have one port and share its workers.
+            options=[("grpc.so_reuseport", 0)],
+        )
+        self._servicer = OracleServicer(oracle)
+        protos.get_service_grpc().add_OracleServicer_to_server(
+            self._servicer, self._server
+        )
+        try:
+            self.port = self._server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"Cannot listen at {address}:{port}: {error}") from error
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.stop(grace=None).wait()
+
+    def wait(self) -> None:
+        """Returns when the search has ended and all workers know."""
+        while not self._oracle.failure:
+            if self._servicer.stop_triggered and exit_chief(self._oracle):
+                return
+            time.sleep(0.5)
+
+
+class Worker:
+    """A process on this machine that runs trials, and its output.
+
+    What it prints is printed with its name in front; its errors are kept in a
+    file, for they include the chatter of the backends.
+    """
+
+    def __init__(
+        self, tuner_id: str, command: list[str], log: Path, environment: dict[str, str]
+    ) -> None:
+        self.tuner_id = tuner_id
+        self.log = log
+        with log.open("ab") as errors:
+            # A terminal sends Ctrl-C to all in the foreground: in a session of
+            # their own the workers are ended here, once. Through `stdin` they
+            # see the end of this process, whatever brings it about.
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | environment | {"KERASTUNER_TUNER_ID": tuner_id},
+                start_new_session=True,
+            )
+        print(f"{tuner_id} starts, process {self.process.pid}", flush=True)
+        self._printer = threading.Thread(target=self._print, daemon=True)
+        self._printer.start()
+
+    def _print(self) -> None:
+        for line in self.process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            print(f"{self.tuner_id}: {text.strip()}", flush=True)
+
+    def close(self) -> None:
+        """Ends it, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._printer.join()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def last_words(self) -> str:
+        """The end of its errors."""
+        return self.log.read_text("utf-8", errors="replace")[-2000:].strip()
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has gone."""
+
+    def watch() -> None:
+        # Not `sys.stdin.read`: it keeps a lock that the interpreter needs to end.
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_workers(
+    oracle: keras_tuner.Oracle, count: int, command: list[str], directory: Path
+) -> None:
+    """Runs a search to its end with a chief and `count` workers on this machine.
+
+    A worker that is killed is started again under its name, under which the
+    chief gives it the trial that it had; a trial that was begun `MAX_RUNS` times
+    counts as failed.
+
+    Args:
+        oracle: that gives out the trials.
+        count: of workers.
+        command: that starts a worker.
+        directory: of the search, for the workers' logs.
+
+    Raises:
+        RuntimeError: if the search cannot go on; all workers have ended then.
+    """
+    workers, deaths, idle_deaths = {}, {}, {}
+    # As if it were Ctrl-C: or the workers would outlive a `kill` of this process.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Chief(oracle, "127.0.0.1") as chief:
+            environment = {
+                "KERASTUNER_ORACLE_IP": "127.0.0.1",
+                "KERASTUNER_ORACLE_PORT": str(chief.port),
+                "KERAS_BACKEND": keras.config.backend(),
+                "PYTHONUNBUFFERED": "1",
+            }
+
+            def start(tuner_id: str) -> None:
+                log = directory / f"{tuner_id}.log"
+                workers[tuner_id] = Worker(tuner_id, command, log, environment)
+
+            try:
+                for n in range(count):
+                    start(f"worker{n}")
+                while workers and not oracle.failure:
+                    time.sleep(0.1)
+                    for tuner_id, worker in list(workers.items()):
+                        code = worker.process.poll()
+                        if code is None:
+                            continue
+                        workers.pop(tuner_id).close()
+                        if code == 0 or oracle.failure:
+                            continue
+                        if code == 2:  # it has said that it cannot go on
+                            raise RuntimeError(f"{tuner_id}: {worker.last_words()}")
+                        trial = oracle.ongoing_trials.get(tuner_id)
+                        if trial is None:
+                            counts, key, most = idle_deaths, tuner_id, MAX_STARTS
+                        else:
+                            counts, key, most = deaths, trial.trial_id, MAX_RUNS
+                        counts[key] = counts.get(key, 0) + 1
+                        what = f"{tuner_id} ended with {_code(code)}"
+                        if trial is None and counts[key] == most:
+                            raise RuntimeError(
+                                f"{what} {most} times without a trial: "
+                                f"{worker.last_words()}"
+                            )
+                        print(f"{what}; see {worker.log}", flush=True)
+                        if trial is not None and counts[key] == most:
+                            oracle.fail(
+                                tuner_id, f"Its worker was killed {most} times, {what}"
+                            )
+                        start(tuner_id)
+            finally:
+                for worker in workers.values():
+                    worker.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _code(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
