@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
 
 
-def tensor(array: np.ndarray):  # noqa: ANN201
+def tensor(array: np.ndarray) -> keras.KerasTensor:
     """`array` on the active backend, where it can be differentiated by."""
     if BACKEND != "torch":
         return keras.ops.convert_to_tensor(array)
@@ -47,7 +48,10 @@ def forward(function: Callable, xla: bool = False) -> Callable:
 
 
 def forward_backward(
-    function: Callable, cotangent, variables: Sequence = (), xla: bool = False  # noqa: ANN001
+    function: Callable,
+    cotangent,  # noqa: ANN001
+    variables: Sequence = (),
+    xla: bool = False,
 ) -> Callable:
     """Outputs of `function(*tensors)` and gradients by its arguments.
 
@@ -70,7 +74,7 @@ def forward_backward(
     if BACKEND == "torch":
         import torch
 
-        def step(*tensors) -> tuple:  # noqa: ANN002
+        def step(*tensors) -> tuple:
             outputs = function(*tensors)
             return outputs, torch.autograd.grad(
                 outputs, [*tensors, *variables], cotangent
@@ -79,7 +83,7 @@ def forward_backward(
         return step
     import tensorflow as tf
 
-    def step(*tensors) -> tuple:  # noqa: ANN002
+    def step(*tensors) -> tuple:
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             outputs = function(*tensors)
@@ -87,6 +91,48 @@ def forward_backward(
         return outputs, gradients
 
     return tf.function(step, jit_compile=xla, autograph=False)
+
+
+def layer_calls(
+    layer: keras.Layer,
+    x,  # noqa: ANN001
+    cotangent,  # noqa: ANN001
+    by_input: bool = True,
+) -> dict[str, Callable]:
+    """Inference and training step of a layer, as `predict` and `fit` run it.
+
+    A training step is the forward pass and the gradients by the weights and,
+    unless `by_input` is False, by `x`.
+    """
+    if not layer.built:
+        layer.build(x.shape)
+    if BACKEND == "jax":
+        values = [v.value for v in layer.trainable_variables]
+        rest = [v.value for v in layer.non_trainable_variables]
+
+        def call(x, *values, training: bool) -> keras.KerasTensor:  # noqa: ANN001
+            return layer.stateless_call(values, rest, x, training=training)[0]
+
+        infer = forward(partial(call, training=False))
+        function = partial(call, training=True)
+        arguments = (x, *values) if by_input else values
+        if not by_input:
+            function = partial(function, x)
+        train = forward_backward(function, cotangent)
+        return {
+            "inference": lambda: infer(x, *values),
+            "training": lambda: train(*arguments),
+        }
+    xla = BACKEND == "tensorflow" and layer.supports_jit
+    infer = forward(lambda x: layer(x, training=False), xla)
+    inputs = [x] if by_input else []
+    train = forward_backward(
+        lambda *inputs: layer(*(inputs or [x]), training=True),
+        cotangent,
+        [v.value for v in layer.trainable_variables],
+        xla,
+    )
+    return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
 
 
 def wait(results) -> None:  # noqa: ANN001
@@ -125,15 +171,13 @@ def measure(
         wait(call())
         return time.perf_counter() - start
 
-    warm = {}
-    for name, call in calls.items():
+    for call in calls.values():
         timed(call)  # compiles
-        warm[name] = timed(call)
-    times = {name: [] for name in calls}
     gc.collect()
-    for n in range(max_rounds):
+    times = {name: [timed(call)] for name, call in calls.items()}
+    for n in range(1, max_rounds):
         for name, call in calls.items():
-            if n < 3 or n * warm[name] < seconds:
+            if n < 3 or n * times[name][0] < seconds:
                 times[name].append(timed(call))
     return {
         name: {
@@ -156,6 +200,8 @@ def environment() -> dict[str, str]:
         model = names[0].strip() if names else model
     versions = [f"{BACKEND} {importlib.metadata.version(BACKEND)}"]
     versions.append(f"keras {keras.__version__}")
+    if policy := os.environ.get("OMP_WAIT_POLICY"):
+        versions.append(f"OMP_WAIT_POLICY={policy}")
     return {
         "hardware": f"{model}, {len(os.sched_getaffinity(0))} cores",
         "versions": ", ".join(versions),

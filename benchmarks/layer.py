@@ -20,6 +20,7 @@ from _timing import (
     forward,
     forward_backward,
     int_list,
+    layer_calls,
     measure,
     merge_rows,
     read_rows,
@@ -33,41 +34,12 @@ UNITS = 320
 KEY = ("batch", "time", "units", "mode", "name")
 
 
-def keras_layer(layer: keras.Layer, x, cotangent) -> dict[str, Callable]:  # noqa: ANN001
-    """Inference and training step of a layer, as `fit` and `predict` run it."""
-    layer.build(x.shape)
-    if BACKEND == "jax":
-        values = [v.value for v in layer.trainable_variables]
-        rest = [v.value for v in layer.non_trainable_variables]
-
-        def call(training: bool) -> Callable:
-            return lambda x, *values: layer.stateless_call(
-                values, rest, x, training=training
-            )[0]
-
-        infer = forward(call(False))
-        train = forward_backward(call(True), cotangent)
-        return {
-            "inference": lambda: infer(x, *values),
-            "training": lambda: train(x, *values),
-        }
-    xla = BACKEND == "tensorflow" and layer.supports_jit
-    variables = [v.value for v in layer.trainable_variables]
-    infer = forward(lambda x: layer(x, training=False), xla)
-    train = forward_backward(
-        lambda x: layer(x, training=True), cotangent, variables, xla
-    )
-    return {"inference": lambda: infer(x), "training": lambda: train(x)}
-
-
 def torch_lstm(x, units: int, cotangent) -> dict[str, Callable]:  # noqa: ANN001
     import torch
 
     layer = torch.nn.LSTM(x.shape[-1], units, batch_first=True, device=x.device)
     infer = forward(lambda x: layer(x)[0])
-    train = forward_backward(
-        lambda x: layer(x)[0], cotangent, list(layer.parameters())
-    )
+    train = forward_backward(lambda x: layer(x)[0], cotangent, list(layer.parameters()))
     return {"inference": lambda: infer(x), "training": lambda: train(x)}
 
 
@@ -98,7 +70,7 @@ def benchmark(
     }
     made = {"floor": lambda: floor(batch * time, 2 * units, 3 * units)}
     for name, layer in keras_layers.items():
-        made[name] = lambda layer=layer: keras_layer(layer, x, cotangent)
+        made[name] = lambda layer=layer: layer_calls(layer, x, cotangent)
     if BACKEND == "torch":
         made["torch LSTM"] = lambda: torch_lstm(x, units, cotangent)
     calls = {}
@@ -109,12 +81,8 @@ def benchmark(
     for mode in ("inference", "training"):
         chosen = {key: call for key, call in calls.items() if key[0] == mode}
         for (_, name), spread in measure(chosen, seconds).items():
-            rows.append(
-                {
-                    "batch": batch, "time": time, "units": units, "mode": mode,
-                    "name": name, **spread, **environment(),
-                }  # fmt: skip
-            )
+            cell = {"batch": batch, "time": time, "units": units}
+            rows.append(cell | {"mode": mode, "name": name} | spread | environment())
     return rows
 
 

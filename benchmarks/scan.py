@@ -1,6 +1,6 @@
 """`linear_scan` against one pass over the same memory and the other scans.
 
-    KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
+KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
 """
 
 import argparse
