@@ -32,8 +32,11 @@ def tensor(array: np.ndarray) -> keras.KerasTensor:
     return keras.ops.convert_to_tensor(array).requires_grad_()
 
 
-def forward(function: Callable, xla: bool = False) -> Callable:
-    """`function(*tensors)` as inference runs it: compiled or without a graph."""
+def forward(function: Callable) -> Callable:
+    """`function(*tensors)` as Keras would run it in inference.
+
+    On a CPU alone Keras leaves XLA off in TensorFlow, and so does this.
+    """
     if BACKEND == "jax":
         import jax
 
@@ -44,14 +47,13 @@ def forward(function: Callable, xla: bool = False) -> Callable:
         return torch.no_grad()(function)
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=xla, autograph=False)
+    return tf.function(function, autograph=False)
 
 
 def forward_backward(
     function: Callable,
     cotangent,  # noqa: ANN001
     variables: Sequence = (),
-    xla: bool = False,
 ) -> Callable:
     """Outputs of `function(*tensors)` and gradients by its arguments.
 
@@ -60,7 +62,6 @@ def forward_backward(
         cotangent: the gradient by the output.
         variables: what is differentiated by in addition (torch, TensorFlow; on
             JAX a variable's value is an argument).
-        xla: whether TensorFlow compiles it with XLA.
     """
     if BACKEND == "jax":
         import jax
@@ -90,7 +91,7 @@ def forward_backward(
         gradients = tape.gradient(outputs, [*tensors, *variables], cotangent)
         return outputs, gradients
 
-    return tf.function(step, jit_compile=xla, autograph=False)
+    return tf.function(step, autograph=False)
 
 
 def layer_calls(
@@ -123,14 +124,12 @@ def layer_calls(
             "inference": lambda: infer(x, *values),
             "training": lambda: train(*arguments),
         }
-    xla = BACKEND == "tensorflow" and layer.supports_jit
-    infer = forward(lambda x: layer(x, training=False), xla)
+    infer = forward(lambda x: layer(x, training=False))
     inputs = [x] if by_input else []
     train = forward_backward(
         lambda *inputs: layer(*(inputs or [x]), training=True),
         cotangent,
         [v.value for v in layer.trainable_variables],
-        xla,
     )
     return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
 

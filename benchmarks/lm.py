@@ -95,7 +95,7 @@ def parts(
     for layer, dropout in zip(model.recurrent, model.dropouts[1:], strict=True):
         recurrent += [layer, dropout]
     embedding = keras.Sequential([model.embedding, model.dropouts[0]])
-    softmax = forward_backward(loss, ops.ones(()), (), BACKEND == "tensorflow")
+    softmax = forward_backward(loss, ops.ones(()))
     return {
         "embedding": layer_calls(embedding, tokens, embedded, False)["training"],
         "recurrent layers": layer_calls(keras.Sequential(recurrent), embedded, hidden)[
