@@ -111,6 +111,16 @@ def test_associative_scan_equals_sequential(reverse):
     assert_close(active._associative(*tensors, reverse), expected)
 
 
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="a compilation of JAX")
+def test_eager_scans_compile_once():
+    arguments = scan_arguments((2, 11, 3))
+    keras_qrnn.linear_scan(*arguments)
+    compiled = active._scan._cache_size()
+    for _ in range(3):
+        keras_qrnn.linear_scan(*arguments)
+    assert active._scan._cache_size() == compiled
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 3])

@@ -25,6 +25,14 @@ def linear_scan(
 def _linear_scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
+    return _scan(decay, inputs, initial_state, reverse)
+
+
+# Compiled here, because an eager call would compile its loop anew every time.
+@partial(jax.jit, static_argnums=3)
+def _scan(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> jax.Array:
     # On the CPU, XLA runs a step of a compiled loop in well under a microsecond
     # and no cut of the time axis wins. A GPU launches a kernel for every step.
     return lax.platform_dependent(
