@@ -102,6 +102,44 @@ def test_blocked_scan_equals_sequential(time, reverse):
     assert_close(blocked, ops.convert_to_numpy(sequential)[..., :3])
 
 
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="a scan of JAX")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_associative_scan_equals_sequential(reverse):
+    """JAX takes the first on accelerators, the second on the CPU."""
+    tensors = [ops.convert_to_tensor(a) for a in scan_arguments((2, 37, 3))]
+    expected = ops.convert_to_numpy(active._sequential(*tensors, reverse))
+    assert_close(active._associative(*tensors, reverse), expected)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="a compilation of JAX")
+def test_eager_scans_compile_once():
+    arguments = scan_arguments((2, 11, 3))
+    keras_qrnn.linear_scan(*arguments)
+    compiled = active._scan._cache_size()
+    for _ in range(3):
+        keras_qrnn.linear_scan(*arguments)
+    assert active._scan._cache_size() == compiled
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_convolution_equals_products(window, use_bias):
+    rng = np.random.default_rng(window)
+    shapes = [(7, 2, 3), (window, 3, 8), (8,)][: 3 if use_bias else 2]
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+    def loss(function, *tensors):
+        tensors = tensors if use_bias else (*tensors, None)
+        return ops.sum(ops.sin(function(*tensors)))
+
+    got = value_and_gradients(lambda *a: loss(active._conv2d, *a), arrays)
+    want = value_and_gradients(lambda *a: loss(active._products, *a), arrays)
+    assert_close(got[0], want[0])
+    for g, w in zip(got[1], want[1], strict=True):
+        assert_close(g, w)
+
+
 def pool_arguments(pooling, shape, activated):
     rng = np.random.default_rng(len(pooling))
     gates = [rng.normal(size=shape) for _ in reference.GATES[pooling]]

@@ -71,7 +71,6 @@ def _scan(
     batch, time, units = inputs.shape
     known = batch is not None and units is not None
     length = block_length(time, batch * units if known else None)
-    decay, inputs = (tf.transpose(x, [1, 0, 2]) for x in (decay, inputs))
     # Run eagerly, a loop would dispatch every step: then it runs as a graph.
     eager = tf.executing_eagerly()
     if length == time:
@@ -81,10 +80,17 @@ def _scan(
         scan = _blocked_graph if eager else _blocked
         length = tf.constant(length) if eager else length
         states = scan(decay, inputs, initial_state, reverse, length)
-    return tf.ensure_shape(tf.transpose(states, [1, 0, 2]), (batch, time, units))
+    return tf.ensure_shape(states, (batch, time, units))
 
 
 def _sequential(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    decay, inputs = (tf.transpose(x, [1, 0, 2]) for x in (decay, inputs))
+    return tf.transpose(_steps(decay, inputs, initial_state, reverse), [1, 0, 2])
+
+
+def _steps(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
     """Time-major scan, one step at a time."""
@@ -116,26 +122,30 @@ def _blocked(
     length: int | tf.Tensor,
 ) -> tf.Tensor:
     """The scan in `length + time / length` steps: see `ops/blocks.py`."""
-    if reverse:
-        decay, inputs = tf.reverse(decay, [0]), tf.reverse(inputs, [0])
-        return tf.reverse(_blocked(decay, inputs, initial_state, False, length), [0])
     sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
-    time, batch, units = (n if known is None else known for known, n in sizes)
+    batch, time, units = (n if known is None else known for known, n in sizes)
     blocks = -(-time // length)
-    pad = [[0, blocks * length - time], [0, 0], [0, 0]]
+    # Padding lies behind the last step in scan order.
+    rest = [blocks * length - time, 0] if reverse else [0, blocks * length - time]
 
     def in_blocks(sequence: tf.Tensor) -> tf.Tensor:
-        sequence = tf.reshape(tf.pad(sequence, pad), (blocks, length, batch, units))
-        return tf.transpose(sequence, [1, 0, 2, 3])
+        sequence = tf.pad(sequence, [[0, 0], rest, [0, 0]])
+        sequence = tf.reshape(sequence, (batch, blocks, length, units))
+        return tf.transpose(sequence, [2, 1, 0, 3])
 
     decay, inputs = in_blocks(decay), in_blocks(inputs)
     zeros = tf.zeros((blocks, batch, units), inputs.dtype)
-    states = _sequential(decay, inputs, zeros, reverse=False)
-    products = _sequential(decay, tf.zeros_like(inputs), zeros + 1, reverse=False)
-    ends = _sequential(products[-1], states[-1], initial_state, reverse=False)
-    carried = tf.concat([initial_state[None], ends[:-1]], axis=0)
-    states = tf.transpose(states + products * carried, [1, 0, 2, 3])
-    return tf.reshape(states, (blocks * length, batch, units))[:time]
+    states = _steps(decay, inputs, zeros, reverse)
+    products = _steps(decay, tf.zeros_like(inputs), zeros + 1, reverse)
+    last = 0 if reverse else -1
+    ends = _steps(products[last], states[last], initial_state, reverse)
+    if reverse:
+        carried = tf.concat([ends[1:], initial_state[None]], axis=0)
+    else:
+        carried = tf.concat([initial_state[None], ends[:-1]], axis=0)
+    states = tf.transpose(states + products * carried, [2, 1, 0, 3])
+    states = tf.reshape(states, (batch, blocks * length, units))
+    return states[:, rest[0] : rest[0] + time]
 
 
 # Traced anew for a few shapes only, then for shapes of unknown sizes.

@@ -7,6 +7,7 @@ for a transposition only at its ends.
 
 import torch
 from torch.autograd import Function
+from torch.nn import functional
 
 from keras_qrnn.ops.blocks import block_length
 
@@ -269,8 +270,26 @@ def _pool_gradients(
 def causal_conv(
     inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """One matrix product for each tap, on views: the window is never copied."""
     inputs = inputs.transpose(0, 1).contiguous()
+    # oneDNN's float32 convolution is up to twice as fast as the BLAS product.
+    onednn = inputs.is_cpu and torch.backends.mkldnn.is_available()
+    product = _conv2d if onednn and inputs.dtype == torch.float32 else _products
+    return product(inputs, kernel, bias).transpose(0, 1)
+
+
+def _conv2d(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """One image of time by batch pixels, channels last: no copy on either side."""
+    image = inputs.permute(2, 0, 1)[None]
+    outputs = functional.conv2d(image, kernel.permute(2, 1, 0)[..., None], bias)
+    return outputs[0].permute(1, 2, 0)
+
+
+def _products(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """One matrix product for each tap, on views: the window is never copied."""
     window, features, channels = kernel.shape
     time = inputs.shape[0] - window + 1
     outputs = None
@@ -282,4 +301,4 @@ def causal_conv(
             outputs = torch.mm(x, kernel[j])
         else:
             outputs = torch.addmm(bias, x, kernel[j])
-    return outputs.view(time, inputs.shape[1], channels).transpose(0, 1)
+    return outputs.view(time, inputs.shape[1], channels)

@@ -1,0 +1,243 @@
+"""What the benchmark scripts share: backend calls, timing, and result files.
+
+A result file is a CSV with one measurement a row. A script may measure a part of
+its grid: rows of the same key are replaced, the others stay.
+"""
+
+import csv
+import datetime
+import gc
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_qrnn._files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+BACKEND = keras.config.backend()
+
+
+def tensor(array: np.ndarray) -> keras.KerasTensor:
+    """`array` on the active backend, where it can be differentiated by."""
+    if BACKEND != "torch":
+        return keras.ops.convert_to_tensor(array)
+    return keras.ops.convert_to_tensor(array).requires_grad_()
+
+
+def forward(function: Callable) -> Callable:
+    """`function(*tensors)` as Keras would run it in inference.
+
+    On a CPU alone Keras leaves XLA off in TensorFlow, and so does this.
+    """
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    if BACKEND == "torch":
+        import torch
+
+        return torch.no_grad()(function)
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
+
+
+def forward_backward(
+    function: Callable,
+    cotangent,  # noqa: ANN001
+    variables: Sequence = (),
+) -> Callable:
+    """Outputs of `function(*tensors)` and gradients by its arguments.
+
+    Args:
+        function: of tensors, to one tensor.
+        cotangent: the gradient by the output.
+        variables: what is differentiated by in addition (torch, TensorFlow; on
+            JAX a variable's value is an argument).
+    """
+    if BACKEND == "jax":
+        import jax
+
+        def step(cotangent, *tensors) -> tuple:  # noqa: ANN001
+            outputs, pullback = jax.vjp(function, *tensors)
+            return outputs, pullback(cotangent)
+
+        compiled = jax.jit(step)
+        return lambda *tensors: compiled(cotangent, *tensors)
+    if BACKEND == "torch":
+        import torch
+
+        def step(*tensors) -> tuple:
+            outputs = function(*tensors)
+            return outputs, torch.autograd.grad(
+                outputs, [*tensors, *variables], cotangent
+            )
+
+        return step
+    import tensorflow as tf
+
+    def step(*tensors) -> tuple:
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs = function(*tensors)
+        gradients = tape.gradient(outputs, [*tensors, *variables], cotangent)
+        return outputs, gradients
+
+    return tf.function(step, autograph=False)
+
+
+def layer_calls(
+    layer: keras.Layer,
+    x,  # noqa: ANN001
+    cotangent,  # noqa: ANN001
+    by_input: bool = True,
+) -> dict[str, Callable]:
+    """Inference and training step of a layer, as `predict` and `fit` run it.
+
+    A training step is the forward pass and the gradients by the weights and,
+    unless `by_input` is False, by `x`.
+    """
+    if not layer.built:
+        layer.build(x.shape)
+    if BACKEND == "jax":
+        values = [v.value for v in layer.trainable_variables]
+        rest = [v.value for v in layer.non_trainable_variables]
+
+        def call(x, *values, training: bool) -> keras.KerasTensor:  # noqa: ANN001
+            return layer.stateless_call(values, rest, x, training=training)[0]
+
+        infer = forward(partial(call, training=False))
+        function = partial(call, training=True)
+        arguments = (x, *values) if by_input else values
+        if not by_input:
+            function = partial(function, x)
+        train = forward_backward(function, cotangent)
+        return {
+            "inference": lambda: infer(x, *values),
+            "training": lambda: train(*arguments),
+        }
+    infer = forward(lambda x: layer(x, training=False))
+    inputs = [x] if by_input else []
+    train = forward_backward(
+        lambda *inputs: layer(*(inputs or [x]), training=True),
+        cotangent,
+        [v.value for v in layer.trainable_variables],
+    )
+    return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
+
+
+def wait(results) -> None:  # noqa: ANN001
+    """Returns when `results` have been computed."""
+    if BACKEND == "jax":
+        import jax
+
+        jax.block_until_ready(results)
+    elif BACKEND == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    else:
+        import tensorflow as tf
+
+        tf.test.experimental.sync_devices()
+
+
+def measure(
+    calls: dict[str, Callable], seconds: float = 1.0, max_rounds: int = 30
+) -> dict[str, dict]:
+    """Times of each call, run in turns, so that a slow spell meets all alike.
+
+    Args:
+        calls: functions without arguments, by name.
+        seconds: about how long each of them is run, warm-up not counted.
+        max_rounds: the most runs of each; there are at least 3.
+
+    Returns:
+        For each name `min`, `median`, `max` in seconds and the number `runs`.
+    """
+
+    def timed(call: Callable) -> float:
+        start = time.perf_counter()
+        wait(call())
+        return time.perf_counter() - start
+
+    for call in calls.values():
+        timed(call)  # compiles
+    gc.collect()
+    times = {name: [timed(call)] for name, call in calls.items()}
+    for n in range(1, max_rounds):
+        for name, call in calls.items():
+            if n < 3 or n * times[name][0] < seconds:
+                times[name].append(timed(call))
+    return {
+        name: {
+            "min": min(t),
+            "median": statistics.median(t),
+            "max": max(t),
+            "runs": len(t),
+        }
+        for name, t in times.items()
+    }
+
+
+def environment() -> dict[str, str]:
+    """Where and with what a measurement was made."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        names = [line.split(":", 1)[1] for line in lines if "model name" in line]
+        model = names[0].strip() if names else model
+    versions = [f"{BACKEND} {importlib.metadata.version(BACKEND)}"]
+    versions.append(f"keras {keras.__version__}")
+    if policy := os.environ.get("OMP_WAIT_POLICY"):
+        versions.append(f"OMP_WAIT_POLICY={policy}")
+    return {
+        "hardware": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "versions": ", ".join(versions),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a result file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merge_rows(path: Path, rows: list[dict], key: Sequence[str]) -> None:
+    """Adds rows to a result file in place of those with the same values of `key`."""
+    merged = {}
+    for row in [*read_rows(path), *rows]:
+        row = {
+            name: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for name, value in row.items()
+        }
+        merged[tuple(row[name] for name in key)] = row
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(merged.values())
+
+
+def shape_list(text: str) -> list[tuple[int, ...]]:
+    """`"20x105x640,8x512x320"` as tuples."""
+    return [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
+
+
+def int_list(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]

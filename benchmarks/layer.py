@@ -1,0 +1,161 @@
+"""The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
+
+    KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
+
+The floor is the layer's matrix product alone: one in inference, three in training
+(forward, and the gradients by its inputs and by its kernel). A training step is
+the forward pass and the gradients by the inputs and all weights.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from _timing import (
+    BACKEND,
+    RESULTS,
+    environment,
+    forward,
+    forward_backward,
+    int_list,
+    layer_calls,
+    measure,
+    merge_rows,
+    read_rows,
+    tensor,
+)
+
+from keras_qrnn import QRNN
+from keras_qrnn.training.plots import pyplot, save_figure
+
+UNITS = 320
+KEY = ("batch", "time", "units", "mode", "name")
+
+
+def torch_lstm(x, units: int, cotangent) -> dict[str, Callable]:  # noqa: ANN001
+    import torch
+
+    layer = torch.nn.LSTM(x.shape[-1], units, batch_first=True, device=x.device)
+    infer = forward(lambda x: layer(x)[0])
+    train = forward_backward(lambda x: layer(x)[0], cotangent, list(layer.parameters()))
+    return {"inference": lambda: infer(x), "training": lambda: train(x)}
+
+
+def floor(rows: int, depth: int, channels: int) -> dict[str, Callable]:
+    rng = np.random.default_rng(1)
+    x, kernel, cotangent = (
+        tensor(rng.normal(size=shape).astype("float32"))
+        for shape in ((rows, depth), (depth, channels), (rows, channels))
+    )
+    infer = forward(keras.ops.matmul)
+    # Only the three products: the outputs would be a fourth array to write.
+    train = forward_backward(keras.ops.matmul, cotangent)
+    return {"inference": lambda: infer(x, kernel), "training": lambda: train(x, kernel)}
+
+
+def benchmark(
+    batch: int, time: int, units: int, names: list[str] | None, seconds: float
+) -> list[dict]:
+    rng = np.random.default_rng(0)
+    x, cotangent = (
+        tensor(rng.normal(size=(batch, time, units)).astype("float32"))
+        for _ in range(2)
+    )
+    keras_layers = {
+        "QRNN": QRNN(units, return_sequences=True),
+        "keras LSTM": keras.layers.LSTM(units, return_sequences=True),
+        "keras GRU": keras.layers.GRU(units, return_sequences=True),
+    }
+    made = {"floor": lambda: floor(batch * time, 2 * units, 3 * units)}
+    for name, layer in keras_layers.items():
+        made[name] = lambda layer=layer: layer_calls(layer, x, cotangent)
+    if BACKEND == "torch":
+        made["torch LSTM"] = lambda: torch_lstm(x, units, cotangent)
+    calls = {}
+    for name in names or made:
+        for mode, call in made[name]().items():
+            calls[mode, name] = call
+    rows = []
+    for mode in ("inference", "training"):
+        chosen = {key: call for key, call in calls.items() if key[0] == mode}
+        for (_, name), spread in measure(chosen, seconds).items():
+            cell = {"batch": batch, "time": time, "units": units}
+            rows.append(cell | {"mode": mode, "name": name} | spread | environment())
+    return rows
+
+
+def table(rows: list[dict], mode: str) -> dict[tuple[int, int], dict[str, float]]:
+    """Median seconds by (batch, time) and name."""
+    cells = {}
+    for row in rows:
+        if row["mode"] == mode:
+            cell = cells.setdefault((int(row["batch"]), int(row["time"])), {})
+            cell[row["name"]] = float(row["median"])
+    return dict(sorted(cells.items()))
+
+
+def fastest_lstm(cell: dict[str, float]) -> float:
+    return min(seconds for name, seconds in cell.items() if "LSTM" in name)
+
+
+def plot(path: Path, rows: list[dict]) -> None:
+    """How many times faster than the fastest LSTM, batch by time."""
+    modes = [m for m in ("training", "inference") if table(rows, m)]
+    figure, axes = pyplot().subplots(
+        1, len(modes), figsize=(6 * len(modes), 4.2), squeeze=False, layout="tight"
+    )
+    for axis, mode in zip(axes[0], modes, strict=True):
+        cells = table(rows, mode)
+        batches = sorted({batch for batch, _ in cells})
+        times = sorted({time for _, time in cells})
+        values = np.full((len(batches), len(times)), np.nan)
+        for (batch, time), cell in cells.items():
+            ratio = fastest_lstm(cell) / cell["QRNN"]
+            values[batches.index(batch), times.index(time)] = ratio
+            at = times.index(time), batches.index(batch)
+            axis.text(*at, f"{ratio:.1f}", ha="center", va="center", color="white")
+        axis.imshow(np.log(values), cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(times)), times)
+        axis.set_yticks(range(len(batches)), batches)
+        axis.set_xlabel("time")
+        axis.set_ylabel("batch")
+        axis.set_title(f"{mode}: times faster than the fastest LSTM\n{BACKEND}")
+    save_figure(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int_list, default="8,16,32,64,128,256")
+    parser.add_argument("--times", type=int_list, default="32,64,128,256,512")
+    parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
+    parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
+    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
+    parser.add_argument("--quick", action="store_true", help="one tiny cell")
+    options = parser.parse_args(arguments)
+    units = UNITS
+    if options.quick:
+        options.batches, options.times, units = [2], [8], 4
+        options.seconds = 0.01
+    path = options.results / "layer.csv"
+    names = options.names and options.names.split(",")
+    for batch in options.batches:
+        for time in options.times:
+            rows = benchmark(batch, time, units, names, options.seconds)
+            merge_rows(path, rows, KEY)
+            for row in rows:
+                print(
+                    f"{BACKEND} {row['mode']:10}{batch:4} x{time:4} {row['name']:12}"
+                    f"{1e3 * row['median']:10.3f} ms ({1e3 * row['min']:.3f} to "
+                    f"{1e3 * row['max']:.3f}, {row['runs']} runs)",
+                    flush=True,
+                )
+            keras.utils.clear_session()
+    rows = [row for row in read_rows(path) if int(row["units"]) == units]
+    if not names:
+        plot(options.results / "layer.png", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Writes the README's speed section from the result files.
+
+    python benchmarks/report.py [--readme README.md]
+
+The section lies between `<!-- speed:begin -->` and `<!-- speed:end -->`.
+"""
+
+import argparse
+import csv
+import math
+from pathlib import Path
+
+from keras_qrnn._files import atomic_write
+
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+Cells = dict[tuple[int, ...], dict[str, float]]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a result file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def medians(rows: list[dict], key: tuple[str, ...], **chosen: str) -> Cells:
+    """Median seconds by the integers of `key` and by name."""
+    cells = {}
+    for row in rows:
+        if all(row[column] == value for column, value in chosen.items()):
+            cell = cells.setdefault(tuple(int(row[column]) for column in key), {})
+            cell[row["name"]] = float(row["median"])
+    return dict(sorted(cells.items()))
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def best(cell: dict[str, float], part: str) -> float:
+    return min(seconds for name, seconds in cell.items() if part in name)
+
+
+def layer_table(rows: list[dict], mode: str) -> str:
+    """Times faster than the fastest LSTM, a row for each batch size."""
+    cells = medians(rows, ("batch", "time"), mode=mode)
+    times = sorted({time for _, time in cells})
+    body = []
+    for batch in sorted({batch for batch, _ in cells}):
+        ratios = [
+            f"{best(cells[batch, time], 'LSTM') / cells[batch, time]['QRNN']:.1f}"
+            if (batch, time) in cells
+            else ""
+            for time in times
+        ]
+        body.append([str(batch), *ratios])
+    return markdown(["batch \\ time", *map(str, times)], body)
+
+
+def layer_summary(results: dict[str, list[dict]], mode: str) -> str:
+    body = []
+    for backend, rows in results.items():
+        cells = medians(rows, ("batch", "time"), mode=mode)
+        large = {k: c for k, c in cells.items() if k[0] * k[1] >= 4096} or cells
+        keras_lstm = [c["keras LSTM"] / c["QRNN"] for c in cells.values()]
+        fastest = [best(c, "LSTM") / c["QRNN"] for c in cells.values()]
+        over_floor = [c["QRNN"] / c["floor"] for c in large.values()]
+        body.append(
+            [
+                BACKENDS[backend],
+                f"{geometric_mean(keras_lstm):.1f}",
+                f"{min(fastest):.2f} to {max(fastest):.1f}",
+                f"{geometric_mean(over_floor):.2f}",
+                f"{max(over_floor):.2f}",
+            ]
+        )
+    header = ["", "faster than keras LSTM, geometric mean", "than the fastest LSTM"]
+    return markdown([*header, "time over the floor, mean", "worst"], body)
+
+
+def scan_table(results: dict[str, list[dict]]) -> str:
+    """Each backend's scan in passes over the same memory."""
+    body, key = [], ("batch", "time", "units")
+    for backend, rows in results.items():
+        for direction, passes in (("forward", 1), ("forward+backward", 3)):
+            cells = medians(rows, key, direction=direction)
+            floors = medians(rows, key, direction="forward")
+            ratios = [
+                f"{cell['linear_scan'] / floors[shape]['single pass'] / passes:.1f}"
+                for shape, cell in cells.items()
+            ]
+            body.append([f"{BACKENDS[backend]}, {direction}", *ratios])
+    shapes = [" x ".join(map(str, shape)) for shape in cells]
+    return markdown(["", *shapes], body)
+
+
+def model_table(results: dict[str, list[dict]]) -> str:
+    body = []
+    for backend, rows in results.items():
+        runs = {}
+        for row in rows:
+            run = runs.setdefault((row["cell"], row["dtype"]), {})
+            run[row["part"]] = f"{float(row['tokens_per_second']):,.0f}"
+            run["peak"] = f"{int(row['peak_bytes']) / 2**20:,.0f}"
+        for (cell, dtype), run in runs.items():
+            name = f"{BACKENDS[backend]}, {cell.upper()}, {dtype}"
+            body.append([name, run["training"], run["evaluation"], run["peak"]])
+    return markdown(["", "training, tokens/s", "evaluation", "peak MiB"], body)
+
+
+def memory_table(results: dict[str, list[dict]]) -> str:
+    body = []
+    for backend, rows in results.items():
+        for row in rows:
+            shape = " x ".join(row[name] for name in ("batch", "time", "units"))
+            size = f"{int(row['bytes']) / 2**20:,.0f}"
+            body.append([BACKENDS[backend], shape, row["what"], row["name"], size])
+    return markdown(["", "batch x time x units", "what", "of", "MiB"], body)
+
+
+def section(directory: Path) -> str:
+    """The whole section, of those result files that there are."""
+
+    def all_of(name: str) -> dict[str, list[dict]]:
+        found = {backend: read(directory / backend / name) for backend in BACKENDS}
+        return {backend: rows for backend, rows in found.items() if rows}
+
+    layer, parts = all_of("layer.csv"), []
+    if not layer:
+        raise FileNotFoundError(
+            f"Expected result files such as {directory / 'jax' / 'layer.csv'}: "
+            "run benchmarks/layer.py first"
+        )
+    places = {
+        f"{r['hardware']}; {r['versions']}": None for x in layer.values() for r in x
+    }
+    parts.append("Measured on: " + ". ".join(places) + ".")
+    for mode in ("training", "inference"):
+        parts.append(
+            f"**A layer of 320 units, {mode}**\n\n{layer_summary(layer, mode)}"
+        )
+        for backend, rows in layer.items():
+            title = f"{BACKENDS[backend]}, {mode}: times faster than the fastest LSTM"
+            parts.append(f"{title}\n\n{layer_table(rows, mode)}")
+    tables = (
+        ("scan.csv", "`linear_scan` in passes over the same memory", scan_table),
+        (
+            "lm.csv",
+            "The Penn Treebank model of the paper, 20 x 105 tokens",
+            model_table,
+        ),
+        ("memory.csv", "Memory", memory_table),
+    )
+    for name, title, table in tables:
+        if results := all_of(name):
+            parts.append(f"**{title}**\n\n{table(results)}")
+    return "\n\n".join(parts)
+
+
+def write_section(readme: Path, text: str) -> None:
+    """Replaces what is between the markers of `readme`."""
+    whole = readme.read_text(encoding="utf-8")
+    if whole.count(BEGIN) != 1 or whole.count(END) != 1:
+        raise ValueError(f"Expected one {BEGIN} and one {END}. Received: {readme}")
+    head, rest = whole.split(BEGIN)
+    _, tail = rest.split(END)
+    with atomic_write(readme) as temporary:
+        new = f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+        temporary.write_text(new, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    root = Path(__file__).parent
+    parser.add_argument("--readme", type=Path, default=root.parent / "README.md")
+    parser.add_argument("--results", type=Path, default=root / "results")
+    options = parser.parse_args(arguments)
+    write_section(options.readme, section(options.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The benchmark scripts run, and the report turns their files into tables."""
+
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
+)
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BACKEND = keras.config.backend()
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:  # `layer`, `scan`: too common to stay
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
+            del sys.modules[name]
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values"),
+    [
+        ("scan", "name", {"linear_scan", "single pass", "keras.ops.associative_scan"}),
+        ("layer", "name", {"QRNN", "keras LSTM", "keras GRU", "floor"}),
+        ("lm", "part", {"training", "evaluation", "recurrent layers", "optimizer"}),
+        ("memory", "what", {"kept", "training peak"}),
+        ("length", "mode", {"training", "inference"}),
+    ],
+)
+def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
+    if name == "memory" and not sys.platform.startswith("linux"):
+        pytest.skip("memory is read from Linux's /proc")
+    run = script(name).main
+    run(["--quick", "--results", str(tmp_path)])
+    rows = rows_of(tmp_path / f"{name}.csv")
+    assert values <= {row[column] for row in rows}
+    for row in rows:
+        assert row["hardware"] and BACKEND in row["versions"] and row["date"]
+        if name != "memory":
+            assert 0 < float(row["min"]) <= float(row["median"]) <= float(row["max"])
+    if name in {"layer", "length"}:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_the_same_key_are_replaced(script, tmp_path):
+    path = tmp_path / "x.csv"
+    merge = script("_timing").merge_rows
+    merge(path, [{"n": 1, "s": 0.123456}, {"n": 2, "s": 2.0}], ("n",))
+    merge(path, [{"n": 2, "s": 3.0}, {"n": 3, "s": 4.0}], ("n",))
+    assert [(r["n"], r["s"]) for r in rows_of(path)] == [
+        ("1", "0.1235"), ("2", "3"), ("3", "4")
+    ]  # fmt: skip
+
+
+def test_measure_runs_in_turns(script):
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    spreads = script("_timing").measure(calls, seconds=0, max_rounds=9)
+    assert "".join(order) == "abababab"  # one run to compile, three that count
+    assert spreads["a"]["runs"] == 3
+
+
+def layer_rows(mode, medians):
+    columns = {
+        "batch": 8,
+        "time": 512,
+        "mode": mode,
+        "hardware": "cpu",
+        "versions": "v",
+    }
+    return [columns | {"name": n, "median": m} for n, m in medians.items()]
+
+
+def test_report(script, tmp_path):
+    report = script("report")
+    medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
+    rows = layer_rows("training", medians) + layer_rows("inference", medians)
+    script("_timing").merge_rows(
+        tmp_path / "torch" / "layer.csv", rows, ("mode", "name")
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    arguments = ["--readme", str(readme), "--results", str(tmp_path)]
+    report.main(arguments)
+    once = readme.read_text()
+    assert "| PyTorch | 4.0 | 2.00 to 2.0 | 1.50 | 1.50 |" in once
+    assert "| 8 | 2.0 |" in once
+    assert "old" not in once
+    assert once.startswith("before\n") and once.endswith("after\n")
+    report.main(arguments)
+    assert readme.read_text() == once
+
+
+def test_report_refuses(script, tmp_path):
+    report = script("report")
+    with pytest.raises(FileNotFoundError, match=r"layer\.csv"):
+        report.section(tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(report.BEGIN)
+    with pytest.raises(ValueError, match="Expected one"):
+        report.write_section(readme, "")
