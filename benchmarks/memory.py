@@ -5,8 +5,8 @@
 
 The peak is what the process holds above what it held before, from Linux's own
 count. What an earlier layer left with an allocator would hide a part of it, so
-each layer is best measured by a process of its own. What is kept from the forward to the
-backward pass is read from the backend, where it tells: JAX and PyTorch.
+each layer is best measured by a process of its own. What is kept from the forward
+to the backward pass is read from the backend, where it tells: JAX and PyTorch.
 """
 
 import argparse
