@@ -62,6 +62,8 @@ def start(*more, **options):
     return subprocess.Popen(
         [*command(**options), *more], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # Where the tests run in the background of a script, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 

@@ -53,8 +53,13 @@ class StatefulLSTM(keras.layers.LSTM):
         training: bool = False,
     ) -> Tensor:
         if initial_state is None:
-            # Copies: on PyTorch the variables change before a gradient is taken.
-            initial_state = [ops.copy(state) for state in self.states]
+            # New tensors: on PyTorch the variables change before a gradient is taken.
+            # And of the batch's size, which in a graph of TensorFlow is unknown: its
+            # loop refuses a state of one row that becomes one of unknown rows.
+            zeros = ops.zeros((ops.shape(sequences)[0], 1), self.compute_dtype)
+            initial_state = [
+                ops.cast(state, self.compute_dtype) + zeros for state in self.states
+            ]
         return super().call(sequences, initial_state, mask, training)
 
     def save_own_variables(self, store: MutableMapping) -> None:
