@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_qrnn.ops.dispatch import backend
-from keras_qrnn.ops.scan import check_same, check_sequence, state_or_zeros
+from keras_qrnn.ops.scan import as_tensor, check_same, check_sequence, state_or_zeros
 
 # The gates of each pooling, in the order in which kernels and biases hold them.
 GATES = {"f": ("z", "f"), "fo": ("z", "f", "o"), "ifo": ("z", "f", "o", "i")}
@@ -91,7 +91,7 @@ def _pool(
     gates: dict[str, keras.KerasTensor],
     initial_state: keras.KerasTensor | None,
 ) -> Pooled:
-    gates = {name: ops.convert_to_tensor(gate) for name, gate in gates.items()}
+    gates = {name: as_tensor(gate) for name, gate in gates.items()}
     check_sequence("z", gates["z"])
     for name, gate in gates.items():
         check_same(name, gate, "z", gates["z"])

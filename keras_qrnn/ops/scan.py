@@ -40,12 +40,16 @@ def linear_scan(
     >>> np.ravel(linear_scan(decay, np.ones((1, 4, 1), "float32")))
     array([1.   , 1.5  , 1.75 , 1.875], dtype=float32)
     """
-    decay = ops.convert_to_tensor(decay)
-    inputs = ops.convert_to_tensor(inputs)
+    decay, inputs = as_tensor(decay), as_tensor(inputs)
     check_sequence("inputs", inputs)
     check_same("decay", decay, "inputs", inputs)
     initial_state = state_or_zeros(initial_state, inputs, inputs.shape[-1])
     return backend.linear_scan(decay, inputs, initial_state, reverse)
+
+
+def as_tensor(x: keras.KerasTensor) -> keras.KerasTensor:
+    """`x` itself if it is a tensor: of one Keras's NumPy backend rounds float64."""
+    return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
 
 
 def check_sequence(name: str, tensor: keras.KerasTensor) -> None:
@@ -85,7 +89,7 @@ def state_or_zeros(
     """`state` checked against `(batch, units)`, or zeros of that shape."""
     if state is None:
         return ops.zeros((ops.shape(sequence)[0], units), sequence.dtype)
-    state = ops.convert_to_tensor(state)
+    state = as_tensor(state)
     expected = (sequence.shape[0], units)
     if len(state.shape) != 2 or any(
         a is not None and b is not None and a != b
