@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
@@ -225,13 +225,7 @@ def merge_rows(path: Path, rows: list[dict], key: Sequence[str]) -> None:
             for name, value in row.items()
         }
         merged[tuple(row[name] for name in key)] = row
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(merged.values())
+    write_csv(path, list(merged.values()))
 
 
 def shape_list(text: str) -> list[tuple[int, ...]]:

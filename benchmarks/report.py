@@ -6,23 +6,16 @@ The section lies between `<!-- speed:begin -->` and `<!-- speed:end -->`.
 """
 
 import argparse
-import csv
 import math
 from pathlib import Path
+
+from _timing import read_rows
 
 from keras_qrnn._files import atomic_write
 
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 Cells = dict[tuple[int, ...], dict[str, float]]
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a result file, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def medians(rows: list[dict], key: tuple[str, ...], **chosen: str) -> Cells:
@@ -129,7 +122,7 @@ def section(directory: Path) -> str:
     """The whole section, of those result files that there are."""
 
     def all_of(name: str) -> dict[str, list[dict]]:
-        found = {backend: read(directory / backend / name) for backend in BACKENDS}
+        found = {backend: read_rows(directory / backend / name) for backend in BACKENDS}
         return {backend: rows for backend, rows in found.items() if rows}
 
     layer, parts = all_of("layer.csv"), []

@@ -8,9 +8,8 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine.trial import TrialStatus
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.callbacks import write_csv
 from keras_qrnn.training.plots import pyplot, save_figure
 from search_space import HYPERPARAMETERS
 from search_tuner import ENDED, OBJECTIVE, read_error, shown, tidy, write_json

@@ -1,11 +1,10 @@
-import csv
 import math
 import time
 from pathlib import Path
 
 import keras
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.training.checkpoint import save_checkpoint
 from keras_qrnn.training.evaluation import Evaluator
 from keras_qrnn.training.plots import plot_history
@@ -174,14 +173,3 @@ class RunFiles(keras.callbacks.Callback):
         meta = {"epoch": epoch, "step": step, "history": self._history}
         meta |= {"options": self._options, "seconds": self._seconds() if step else 0.0}
         save_checkpoint(self._directory / "checkpoint.npz", self.model, meta)
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line for each row, the columns of the first; never half-written."""
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
