@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_qrnn._checks import positive_integer
 from keras_qrnn._files import atomic_write
 from keras_qrnn.data import Vocabulary
 from keras_qrnn.layers import QRNN
@@ -82,11 +83,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     load_path = Path(arguments.load_path)
     save_path = Path(arguments.save_path or load_path)
-    if arguments.num_words < 1:
-        raise ValueError(
-            "Option `num_words` must be a positive integer. "
-            f"Received: num_words={arguments.num_words}"
-        )
+    positive_integer("num_words", arguments.num_words, "Option")
     if not 0 < arguments.temperature < float("inf"):
         raise ValueError(
             "Option `temperature` must be positive. "

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_qrnn._checks import positive_integer
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions
 
@@ -130,10 +131,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises a ValueError for a number that is out of its range."""
     for name in ("max_trials", "epochs", "executions_per_trial", "max_tokens"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(
-                f"Option `{name}` must be a positive integer. Received: {name}={value}"
-            )
+        if value is not None:
+            positive_integer(name, value, "Option")
     for name in ("workers", "seed"):
         value = getattr(arguments, name)
         if value < 0:
