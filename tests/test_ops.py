@@ -189,6 +189,26 @@ def test_pool_values_and_gradients(pooling, time):
         assert_close(g, w)
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
+@pytest.mark.parametrize("keep", [None, 0.75, "mask"])
+@pytest.mark.parametrize("time", [1, 7, 70])
+@pytest.mark.parametrize("pooling", POOLS)
+def test_pool_in_place_equals_the_other(pooling, time, keep):
+    import torch
+
+    *gates, state = pool_arguments(pooling, (2, time, 3), activated=False)
+    packed = torch.tensor(np.concatenate(gates, axis=-1))
+    if keep == "mask":
+        keep = torch.tensor(np.random.default_rng(1).uniform(size=gates[0].shape) > 0.3)
+    arguments = torch.tensor(state), keep, pooling, True
+    want = active.pool(packed.clone(), *arguments)
+    with torch.no_grad():
+        got = active.pool(packed.clone(), *arguments)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, ops.convert_to_numpy(w))
+        assert g.untyped_storage().nbytes() == g.nbytes
+
+
 @differentiable
 @pytest.mark.parametrize("pooling", POOLS)
 def test_second_gradients(pooling):

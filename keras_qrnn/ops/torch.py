@@ -63,7 +63,7 @@ def _previous(
 def _scan_(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
 ) -> None:
-    """Turns `inputs` into the states, in place; contiguous, time-major."""
+    """Turns `inputs` into the states, in place; time-major."""
     time, width = inputs.shape[0], inputs[0].numel()
     length = block_length(time, width)
     if length < time:
@@ -131,10 +131,35 @@ def pool(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(keep, torch.Tensor):
         keep = keep.transpose(0, 1)
-    outputs, last = _Pool.apply(
-        gates.transpose(0, 1), initial_state, keep, pooling, activate
-    )
+    half = gates.dtype in (torch.float16, torch.bfloat16)
+    in_place = not torch.is_grad_enabled() and not half
+    run = _pool_ if in_place else _Pool.apply
+    outputs, last = run(gates.transpose(0, 1), initial_state, keep, pooling, activate)
     return outputs.transpose(0, 1), last
+
+
+def _pool_(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_Pool` in the memory of `gates`, which no gradient needs: on the CPU a new
+    page costs more than the arithmetic on it."""
+    z, f, *rest = gates.chunk(len(pooling) + 1, dim=-1)
+    if activate:
+        z.tanh_()
+        gates[..., z.shape[-1] :].sigmoid_()
+    decay = _decay_(f, keep)
+    if pooling == "ifo":
+        _times_keep_(z.mul_(rest[1]), keep)
+    else:
+        z.addcmul_(z, decay, value=-1)
+    _scan_(decay, z, initial_state.to(z.dtype), reverse=False)
+    # Neither what is returned may keep all of `gates` alive.
+    outputs = z.contiguous() if pooling == "f" else rest[0] * z
+    return outputs, z[-1].clone()
 
 
 class _Pool(Function):
