@@ -635,7 +635,7 @@ def test_workers_end_with_the_search(small_ptb, tmp_path, number):
         assert process.returncode == -number
     else:
         assert process.returncode == 130
-        assert "Interrupted; 0 trials have ended" in rest
+        assert "Interrupted; trials that have ended: 0" in rest
     (pid,) = (process_of(line) for line in lines if " starts, process" in line)
     assert gone(pid)
     with search.held(path):

@@ -342,7 +342,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         except KeyboardInterrupt:
             rows = write_results(tuner.oracle, directory, options)
             print(
-                f"\nInterrupted; {len(rows)} trials have ended. "
+                f"\nInterrupted; trials that have ended: {len(rows)}. "
                 "Start it again and it goes on.",
                 flush=True,
             )

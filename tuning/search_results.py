@@ -135,7 +135,7 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
     )
     axis.annotate(
         f"{values[last]:.4g}", (done[last], values[last]), textcoords="offset points",
-        xytext=(8, -14), color="C3",
+        xytext=(8, 10), color="C3",
     )  # fmt: skip
     failed = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE] == ""]
     if failed:
@@ -252,8 +252,8 @@ def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
 
 def _perplexity_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
     """Logarithmic where some trials are far worse than others."""
-    if values.max() > 3 * values.min():
-        _log_scale(axis.yaxis, (1, 1.5, 2, 3, 5, 7))
+    if values.max() > 2 * values.min():
+        _log_scale(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
 
 
 def _log_scale(axis, marks: tuple[float, ...]) -> None:  # noqa: ANN001

@@ -339,7 +339,7 @@ class LanguageModelTuner(BaseTuner):
         for n in range(self._executions):
             history = self._train(trial, n)
             best = min(history, key=lambda row: row[OBJECTIVE])
-            seconds = sum(row["seconds"] for row in history[first:])
+            seconds = round(sum(row["seconds"] for row in history[first:]), 1)
             run = {OBJECTIVE: best[OBJECTIVE], "best_epoch": best["epoch"]}
             runs.append(run | {"epochs": len(history), "seconds": seconds})
         means = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
