@@ -11,15 +11,20 @@ import argparse
 import dataclasses
 import json
 import sys
+import typing
 from pathlib import Path
 
 import keras
 
+from keras_qrnn._checks import positive_integer
 from keras_qrnn.data import Corpus, Vocabulary, load_corpus
 from keras_qrnn.training import (
+    PRESETS,
     TrainingOptions,
     evaluate_perplexity,
+    read_stream,
     train_language_model,
+    tune_cache,
 )
 
 
@@ -27,21 +32,32 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     defaults = TrainingOptions()
 
-    def flag(name: str, default: bool, help: str) -> None:
+    def flag(name: str, default: bool | str, help: str) -> None:
         parser.add_argument(
             f"--{name}", action="store_true", default=default, help=help
         )
-        parser.add_argument(f"--no{name}", dest=name, action="store_false")
+        parser.add_argument(
+            f"--no{name}", dest=name, action="store_false", default=default
+        )
 
     def option(name: str, help: str) -> None:
         default = getattr(defaults, name)
-        help = f"{help} (default {default})"
+        if default is not None:
+            help = f"{help} (default {default})"
+        if isinstance(default, bool):
+            flag(name, argparse.SUPPRESS, help)
+            return
         parser.add_argument(
-            f"--{name}", type=type(default), default=argparse.SUPPRESS, help=help
+            f"--{name}", type=type_of(name), default=argparse.SUPPRESS, help=help
         )
 
     flag("unrolled_lstm", False, "an unrolled Keras LSTM in place of the QRNN")
     parser.add_argument("--lstm", action="store_true", help="a Keras LSTM likewise")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="paper",
+        help="recipe whose options are the defaults: the paper's, or one that is "
+        "regularized as in arXiv 1708.02182",
+    )  # fmt: skip
     option("epoch", "epochs to train")
     option("batch_size", "rows of a batch")
     option("seq_len", "steps of backpropagation through time")
@@ -55,11 +71,18 @@ def parser() -> argparse.ArgumentParser:
     option("pooling", "f, fo or ifo")
     option("zoneout", "zoneout rate")
     option("dropout", "dropout rate")
-    option("learning_rate", "rate of the first six epochs")
+    option("learning_rate", "rate of the first epochs")
+    option("constant_epochs", "number of these first epochs")
     option("learning_rate_decay", "factor on the rate in each further epoch")
     option("grad_clip", "largest norm of the gradient")
     option("weight_decay", "L2 regularization")
     option("embedding_scale", "the embedding starts uniform in plus and minus this")
+    option("first_qrnn_k", "window of the first layer, if another one")
+    option("tied", "one matrix for embedding and softmax")
+    option("locked_dropout", "dropout of the same features at all steps of a batch")
+    option("embedding_dropout", "rate at which words are dropped")
+    option("hidden_dropout", "dropout rate between layers, if another one")
+    option("weight_average", "momentum of the weights' moving averages; 0: none")
     option("seed", "seed of all randomness")
     option("dtype_policy", "Keras dtype policy, such as mixed_bfloat16")
     parser.add_argument("--config", help="JSON with values of the options above")
@@ -68,12 +91,23 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", help="directory with {train,valid,test}.txt")
     flag("train", True, "train, or only evaluate what is in save_path")
     flag("test", True, "evaluate on the test split at the end")
+    parser.add_argument(
+        "--cache", type=int, nargs="?", const=2000, default=0, metavar="SIZE",
+        help="evaluate also with a continuous cache of SIZE words (2000), its theta "
+        "and weight chosen on the validation split",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with a killed run")
     return parser
 
 
+def type_of(name: str) -> type:
+    """The type of an option, that of `int | None` being int."""
+    hint = typing.get_type_hints(TrainingOptions)[name]
+    return (typing.get_args(hint) or (hint,))[0]
+
+
 def options_from(arguments: argparse.Namespace) -> TrainingOptions:
-    """The recipe: defaults, then --config, then what was given explicitly."""
+    """The recipe: the preset, then --config, then what was given explicitly."""
     defaults, values = TrainingOptions(), {}
     names = {field.name for field in dataclasses.fields(defaults)}
     if arguments.config:
@@ -92,9 +126,10 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
                 f"{', '.join(sorted(names))}. Received: {unknown}"
             )
         for name, value in values.items():
-            expected = type(getattr(defaults, name))
+            expected = type_of(name)
             fitting = (int, float) if expected is float else (expected,)
-            if type(value) not in fitting:
+            is_default = value is None and getattr(defaults, name) is None
+            if type(value) not in fitting and not is_default:
                 raise ValueError(
                     f"Option `config`: {name} must be of type {expected.__name__}. "
                     f"Received: {name}={value!r}"
@@ -104,13 +139,22 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.lstm or arguments.unrolled_lstm:
         values["cell"] = "lstm" if arguments.lstm else "unrolled_lstm"
     given = vars(arguments)
+    values = PRESETS[arguments.preset] | values
     return TrainingOptions(**values | {n: given[n] for n in names if n in given})
 
 
 def evaluate(
-    path: Path, corpus: Corpus, options: TrainingOptions, splits: list[str]
+    path: Path,
+    corpus: Corpus,
+    options: TrainingOptions,
+    splits: list[str],
+    cache_size: int,
 ) -> None:
-    """Prints the perplexity of the model in `path` over every token of `splits`."""
+    """Prints the perplexity of the model in `path` over every token of `splits`.
+
+    With a `cache_size` also that with a cache, whose two numbers are chosen on the
+    validation split, the first of `splits`.
+    """
     if not (path / "model.keras").is_file():
         raise FileNotFoundError(
             f"Option `save_path`: {path} holds no model.keras. Train one first"
@@ -122,6 +166,7 @@ def evaluate(
             f"The vocabulary in {path} does not fit the model: expected "
             f"{model.get_config()['vocab_size']} words. Received: {len(vocabulary)}"
         )
+    cache = None
     for split in splits:
         ids = vocabulary.encode(getattr(corpus, split))
         perplexity = evaluate_perplexity(model, ids, options.eval_steps)
@@ -129,6 +174,14 @@ def evaluate(
         if corpus.floor_perplexity:
             line += f" (best reachable: {corpus.floor_perplexity[split]:.2f})"
         print(line, flush=True)
+        if cache_size:
+            stream = read_stream(model, ids, options.eval_steps)
+            cache = cache or tune_cache(stream, cache_size)
+            print(
+                f"{split} perplexity with the cache: {cache.perplexity(stream):.2f} "
+                f"(size {cache.size}, theta {cache.theta}, weight {cache.weight})",
+                flush=True,
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,6 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(arguments.save_path)
     try:
         options = options_from(arguments)
+        if arguments.cache:
+            positive_integer("cache", arguments.cache, "Option")
         corpus = load_corpus(arguments.dataset, arguments.data_dir)
         if arguments.train:
             vocabulary = Vocabulary.build(corpus.train, options.vocab_size)
@@ -143,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
                 corpus, vocabulary, options, path, resume=arguments.resume
             )
         splits = ["valid", "test"] if arguments.test else ["valid"]
-        evaluate(path, corpus, options, splits)
+        evaluate(path, corpus, options, splits, arguments.cache)
     except (ValueError, OSError, ImportError) as error:
         print(f"train_lm.py: error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ def positive_integer(name: str, value: int, kind: str = "Argument") -> int:
     return value.__index__()
 
 
-def rate(name: str, value: float) -> float:
+def rate(name: str, value: float, kind: str = "Argument") -> float:
     """`value` as a float.
 
     Raises:
@@ -22,10 +22,10 @@ def rate(name: str, value: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(
-            f"Argument `{name}` must be a number in [0, 1). Received: {name}={value!r}"
+            f"{kind} `{name}` must be a number in [0, 1). Received: {name}={value!r}"
         )
     if not 0 <= value < 1:
         raise ValueError(
-            f"Argument `{name}` must be in [0, 1). Received: {name}={value!r}"
+            f"{kind} `{name}` must be in [0, 1). Received: {name}={value!r}"
         )
     return float(value)

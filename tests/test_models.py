@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_qrnn.layers import EmbeddingDropout
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training import evaluate_perplexity
 
@@ -98,9 +99,14 @@ def test_perplexity_with_a_window_of_one(steps):
     assert math.isclose(found, math.exp(expected), rel_tol=1e-4)
 
 
+AWD = {"tied": True, "locked_dropout": True, "embedding_dropout": 0.2}
+AWD |= {"hidden_dropout": 0.3, "window": [3, 1]}
+
+
+@pytest.mark.parametrize("more", [{}, AWD], ids=["paper", "awd"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_saves_and_loads(tmp_path, cell):
-    model = tiny(cell)
+def test_saves_and_loads(tmp_path, cell, more):
+    model = tiny(cell, **more)
     model.compile(keras.optimizers.SGD(0.5))
     x, _, _ = batch()
     expected = keras.ops.convert_to_numpy(model(x))
@@ -128,6 +134,69 @@ def test_paper_size():
     model.build()
     count = sum(math.prod(v.shape) for v in model.trainable_variables)
     assert count == 10000 * 640 + 2 * (2 * 640 * 1920 + 1920) + 640 * 10000 + 10000
+
+
+def test_tied_softmax_is_the_embedding():
+    model = tiny(tied=True, window=[3, 1])
+    assert [layer.units for layer in model.recurrent] == [5, 6]
+    assert [layer.window for layer in model.recurrent] == [3, 1]
+    assert len(model.trainable_variables) == 1 + 2 * 2 + 1
+    x, _, _ = batch()
+    hidden = keras.ops.convert_to_numpy(model.hidden(x))
+    model.reset_state()
+    logits = keras.ops.convert_to_numpy(model(x))
+    embeddings = keras.ops.convert_to_numpy(model.embedding.embeddings)
+    assert np.abs(logits - hidden @ embeddings.T).max() < 1e-5
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_locked_dropout_is_the_same_at_all_steps(locked):
+    model = tiny(locked_dropout=locked, dropout=0.5, zoneout=0.0, units=64)
+    x, _, _ = batch()
+    dropped = keras.ops.convert_to_numpy(model.hidden(x, training=True)) == 0
+    assert 0.3 < dropped.mean() < 0.7
+    assert (dropped == dropped[:, :1]).all() == locked
+    assert (dropped[0] != dropped[1]).any()
+    model.reset_state()
+    assert keras.ops.convert_to_numpy(model.hidden(x)).all()
+
+
+def test_hidden_dropout_is_that_between_layers():
+    model = tiny(layers=3, dropout=0.4, hidden_dropout=0.2)
+    assert [layer.rate for layer in model.dropouts] == [0.4, 0.2, 0.2, 0.4]
+
+
+def test_embedding_dropout_drops_words():
+    layer = EmbeddingDropout(50, 0.3, seed=0)
+    tokens = RNG.integers(0, 50, (4, 200)).astype("int32")
+    ones = np.ones((4, 200, 3), "float32")
+    scale = keras.ops.convert_to_numpy(layer(ones, tokens, training=True))
+    by_word = [np.unique(scale[tokens == word]) for word in np.unique(tokens)]
+    assert all(len(values) == 1 for values in by_word)
+    values = np.concatenate(by_word)
+    assert np.isclose(values, 0).sum() + np.isclose(values, 1 / 0.7).sum() == 50
+    assert 5 <= np.isclose(values, 0).sum() <= 25
+    again = keras.ops.convert_to_numpy(layer(ones, tokens, training=True))
+    assert not np.array_equal(again, scale)  # another draw
+    assert np.array_equal(keras.ops.convert_to_numpy(layer(ones, tokens)), ones)
+    copy = EmbeddingDropout.from_config(layer.get_config())
+    assert (copy.vocab_size, copy.rate, copy.seed) == (50, 0.3, 0)
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\)"):
+        EmbeddingDropout(50, 1.0)
+
+
+@trains
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_awd_model_trains(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = tiny(**AWD, dropout=0.1, layers=2, emb_dim=16, units=16)
+        model.compile(keras.optimizers.SGD(0.2, global_clipnorm=10.0))
+        x, y, _ = batch()
+        history = model.fit(x, y, batch_size=2, epochs=60, verbose=0).history
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert history["perplexity"][-1] < 0.7 * history["perplexity"][0]
 
 
 @trains
@@ -176,6 +245,9 @@ def test_gradients_in_bfloat16():
         ({"cell": "gru"}, "`cell` must be one of 'qrnn', 'lstm', 'unrolled_lstm'"),
         ({"layers": 0}, "`layers` must be a positive integer"),
         ({"vocab_size": 2.5}, "`vocab_size` must be a positive integer"),
+        ({"window": [2, 1, 1]}, "`window` must be an integer or a list with one"),
+        ({"embedding_dropout": 1.0}, r"`embedding_dropout` must be in \[0, 1\)"),
+        ({"hidden_dropout": 1.0}, r"`hidden_dropout` must be in \[0, 1\)"),
     ],
 )
 def test_refuses(change, message):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from keras_qrnn.data import Vocabulary, load_corpus
-from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training import TrainingOptions, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from keras_qrnn.training.loop import build_language_model, train_language_model
@@ -178,6 +178,103 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
             assert abs(float(a[column]) - float(b[column])) < 1e-4, column
 
 
+AWD = {"first_qrnn_k": 3, "qrnn_k": 1, "tied": True, "locked_dropout": True}
+AWD |= {"embedding_dropout": 0.1, "hidden_dropout": 0.2, "weight_average": 0.9}
+
+
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        if not self.after:
+            raise KeyboardInterrupt
+
+
+def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path):
+    """The trained weights go on beside their averages, a resumed run's too."""
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    options = TrainingOptions(**(TINY | AWD), epoch=2)
+
+    def run(path, **more):
+        return train_language_model(
+            corpus, vocabulary, options, path, verbose=0, **more
+        )
+
+    history = run(tmp_path / "whole")
+    for after in (9, 9):
+        with pytest.raises(KeyboardInterrupt):
+            interrupt = [Interrupt(after)]
+            run(tmp_path / "cut", resume=True, callbacks=interrupt)
+    resumed = run(tmp_path / "cut", resume=True)
+    whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
+    for name, value in whole.items():
+        assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
+    ids = vocabulary.encode(corpus.valid)
+    best = min(row["val_perplexity"] for row in history)
+    assert abs(min(row["val_perplexity"] for row in resumed) - best) < 1e-4
+    model = keras.saving.load_model(tmp_path / "whole" / "model.keras")
+    assert abs(evaluate_perplexity(model, ids) - best) < 1e-3
+    # The checkpoint's weights, not averaged, are other ones.
+    model = build_language_model(options, len(vocabulary))
+    load_checkpoint(tmp_path / "whole" / "checkpoint.npz", model)
+    model.optimizer.use_ema = False
+    assert abs(evaluate_perplexity(model, ids) - best) > 1e-2
+
+
+def test_checkpoint_from_before_an_option_was_added(small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    options = TrainingOptions(**TINY, epoch=1)
+    train_language_model(corpus, vocabulary, options, tmp_path, verbose=0)
+    path = tmp_path / "checkpoint.npz"
+    model = build_language_model(options, len(vocabulary))
+    meta = load_checkpoint(path, model)
+    for name in ("tied", "weight_average"):
+        del meta["options"][name]
+    save_checkpoint(path, model, meta)
+    options = TrainingOptions(**TINY, epoch=2)
+    run = {"resume": True, "verbose": 0}
+    train_language_model(corpus, vocabulary, options, tmp_path, **run)
+    options = TrainingOptions(**TINY, epoch=2, weight_average=0.5)
+    with pytest.raises(ValueError, match=r"weight_average=0\.0\. Received: .*=0\.5"):
+        train_language_model(corpus, vocabulary, options, tmp_path, **run)
+
+
+def test_presets(tmp_path):
+    def options(*given):
+        return train_lm.options_from(train_lm.parser().parse_args(given))
+
+    assert options("--preset", "paper") == options() == TrainingOptions()
+    awd = options("--preset", "awd")
+    assert (awd.tied, awd.locked_dropout, awd.qrnn_layers) == (True, True, 4)
+    assert awd.windows == [2, 1, 1, 1]
+    changed = options("--preset", "awd", "--notied", "--first_qrnn_k", "3")
+    assert not changed.tied and changed.windows == [3, 1, 1, 1]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"tied": False, "first_qrnn_k": None}))
+    changed = options("--preset", "awd", "--config", str(path))
+    assert not changed.tied and changed.windows == 1
+    assert options("--hidden_dropout", "0.25").hidden_dropout == 0.25
+
+
+def test_cache(trained, small_ptb, capsys):
+    data = arguments(data_dir=small_ptb, save_path=trained)
+    assert train_lm.main([*data, "--notrain", "--cache", "300"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "valid perplexity", "valid perplexity with the cache",
+        "test perplexity", "test perplexity with the cache",
+    ]  # fmt: skip
+    chosen = [line.partition("(")[2] for line in lines if "cache" in line]
+    assert chosen[0] == chosen[1] and chosen[0].startswith("size 300, theta ")
+    assert train_lm.main([*data, "--notrain", "--cache", "-1"]) == 2
+    assert "`cache` must be a positive integer" in capsys.readouterr().err
+
+
 def test_resume_without_a_checkpoint_starts(small_ptb, tmp_path):
     data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
     assert train_lm.main([*data, "--resume", "--notest"]) == 0
@@ -255,6 +352,8 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
         ({"learning_rate": -1}, "`learning_rate` must be positive"),
         ({"grad_clip": 0}, "`grad_clip` must be positive"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
+        ({"weight_average": 1}, r"`weight_average` must be in \[0, 1\)"),
+        ({"constant_epochs": 0}, "`constant_epochs` must be a positive integer"),
         ({"dropout": 1}, "dropout"),
         ({"zoneout": 1}, r"`zoneout` must be in \[0, 1\)"),
         ({"qrnn_k": 0}, "`window` must be a positive integer"),

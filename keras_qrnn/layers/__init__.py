@@ -1,3 +1,4 @@
+from keras_qrnn.layers.embedding_dropout import EmbeddingDropout
 from keras_qrnn.layers.qrnn import QRNN
 
-__all__ = ["QRNN"]
+__all__ = ["QRNN", "EmbeddingDropout"]

@@ -1,10 +1,10 @@
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 import keras
 from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
-from keras_qrnn.layers import QRNN
+from keras_qrnn.layers import QRNN, EmbeddingDropout
 
 Tensor = keras.KerasTensor
 Shape = tuple[int | None, ...]
@@ -75,6 +75,8 @@ class LanguageModel(keras.Model):
 
     Embedding, then recurrent layers that carry their state from batch to batch,
     then logits over the vocabulary; dropout after the embedding and each layer.
+    With `tied`, `locked_dropout`, `embedding_dropout` and `hidden_dropout` it is
+    regularized as in arXiv 1708.02182, sections 4.2 to 4.5.
 
     Its loss is the cross-entropy summed over the steps and averaged over the
     rows of a batch: the scale that the paper's learning rate of 1 and clip of
@@ -86,13 +88,20 @@ class LanguageModel(keras.Model):
         units: Positive integer, size of each recurrent layer.
         layers: Positive integer, number of recurrent layers.
         batch_size: Positive integer; the kept state has that many rows.
-        window: Positive integer, window of the QRNN layers.
+        window: Positive integer, window of the QRNN layers; or one for each.
         pooling: Pooling of the QRNN layers.
         zoneout: Zoneout rate of the QRNN layers.
         dropout: Dropout rate after the embedding and each recurrent layer.
         cell: `"qrnn"`, `"lstm"` or `"unrolled_lstm"` (Keras's LSTM with
             `unroll=True`).
         embedding_scale: The embedding starts uniform in plus and minus this.
+        tied: Whether the softmax multiplies by the embedding's transpose; the
+            last layer then has `emb_dim` units.
+        locked_dropout: Whether dropout drops the same features at all steps of a
+            batch (variational dropout, arXiv 1512.05287).
+        embedding_dropout: Probability with which a word is dropped, at all its
+            places in a batch.
+        hidden_dropout: Dropout rate between recurrent layers. Defaults to `dropout`.
         seed: Seed of dropout and zoneout.
 
     Call arguments:
@@ -110,12 +119,16 @@ class LanguageModel(keras.Model):
         units: int = 640,
         layers: int = 2,
         batch_size: int = 20,
-        window: int = 2,
+        window: int | Sequence[int] = 2,
         pooling: str = "fo",
         zoneout: float = 0.1,
         dropout: float = 0.5,
         cell: str = "qrnn",
         embedding_scale: float = 1.0,
+        tied: bool = False,
+        locked_dropout: bool = False,
+        embedding_dropout: float = 0.0,
+        hidden_dropout: float | None = None,
         seed: int | None = None,
         **kwargs,
     ) -> None:
@@ -129,17 +142,29 @@ class LanguageModel(keras.Model):
         sizes |= {"layers": layers, "batch_size": batch_size}
         for name, value in sizes.items():
             sizes[name] = positive_integer(name, value)
+        windows = [window] * layers if isinstance(window, int) else list(window)
+        if len(windows) != layers:
+            raise ValueError(
+                "Argument `window` must be an integer or a list with one for each of "
+                f"the {layers} layers. Received: window={window!r}"
+            )
         rate("dropout", dropout)  # Keras's own layer also takes 1
+        rate("embedding_dropout", embedding_dropout)
+        hidden = dropout if hidden_dropout is None else hidden_dropout
+        rate("hidden_dropout", hidden)
         self._config = {
-            **sizes, "window": window, "pooling": pooling, "zoneout": zoneout,
-            "dropout": dropout, "cell": cell, "embedding_scale": embedding_scale,
-            "seed": seed,
+            **sizes, "window": window if isinstance(window, int) else windows,
+            "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
+            "embedding_scale": embedding_scale, "tied": tied,
+            "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,
+            "hidden_dropout": hidden_dropout, "seed": seed,
         }  # fmt: skip
         self.batch_size = batch_size
         self.cell = cell
-        seeds = [None] * (2 * layers + 1)
+        self.tied = tied
+        seeds = [None] * (2 * layers + 2)
         if seed is not None:
-            seeds = [seed + n for n in range(2 * layers + 1)]
+            seeds = [seed + n for n in range(2 * layers + 2)]
 
         uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
         # In mixed precision too the gradients of a word's occurrences, and those of
@@ -153,25 +178,38 @@ class LanguageModel(keras.Model):
             name="embedding",
             dtype=self.variable_dtype,
         )
+        self.embedding_dropout = None
+        if embedding_dropout:
+            self.embedding_dropout = EmbeddingDropout(
+                vocab_size, embedding_dropout, seeds[-1], name="embedding_dropout"
+            )
+        # Whole features of a row: what is called variational or locked dropout.
+        dropout_layer = keras.layers.Dropout
+        if locked_dropout:
+            dropout_layer = keras.layers.SpatialDropout1D
+        rates = [dropout, *[hidden] * (layers - 1), dropout]
         self.dropouts = [
-            keras.layers.Dropout(dropout, seed=seeds[n], name=f"dropout_{n}")
+            dropout_layer(rates[n], seed=seeds[n], name=f"dropout_{n}")
             for n in range(layers + 1)
         ]
         carried = {"return_sequences": True, "stateful": True}
         self.recurrent = []
         for n in range(layers):
+            size = emb_dim if tied and n == layers - 1 else units
             if cell == "qrnn":
                 layer = QRNN(
-                    units, window, pooling, zoneout=zoneout,
+                    size, windows[n], pooling, zoneout=zoneout,
                     seed=seeds[layers + 1 + n], name=f"qrnn_{n}", **carried,
                 )  # fmt: skip
             else:
                 layer = StatefulLSTM(
-                    units, unroll=cell == "unrolled_lstm", name=f"lstm_{n}", **carried
+                    size, unroll=cell == "unrolled_lstm", name=f"lstm_{n}", **carried
                 )
             self.recurrent.append(layer)
         # The softmax is part of the loss, which needs its logarithm in float32.
-        self.logits = keras.layers.Dense(vocab_size, use_bias=False, name="logits")
+        self.logits = None
+        if not tied:
+            self.logits = keras.layers.Dense(vocab_size, use_bias=False, name="logits")
         self.perplexity = Perplexity()
 
     def build(self, tokens_shape: Shape | None = None) -> None:
@@ -180,8 +218,9 @@ class LanguageModel(keras.Model):
         shape = (*shape, self._config["emb_dim"])
         for layer in self.recurrent:
             layer.build(shape)
-            shape = (*shape[:2], self._config["units"])
-        self.logits.build(shape)
+            shape = (*shape[:2], layer.units)
+        if not self.tied:
+            self.logits.build(shape)
         self.logits_bias = self.add_weight(
             shape=(self._config["vocab_size"],),
             name="logits_bias",
@@ -190,12 +229,27 @@ class LanguageModel(keras.Model):
         )
         self.built = True
 
-    def call(self, tokens: Tensor, training: bool = False) -> Tensor:
+    def hidden(self, tokens: Tensor, training: bool = False) -> Tensor:
+        """What the softmax sees, of shape `(batch_size, time, size of last layer)`."""
         x = ops.cast(self.embedding(tokens), self.compute_dtype)
+        if self.embedding_dropout is not None:
+            x = self.embedding_dropout(x, tokens, training=training)
         x = self.dropouts[0](x, training=training)
         for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
             x = dropout(layer(x, training=training), training=training)
-        return ops.cast(self.logits(x), self.logits_bias.dtype) + self.logits_bias
+        return x
+
+    def softmax_logits(self, hidden: Tensor) -> Tensor:
+        """The logits of `hidden`, of shape `(batch_size, time, vocab_size)`."""
+        if self.tied:
+            kernel = ops.cast(self.embedding.embeddings, self.compute_dtype)
+            logits = ops.matmul(hidden, ops.transpose(kernel))
+        else:
+            logits = self.logits(hidden)
+        return ops.cast(logits, self.logits_bias.dtype) + self.logits_bias
+
+    def call(self, tokens: Tensor, training: bool = False) -> Tensor:
+        return self.softmax_logits(self.hidden(tokens, training))
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs
@@ -246,13 +300,12 @@ class LanguageModel(keras.Model):
         """
         twin = LanguageModel(**(self._config | {"batch_size": batch_size}))
         twin.build()
-        twin.copy_weights(self)
+        twin.copy_weights(self.trainable_variables)
         return twin
 
-    def copy_weights(self, other: "LanguageModel") -> None:
-        """Takes over the trained weights of `other`, not its state."""
-        mine, theirs = self.trainable_variables, other.trainable_variables
-        for variable, value in zip(mine, theirs, strict=True):
+    def copy_weights(self, values: Iterable[Tensor]) -> None:
+        """Takes over values for all trained weights, in their order."""
+        for variable, value in zip(self.trainable_variables, values, strict=True):
             # A copy: on JAX a step gives its buffers away.
             variable.assign(ops.copy(value))
 

@@ -6,7 +6,7 @@ import keras
 
 from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.training.checkpoint import save_checkpoint
-from keras_qrnn.training.evaluation import Evaluator
+from keras_qrnn.training.evaluation import Evaluator, weight_averages
 from keras_qrnn.training.plots import plot_history
 
 
@@ -155,8 +155,12 @@ class RunFiles(keras.callbacks.Callback):
         best = min((r["val_perplexity"] for r in self._history), default=math.inf)
         self._history.append(row)
         if row["val_perplexity"] < best:
+            kept, averages = self.model, weight_averages(self.model)
+            if averages is not None:
+                kept = self.model.with_batch_size(self.model.batch_size)
+                kept.copy_weights(averages)
             with atomic_write(self._directory / "model.keras") as temporary:
-                self.model.save(temporary)
+                kept.save(temporary)
         for name, value in row.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()

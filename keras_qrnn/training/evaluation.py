@@ -1,7 +1,19 @@
+import keras
 import numpy as np
 
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
+
+
+def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
+    """The optimizer's moving averages of the trained weights, where it keeps any."""
+    optimizer = getattr(model, "optimizer", None)  # there is none before `compile`
+    # With mixed_float16 Keras wraps it.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None or not (optimizer.use_ema and optimizer.built):
+        return None
+    # Keras's `SwapEMAWeights` reads them here too; it swaps by additions, which round.
+    return optimizer._model_variables_moving_average
 
 
 class Evaluator:
@@ -24,8 +36,9 @@ class Evaluator:
         self._batches = BPTTBatches(ids, 1, steps)
 
     def __call__(self) -> float:
-        """The perplexity under the model's weights of this moment."""
-        self._twin.copy_weights(self._model)
+        """The perplexity under the weights of this moment, or their averages."""
+        weights = weight_averages(self._model) or self._model.trainable_variables
+        self._twin.copy_weights(weights)
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])

@@ -1,0 +1,63 @@
+import keras
+from keras import ops
+
+from keras_qrnn import _checks
+
+Tensor = keras.KerasTensor
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class EmbeddingDropout(keras.layers.Layer):
+    """Drops words: in training, a word's embedding is zero at all its places.
+
+    It is dropout on the rows of the embedding matrix, of arXiv 1512.05287 and
+    arXiv 1708.02182, section 4.3, and costs no more than a look at the words
+    that occur. The others are scaled up by `1 / (1 - rate)`.
+
+    Args:
+        vocab_size: Positive integer, number of words.
+        rate: Probability with which a word is dropped, in [0, 1).
+        seed: Seed of the draw.
+
+    Call arguments:
+        embedded: float tensor of shape `(..., features)`, the embeddings of
+            `tokens`.
+        tokens: int tensor of shape `(...)`, each in `[0, vocab_size)`.
+        training: Boolean, whether words are dropped.
+
+    Output shape:
+        That of `embedded`.
+
+    Raises:
+        ValueError: if `vocab_size` is not a positive integer or `rate` is not in
+            [0, 1).
+    """
+
+    def __init__(
+        self, vocab_size: int, rate: float, seed: int | None = None, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocab_size = _checks.positive_integer("vocab_size", vocab_size)
+        self.rate = _checks.rate("rate", rate)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, embedded: Tensor, tokens: Tensor, training: bool = False) -> Tensor:
+        if not (training and self.rate):
+            return embedded
+        scale = keras.random.dropout(
+            ops.ones((self.vocab_size,), embedded.dtype),
+            self.rate,
+            seed=self.seed_generator,
+        )
+        return embedded * ops.take(scale, tokens, axis=0)[..., None]
+
+    def compute_output_shape(
+        self, embedded_shape: tuple, tokens_shape: tuple | None = None
+    ) -> tuple:
+        return embedded_shape
+
+    def get_config(self) -> dict:
+        own = {"vocab_size": self.vocab_size, "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), **own}

@@ -1,0 +1,162 @@
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qrnn._checks import positive_integer, rate
+from keras_qrnn.data import BPTTBatches
+from keras_qrnn.models import LanguageModel
+
+THETAS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+
+
+@dataclass(frozen=True)
+class ReadStream:
+    """A stream as a model read it; index t is of the t-th predicted token.
+
+    Attributes:
+        targets: int array of shape `(tokens - 1,)`, what was to be predicted.
+        hidden: float32 array of shape `(tokens - 1, size of the last layer)`,
+            what the softmax saw.
+        log_probability: float64 array of shape `(tokens - 1,)` in nats, of each
+            target under the model alone.
+    """
+
+    targets: np.ndarray
+    hidden: np.ndarray
+    log_probability: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity under the model alone."""
+        return float(np.exp(-self.log_probability.mean()))
+
+
+class _Reader(keras.Model):
+    """The hidden states of a language model and its targets' log-probabilities."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(name="reader")
+        self.model = model
+
+    def call(self, inputs: tuple) -> tuple:
+        tokens, targets = inputs
+        hidden = self.model.hidden(tokens)
+        logits = ops.cast(self.model.softmax_logits(hidden), "float32")
+        picked = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return ops.cast(hidden, "float32"), picked - ops.logsumexp(logits, axis=-1)
+
+
+def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> ReadStream:
+    """Has `model` read `ids` as one row, the state carried over, dropout off.
+
+    Args:
+        model: a built `LanguageModel`; its own state is not touched.
+        ids: int array of shape `(tokens,)`.
+        steps: tokens read at a time; only speed depends on it.
+    """
+    reader = _Reader(model.with_batch_size(1))
+    batches = BPTTBatches(ids, 1, steps)
+    hidden, log_probability = [], []
+    for n in range(len(batches)):
+        tokens, targets, _ = batches[n]
+        states, logs = reader.predict_on_batch((tokens, targets))
+        hidden.append(states[0])
+        log_probability.append(np.float64(logs[0]))
+    count = batches.num_targets
+    return ReadStream(
+        np.asarray(ids[1:]),
+        np.concatenate(hidden)[:count],
+        np.concatenate(log_probability)[:count],
+    )
+
+
+@dataclass(frozen=True)
+class ContinuousCache:
+    """The continuous cache of arXiv 1612.04426, for evaluation.
+
+    A word is predicted by the model, and by how much the present hidden state is
+    like those that words of the recent past followed:
+
+        p(w) = (1 - weight) p_model(w) + weight p_cache(w)
+        p_cache(w) ~ sum over the past i with x[i + 1] = w of exp(theta h[t] . h[i])
+
+    Args:
+        size: Positive integer, number of past positions.
+        theta: Positive number, how much likeness counts.
+        weight: Weight of the cache, in [0, 1). Where there is no past, it is zero.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    size: int = 2000
+    theta: float = 0.3
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive_integer("size", self.size)
+        rate("weight", self.weight)
+        if not 0 < self.theta < float("inf"):
+            raise ValueError(
+                f"Argument `theta` must be positive. Received: theta={self.theta!r}"
+            )
+
+    def perplexity(self, stream: ReadStream) -> float:
+        """The perplexity of `stream` under model and cache."""
+        (probability,) = _cache_probabilities(stream, self.size, (self.theta,))
+        return _perplexity(stream, probability, self.weight)
+
+
+def tune_cache(stream: ReadStream, size: int = 2000) -> ContinuousCache:
+    """The cache whose theta and weight fit `stream`, of the validation split, best."""
+    cache = ContinuousCache(size)
+    probabilities = _cache_probabilities(stream, size, THETAS)
+    _, theta, weight = min(
+        (_perplexity(stream, probability, weight), theta, weight)
+        for theta, probability in zip(THETAS, probabilities, strict=True)
+        for weight in WEIGHTS
+    )
+    return replace(cache, theta=theta, weight=weight)
+
+
+def _perplexity(stream: ReadStream, cached: np.ndarray, weight: float) -> float:
+    weights = np.full(len(cached), weight)
+    weights[0] = 0.0  # nothing has been seen
+    model = np.exp(stream.log_probability)
+    return float(np.exp(-np.log((1 - weights) * model + weights * cached).mean()))
+
+
+def _cache_probabilities(
+    stream: ReadStream, size: int, thetas: tuple[float, ...]
+) -> np.ndarray:
+    """Each target's probability under the cache alone, `(thetas, tokens - 1)`."""
+    found = np.zeros((len(thetas), len(stream.targets)))
+    for at, likeness, follows in _pasts(stream, size):
+        for n, theta in enumerate(thetas):
+            scores = theta * likeness
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            found[n, at] = (scores * follows).sum(1) / scores.sum(1)
+    return found
+
+
+def _pasts(
+    stream: ReadStream, size: int, rows: int = 256
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Pieces of the stream, each row's likeness to its past, and where its target was.
+
+    The likeness is minus infinity outside a row's past, which is the `size`
+    positions before it; the very first row has none and is left out.
+    """
+    for start in range(1, len(stream.targets), rows):
+        stop = min(start + rows, len(stream.targets))
+        first = max(0, start - size)
+        past = np.arange(first, stop - 1)
+        now = np.arange(start, stop)[:, None]
+        likeness = stream.hidden[start:stop] @ stream.hidden[first : stop - 1].T
+        likeness[(past >= now) | (past < now - size)] = -np.inf
+        follows = stream.targets[past] == stream.targets[now]
+        yield slice(start, stop), likeness, follows
