@@ -5,11 +5,7 @@ its grid: rows of the same key are replaced, the others stay.
 """
 
 import csv
-import datetime
 import gc
-import importlib.metadata
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -186,25 +182,6 @@ def measure(
             "runs": len(t),
         }
         for name, t in times.items()
-    }
-
-
-def environment() -> dict[str, str]:
-    """Where and with what a measurement was made."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        names = [line.split(":", 1)[1] for line in lines if "model name" in line]
-        model = names[0].strip() if names else model
-    versions = [f"{BACKEND} {importlib.metadata.version(BACKEND)}"]
-    versions.append(f"keras {keras.__version__}")
-    if policy := os.environ.get("OMP_WAIT_POLICY"):
-        versions.append(f"OMP_WAIT_POLICY={policy}")
-    return {
-        "hardware": f"{model}, {len(os.sched_getaffinity(0))} cores",
-        "versions": ", ".join(versions),
-        "date": datetime.date.today().isoformat(),
     }
 
 

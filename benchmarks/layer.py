@@ -16,7 +16,6 @@ import numpy as np
 from _timing import (
     BACKEND,
     RESULTS,
-    environment,
     forward,
     forward_backward,
     int_list,
@@ -28,6 +27,7 @@ from _timing import (
 )
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
 UNITS = 320

@@ -12,7 +12,6 @@ import numpy as np
 from _timing import (
     BACKEND,
     RESULTS,
-    environment,
     int_list,
     layer_calls,
     measure,
@@ -23,6 +22,7 @@ from _timing import (
 )
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
 KEY = ("batch", "time", "units", "mode")

@@ -17,7 +17,6 @@ import numpy as np
 from _timing import (
     BACKEND,
     RESULTS,
-    environment,
     forward,
     forward_backward,
     layer_calls,
@@ -30,6 +29,7 @@ from keras import ops
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
+from keras_qrnn.training.environment import environment
 from keras_qrnn.training.loop import TrainingOptions, build_language_model
 
 KEY = ("cell", "dtype", "part")

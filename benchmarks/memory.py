@@ -21,7 +21,6 @@ import numpy as np
 from _timing import (
     BACKEND,
     RESULTS,
-    environment,
     int_list,
     layer_calls,
     merge_rows,
@@ -31,6 +30,7 @@ from _timing import (
 )
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.environment import environment
 
 KEY = ("batch", "time", "units", "what", "name")
 

@@ -1,11 +1,14 @@
-"""Writes the README's speed section from the result files.
+"""Writes the README's figures from the result files.
 
     python benchmarks/report.py [--readme README.md]
 
-The section lies between `<!-- speed:begin -->` and `<!-- speed:end -->`.
+Speed, from benchmarks/results, goes between `<!-- speed:begin -->` and
+`<!-- speed:end -->`; what language models reached, from results, between
+`<!-- results:begin -->` and `<!-- results:end -->`.
 """
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -13,7 +16,13 @@ from _timing import read_rows
 
 from keras_qrnn._files import atomic_write
 
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+# Runs in results/, with the perplexities, validation and test, that were published.
+RUNS = {
+    "qrnn_zoneout": ("QRNN with zoneout, the paper's recipe", "82.1", "78.3"),
+    "qrnn": ("QRNN without zoneout", "82.9", "79.9"),
+    "lstm": ("LSTM of that size", "85.7", "82.0"),
+    "awd": ("`--preset awd`", "60.6", "58.3"),
+}
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 Cells = dict[tuple[int, ...], dict[str, float]]
 
@@ -118,8 +127,29 @@ def memory_table(results: dict[str, list[dict]]) -> str:
     return markdown(["", "batch x time x units", "what", "of", "MiB"], body)
 
 
+def runs_table(directory: Path) -> str:
+    """What each run under `directory` reached, beside what was published."""
+    body = []
+    for name, (title, *published) in RUNS.items():
+        path = directory / name / "run.json"
+        if not path.parent.is_dir():
+            continue
+        run = json.loads(path.read_text("utf-8"))
+        log = read_rows(path.with_name("log.csv"))
+        hours = sum(float(row["seconds"]) for row in log) / 3600
+        best = min(log, key=lambda row: float(row["val_perplexity"]))["epoch"]
+        reached = [f"{run['valid']:.1f}", f"{run['test']:.1f}"]
+        cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
+        cells = [f"[{title}](results/{name})", *reached, *published, cached]
+        cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]
+        body.append([*cells, f"{hours:.1f}", f"{run['versions']}; {run['hardware']}"])
+    header = ["run", "valid", "test", "valid, published", "test, published"]
+    header += ["test with cache", "million weights", "best epoch", "hours", "with"]
+    return markdown(header, body)
+
+
 def section(directory: Path) -> str:
-    """The whole section, of those result files that there are."""
+    """The whole speed section, of those result files that there are."""
 
     def all_of(name: str) -> dict[str, list[dict]]:
         found = {backend: read_rows(directory / backend / name) for backend in BACKENDS}
@@ -157,15 +187,16 @@ def section(directory: Path) -> str:
     return "\n\n".join(parts)
 
 
-def write_section(readme: Path, text: str) -> None:
-    """Replaces what is between the markers of `readme`."""
+def write_section(readme: Path, name: str, text: str) -> None:
+    """Replaces what is between the markers called `name` in `readme`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     whole = readme.read_text(encoding="utf-8")
-    if whole.count(BEGIN) != 1 or whole.count(END) != 1:
-        raise ValueError(f"Expected one {BEGIN} and one {END}. Received: {readme}")
-    head, rest = whole.split(BEGIN)
-    _, tail = rest.split(END)
+    if whole.count(begin) != 1 or whole.count(end) != 1:
+        raise ValueError(f"Expected one {begin} and one {end}. Received: {readme}")
+    head, rest = whole.split(begin)
+    _, tail = rest.split(end)
     with atomic_write(readme) as temporary:
-        new = f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+        new = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
         temporary.write_text(new, encoding="utf-8")
 
 
@@ -174,8 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
     root = Path(__file__).parent
     parser.add_argument("--readme", type=Path, default=root.parent / "README.md")
     parser.add_argument("--results", type=Path, default=root / "results")
+    parser.add_argument("--runs", type=Path, default=root.parent / "results")
     options = parser.parse_args(arguments)
-    write_section(options.readme, section(options.results))
+    write_section(options.readme, "speed", section(options.results))
+    if any((options.runs / name).is_dir() for name in RUNS):
+        write_section(options.readme, "results", runs_table(options.runs))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import numpy as np
 from _timing import (
     BACKEND,
     RESULTS,
-    environment,
     forward,
     forward_backward,
     measure,
@@ -23,6 +22,7 @@ from _timing import (
 from keras import ops
 
 from keras_qrnn import linear_scan
+from keras_qrnn.training.environment import environment
 
 SHAPES = "20x105x640,8x512x320,64x64x512,1x4096x256,1x16384x64,256x64x320"
 KEY = ("batch", "time", "units", "direction", "name")

@@ -10,13 +10,16 @@ on with --resume.
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import typing
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
 
 from keras_qrnn._checks import positive_integer
+from keras_qrnn._files import atomic_write
 from keras_qrnn.data import Corpus, Vocabulary, load_corpus
 from keras_qrnn.training import (
     PRESETS,
@@ -26,6 +29,7 @@ from keras_qrnn.training import (
     train_language_model,
     tune_cache,
 )
+from keras_qrnn.training.environment import environment
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,11 +153,11 @@ def evaluate(
     options: TrainingOptions,
     splits: list[str],
     cache_size: int,
-) -> None:
+) -> dict:
     """Prints the perplexity of the model in `path` over every token of `splits`.
 
     With a `cache_size` also that with a cache, whose two numbers are chosen on the
-    validation split, the first of `splits`.
+    validation split, the first of `splits`. Returns what it prints.
     """
     if not (path / "model.keras").is_file():
         raise FileNotFoundError(
@@ -166,7 +170,7 @@ def evaluate(
             f"The vocabulary in {path} does not fit the model: expected "
             f"{model.get_config()['vocab_size']} words. Received: {len(vocabulary)}"
         )
-    cache = None
+    cache, found = None, {"weights": model.count_params()}
     for split in splits:
         ids = vocabulary.encode(getattr(corpus, split))
         perplexity = evaluate_perplexity(model, ids, options.eval_steps)
@@ -174,14 +178,18 @@ def evaluate(
         if corpus.floor_perplexity:
             line += f" (best reachable: {corpus.floor_perplexity[split]:.2f})"
         print(line, flush=True)
+        found[split] = perplexity
         if cache_size:
             stream = read_stream(model, ids, options.eval_steps)
             cache = cache or tune_cache(stream, cache_size)
+            cached = cache.perplexity(stream)
             print(
-                f"{split} perplexity with the cache: {cache.perplexity(stream):.2f} "
+                f"{split} perplexity with the cache: {cached:.2f} "
                 f"(size {cache.size}, theta {cache.theta}, weight {cache.weight})",
                 flush=True,
             )
+            found |= {f"{split}_with_cache": cached, "cache": asdict(cache)}
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,7 +206,13 @@ def main(argv: list[str] | None = None) -> int:
                 corpus, vocabulary, options, path, resume=arguments.resume
             )
         splits = ["valid", "test"] if arguments.test else ["valid"]
-        evaluate(path, corpus, options, splits, arguments.cache)
+        found = evaluate(path, corpus, options, splits, arguments.cache)
+        if arguments.train:
+            given = sys.argv[1:] if argv is None else argv
+            record = {"command": shlex.join(["examples/train_lm.py", *given])}
+            record |= {"options": asdict(options), **found, **environment()}
+            with atomic_write(path / "run.json") as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     except (ValueError, OSError, ImportError) as error:
         print(f"train_lm.py: error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -87,17 +88,35 @@ def layer_rows(mode, medians):
 def test_report(script, tmp_path):
     report = script("report")
     medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
+    names = ("speed", "results")
     rows = layer_rows("training", medians) + layer_rows("inference", medians)
     script("_timing").merge_rows(
         tmp_path / "torch" / "layer.csv", rows, ("mode", "name")
     )
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    sections = [f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->" for n in names]
+    readme.write_text("\n".join(["before", *sections, "after\n"]))
+    run = tmp_path / "runs" / "lstm"
+    script("_timing").write_csv(
+        run / "log.csv",
+        [
+            {"epoch": n, "val_perplexity": p, "seconds": 1800}
+            for n, p in ((1, 9), (2, 8))
+        ],
+    )
+    record = {"valid": 8.04, "test": 7.0, "weights": 2_500_000}
+    record |= {"versions": "v", "hardware": "cpu"}
+    (run / "run.json").write_text(json.dumps(record))
     arguments = ["--readme", str(readme), "--results", str(tmp_path)]
+    arguments += ["--runs", str(run.parent)]
     report.main(arguments)
     once = readme.read_text()
     assert "| PyTorch | 4.0 | 2.00 to 2.0 | 1.50 | 1.50 |" in once
     assert "| 8 | 2.0 |" in once
+    assert (
+        "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1.0 | v; cpu |"
+        in once
+    )
     assert "old" not in once
     assert once.startswith("before\n") and once.endswith("after\n")
     report.main(arguments)
@@ -109,6 +128,6 @@ def test_report_refuses(script, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"layer\.csv"):
         report.section(tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text(report.BEGIN)
+    readme.write_text("<!-- speed:begin -->")
     with pytest.raises(ValueError, match="Expected one"):
-        report.write_section(readme, "")
+        report.write_section(readme, "speed", "")

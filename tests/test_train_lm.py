@@ -85,8 +85,12 @@ def test_learning_rate_falls_after_the_sixth_epoch():
 def test_what_a_run_leaves(trained, small_ptb, capsys):
     names = {p.name for p in trained.iterdir()}
     assert names == {"checkpoint.npz", "log.csv", "logs", "model.keras"} | {
-        "training.png", "vocabulary.json",
+        "run.json", "training.png", "vocabulary.json",
     }  # fmt: skip
+    record = json.loads((trained / "run.json").read_text())
+    assert "--qrnn_size 8" in record["command"] and record["date"]
+    assert record["options"]["qrnn_size"] == 8 and record["weights"] > 100
+    assert keras.config.backend() in record["versions"]
     rows = list(csv.DictReader((trained / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["val_perplexity"]) < float(rows[0]["val_perplexity"])
@@ -100,6 +104,7 @@ def test_what_a_run_leaves(trained, small_ptb, capsys):
     ))  # fmt: skip
     assert f"over {tokens - 1} tokens" in out and "valid perplexity" in out
     shown = float(out.partition("valid perplexity: ")[2].split()[0])
+    assert abs(shown - record["valid"]) < 0.01 and record["test"] > 1
     best = min(float(row["val_perplexity"]) for row in rows)
     assert abs(shown - best) < 0.01
     assert train_lm.main([*data, "--notrain", "--notest"]) == 0
