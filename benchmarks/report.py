@@ -50,22 +50,6 @@ def best(cell: dict[str, float], part: str) -> float:
     return min(seconds for name, seconds in cell.items() if part in name)
 
 
-def layer_table(rows: list[dict], mode: str) -> str:
-    """Times faster than the fastest LSTM, a row for each batch size."""
-    cells = medians(rows, ("batch", "time"), mode=mode)
-    times = sorted({time for _, time in cells})
-    body = []
-    for batch in sorted({batch for batch, _ in cells}):
-        ratios = [
-            f"{best(cells[batch, time], 'LSTM') / cells[batch, time]['QRNN']:.1f}"
-            if (batch, time) in cells
-            else ""
-            for time in times
-        ]
-        body.append([str(batch), *ratios])
-    return markdown(["batch \\ time", *map(str, times)], body)
-
-
 def layer_summary(results: dict[str, list[dict]], mode: str) -> str:
     body = []
     for backend, rows in results.items():
@@ -103,28 +87,53 @@ def scan_table(results: dict[str, list[dict]]) -> str:
     return markdown(["", *shapes], body)
 
 
+PARTS = ("embedding", "recurrent layers", "logits", "softmax", "optimizer")
+
+
 def model_table(results: dict[str, list[dict]]) -> str:
+    """Tokens per second, milliseconds of the training step's parts, and memory."""
     body = []
     for backend, rows in results.items():
         runs = {}
         for row in rows:
             run = runs.setdefault((row["cell"], row["dtype"]), {})
-            run[row["part"]] = f"{float(row['tokens_per_second']):,.0f}"
-            run["peak"] = f"{int(row['peak_bytes']) / 2**20:,.0f}"
+            run[row["part"]] = row
         for (cell, dtype), run in runs.items():
-            name = f"{BACKENDS[backend]}, {cell.upper()}, {dtype}"
-            body.append([name, run["training"], run["evaluation"], run["peak"]])
-    return markdown(["", "training, tokens/s", "evaluation", "peak MiB"], body)
+            cells = [f"{BACKENDS[backend]}, {cell.upper()}, {dtype}"]
+            for part in ("training", "evaluation"):
+                cells.append(f"{float(run[part]['tokens_per_second']):,.0f}")
+            for part in PARTS:
+                known = part in run
+                cells.append(
+                    f"{1e3 * float(run[part]['median']):,.0f}" if known else ""
+                )
+            peak = int(run["training"]["peak_bytes"]) / 2**20
+            body.append([*cells, f"{peak:,.0f}"])
+    header = ["", "training, tokens/s", "evaluation, tokens/s"]
+    return markdown([*header, *(f"{part}, ms" for part in PARTS), "peak MiB"], body)
 
 
 def memory_table(results: dict[str, list[dict]]) -> str:
-    body = []
+    """MiB: a training step's peak, what waits for the gradient, long inference."""
+    columns = [
+        ("training peak", "QRNN"),
+        ("training peak", "keras LSTM"),
+        ("kept", "QRNN"),
+        ("kept", "keras LSTM"),
+    ]
+    body, times = [], []
     for backend, rows in results.items():
+        sizes, pieces = {}, {}
         for row in rows:
-            shape = " x ".join(row[name] for name in ("batch", "time", "units"))
             size = f"{int(row['bytes']) / 2**20:,.0f}"
-            body.append([BACKENDS[backend], shape, row["what"], row["name"], size])
-    return markdown(["", "batch x time x units", "what", "of", "MiB"], body)
+            sizes[row["what"], row["name"]] = size
+            if row["what"].startswith("inference"):
+                pieces[int(row["time"])] = size
+        times = sorted(pieces)
+        cells = [sizes.get(column, "") for column in columns]
+        body.append([BACKENDS[backend], *cells, *(pieces[time] for time in times)])
+    header = ["", *(f"{what}, {name}" for what, name in columns)]
+    return markdown([*header, *(f"inference, {time:,} steps" for time in times)], body)
 
 
 def runs_table(directory: Path) -> str:
@@ -169,21 +178,38 @@ def section(directory: Path) -> str:
         parts.append(
             f"**A layer of 320 units, {mode}**\n\n{layer_summary(layer, mode)}"
         )
-        for backend, rows in layer.items():
-            title = f"{BACKENDS[backend]}, {mode}: times faster than the fastest LSTM"
-            parts.append(f"{title}\n\n{layer_table(rows, mode)}")
+    parts.append("How many times faster than the fastest LSTM, by batch and time:")
+    for backend in layer:
+        path = f"benchmarks/results/{backend}/layer.png"
+        parts.append(f"![{BACKENDS[backend]}, times faster by batch and time]({path})")
     tables = (
-        ("scan.csv", "`linear_scan` in passes over the same memory", scan_table),
+        (
+            "scan.csv",
+            "`linear_scan`, batch x time x units, as a multiple of the time of passes "
+            "over the same memory (`a * b + c`; one forward, three with the gradient)",
+            scan_table,
+        ),
         (
             "lm.csv",
-            "The Penn Treebank model of the paper, 20 x 105 tokens",
+            "The Penn Treebank model of the paper, 18 million weights, 20 x 105 tokens",
             model_table,
         ),
-        ("memory.csv", "Memory", memory_table),
+        (
+            "memory.csv",
+            "Memory in MiB: training at 64 x 512 x 320 (the peak, and what is kept "
+            "from the forward to the backward pass), inference in pieces of 512 steps "
+            "at 8 x time x 320",
+            memory_table,
+        ),
     )
     for name, title, table in tables:
         if results := all_of(name):
             parts.append(f"**{title}**\n\n{table(results)}")
+    if lengths := all_of("length.csv"):
+        parts.append("The time of a layer grows with the length, as the length does:")
+        for backend in lengths:
+            path = f"benchmarks/results/{backend}/length.png"
+            parts.append(f"![{BACKENDS[backend]}, seconds by steps]({path})")
     return "\n\n".join(parts)
 
 
