@@ -12,10 +12,11 @@ PIP = bin/python -m pip install --quiet --disable-pip-version-check -c constrain
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
-		--dataset sample --config examples/sample.json --save_path demo --resume
+		--dataset sample --config examples/sample.json \
+		--save_path demo/$(BACKEND) --resume
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/sample_lm.py \
-		--load_path demo --num_words 30 --plot_gates
-	@echo "Plots: demo/training.png and demo/gates.png"
+		--load_path demo/$(BACKEND) --num_words 30 --plot_gates
+	@echo "Plots: demo/$(BACKEND)/training.png and demo/$(BACKEND)/gates.png"
 
 .venv-demo-%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-demo-$*

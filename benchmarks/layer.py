@@ -25,6 +25,7 @@ from _timing import (
     read_rows,
     tensor,
 )
+from report import best, medians
 
 from keras_qrnn import QRNN
 from keras_qrnn.training.environment import environment
@@ -86,33 +87,21 @@ def benchmark(
     return rows
 
 
-def table(rows: list[dict], mode: str) -> dict[tuple[int, int], dict[str, float]]:
-    """Median seconds by (batch, time) and name."""
-    cells = {}
-    for row in rows:
-        if row["mode"] == mode:
-            cell = cells.setdefault((int(row["batch"]), int(row["time"])), {})
-            cell[row["name"]] = float(row["median"])
-    return dict(sorted(cells.items()))
-
-
-def fastest_lstm(cell: dict[str, float]) -> float:
-    return min(seconds for name, seconds in cell.items() if "LSTM" in name)
-
-
 def plot(path: Path, rows: list[dict]) -> None:
     """How many times faster than the fastest LSTM, batch by time."""
-    modes = [m for m in ("training", "inference") if table(rows, m)]
+    tables = {
+        mode: medians(rows, ("batch", "time"), mode=mode)
+        for mode in ("training", "inference")
+    }
     figure, axes = pyplot().subplots(
-        1, len(modes), figsize=(6 * len(modes), 4.2), squeeze=False, layout="tight"
+        1, len(tables), figsize=(6 * len(tables), 4.2), squeeze=False, layout="tight"
     )
-    for axis, mode in zip(axes[0], modes, strict=True):
-        cells = table(rows, mode)
+    for axis, (mode, cells) in zip(axes[0], tables.items(), strict=True):
         batches = sorted({batch for batch, _ in cells})
         times = sorted({time for _, time in cells})
         values = np.full((len(batches), len(times)), np.nan)
         for (batch, time), cell in cells.items():
-            ratio = fastest_lstm(cell) / cell["QRNN"]
+            ratio = best(cell, "LSTM") / cell["QRNN"]
             values[batches.index(batch), times.index(time)] = ratio
             at = times.index(time), batches.index(batch)
             axis.text(*at, f"{ratio:.1f}", ha="center", va="center", color="white")

@@ -74,17 +74,20 @@ def layer_summary(results: dict[str, list[dict]], mode: str) -> str:
 def scan_table(results: dict[str, list[dict]]) -> str:
     """Each backend's scan in passes over the same memory."""
     body, key = [], ("batch", "time", "units")
+    measured = [medians(rows, key) for rows in results.values()]
+    shapes = sorted({shape for cells in measured for shape in cells})
     for backend, rows in results.items():
         for direction, passes in (("forward", 1), ("forward+backward", 3)):
             cells = medians(rows, key, direction=direction)
             floors = medians(rows, key, direction="forward")
             ratios = [
-                f"{cell['linear_scan'] / floors[shape]['single pass'] / passes:.1f}"
-                for shape, cell in cells.items()
+                f"{cells[s]['linear_scan'] / floors[s]['single pass'] / passes:.1f}"
+                if s in cells
+                else ""
+                for s in shapes
             ]
             body.append([f"{BACKENDS[backend]}, {direction}", *ratios])
-    shapes = [" x ".join(map(str, shape)) for shape in cells]
-    return markdown(["", *shapes], body)
+    return markdown(["", *(" x ".join(map(str, shape)) for shape in shapes)], body)
 
 
 PARTS = ("embedding", "recurrent layers", "logits", "softmax", "optimizer")
@@ -147,7 +150,7 @@ def runs_table(directory: Path) -> str:
         log = read_rows(path.with_name("log.csv"))
         hours = sum(float(row["seconds"]) for row in log) / 3600
         best = min(log, key=lambda row: float(row["val_perplexity"]))["epoch"]
-        reached = [f"{run['valid']:.1f}", f"{run['test']:.1f}"]
+        reached = [f"{run[k]:.1f}" if k in run else "" for k in ("valid", "test")]
         cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
         cells = [f"[{title}](results/{name})", *reached, *published, cached]
         cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]

@@ -10,10 +10,11 @@ on with --resume.
 import argparse
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import typing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -170,17 +171,19 @@ def evaluate(
             f"The vocabulary in {path} does not fit the model: expected "
             f"{model.get_config()['vocab_size']} words. Received: {len(vocabulary)}"
         )
-    cache, found = None, {"weights": model.count_params()}
+    steps = replace(options, cell=model.cell).eval_steps
+    weights = sum(math.prod(variable.shape) for variable in model.learned)
+    cache, found = None, {"weights": weights}
     for split in splits:
         ids = vocabulary.encode(getattr(corpus, split))
-        perplexity = evaluate_perplexity(model, ids, options.eval_steps)
+        perplexity = evaluate_perplexity(model, ids, steps)
         line = f"{split} perplexity: {perplexity:.2f} over {len(ids) - 1} tokens"
         if corpus.floor_perplexity:
             line += f" (best reachable: {corpus.floor_perplexity[split]:.2f})"
         print(line, flush=True)
         found[split] = perplexity
         if cache_size:
-            stream = read_stream(model, ids, options.eval_steps)
+            stream = read_stream(model, ids, steps)
             cache = cache or tune_cache(stream, cache_size)
             cached = cache.perplexity(stream)
             print(
@@ -202,9 +205,14 @@ def main(argv: list[str] | None = None) -> int:
         corpus = load_corpus(arguments.dataset, arguments.data_dir)
         if arguments.train:
             vocabulary = Vocabulary.build(corpus.train, options.vocab_size)
-            train_language_model(
+            history = train_language_model(
                 corpus, vocabulary, options, path, resume=arguments.resume
             )
+            if not any(math.isfinite(row["val_perplexity"]) for row in history):
+                raise ValueError(
+                    "Training diverged in its first epoch. Expected a smaller "
+                    f"--learning_rate. Received: {options.learning_rate}"
+                )
         splits = ["valid", "test"] if arguments.test else ["valid"]
         found = evaluate(path, corpus, options, splits, arguments.cache)
         if arguments.train:

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+UNFINISHED = ".unfinished-"  # in the names of temporary files
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
@@ -23,7 +25,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes)
+        dir=path.parent,
+        prefix=f".{path.name}{UNFINISHED}",
+        suffix="".join(path.suffixes),
     )
     temporary = Path(name)
     try:
@@ -49,3 +53,12 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what killed processes have left half-written in `directory`.
+
+    For directories that one process at a time writes to.
+    """
+    for file in directory.glob(f".*{UNFINISHED}*"):
+        file.unlink()

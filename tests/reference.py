@@ -79,6 +79,7 @@ def qrnn(
     units = channels // len(GATES[pooling])
     cell = np.zeros((batch, units)) if cell is None else cell
     window = np.zeros((batch, size - 1, features)) if window is None else window
+    repeats_cell = previous_output is None and pooling == "f"
     if previous_output is None:
         previous_output = cell if pooling == "f" else np.zeros((batch, units))
     mask = np.ones((batch, time), bool) if mask is None else mask
@@ -98,12 +99,15 @@ def qrnn(
         c, seen, h = cell[b], list(window[b]), previous_output[b]
         # Where the gradient of each entry of `seen` goes.
         origin = [("window", n) for n in range(size - 1)]
-        tape = []
+        tape, d_repeated = [], 0
         for t in range(time):
             if not mask[b, t]:
                 outputs[b, t] = 0 if zero_output_for_mask else h
-                if tape and not zero_output_for_mask and d_outputs is not None:
-                    tape[-1]["d_h"] = tape[-1]["d_h"] + d_outputs[b, t]
+                if d_outputs is not None and not zero_output_for_mask:
+                    if tape:
+                        tape[-1]["d_h"] = tape[-1]["d_h"] + d_outputs[b, t]
+                    elif repeats_cell:
+                        d_repeated = d_repeated + d_outputs[b, t]
                 continue
             seen.append(x[b, t])
             origin.append(("x", t))
@@ -149,5 +153,5 @@ def qrnn(
             for (name, n), tap in zip(s["origin"], kernel, strict=True):
                 gradients[name][b, n] += tap @ d_y
             d_c = d_c * s["forget"]
-        gradients["cell"][b] = d_c
+        gradients["cell"][b] = d_c + d_repeated
     return Result(outputs, last_cell, last_window, gradients)

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn.layers import EmbeddingDropout
+from keras_qrnn.layers import QRNN, EmbeddingDropout
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training import evaluate_perplexity
+from keras_qrnn.training.evaluation import weight_averages
 
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
@@ -129,10 +130,47 @@ def test_twin_stays_valid_while_the_model_trains():
     assert np.array_equal(keras.ops.convert_to_numpy(twin(np.array([[1, 2]]))), before)
 
 
+@trains
+def test_twin_of_a_frozen_model():
+    model = tiny(units=6)
+    model.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5))
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.learned]
+    ids = RNG.integers(0, 11, 40).astype("int32")
+    evaluate_perplexity(model, ids)  # no averages are there yet
+    model.embedding.trainable = False
+    x, y, _ = batch()
+    model.fit(x, y, batch_size=2, epochs=3, verbose=0)
+    twin = model.with_batch_size(1)
+    for mine, its in zip(model.learned, twin.learned, strict=True):
+        assert mine.name == its.name
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (mine, its)))
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.learned]
+    changed = [not np.array_equal(*pair) for pair in zip(before, after, strict=True)]
+    assert changed == [weight is not model.embedding.embeddings
+                       for weight in model.learned]  # fmt: skip
+    averages = weight_averages(model)
+    untouched = [a is w for a, w in zip(averages, model.learned, strict=True)]
+    assert untouched == [not each for each in changed]
+    evaluate_perplexity(model, ids)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_policy_is_the_models_own(tmp_path, cell):
+    model = tiny(cell, dtype="mixed_bfloat16", tied=True, embedding_dropout=0.1)
+    layers = [*model.recurrent, *model.dropouts, model.embedding_dropout]
+    assert {layer.compute_dtype for layer in layers} == {"bfloat16"}
+    assert model.embedding.compute_dtype == "float32"
+    assert model.with_batch_size(1).recurrent[0].compute_dtype == "bfloat16"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.dtype_policy.name == "mixed_bfloat16"
+    assert loaded.recurrent[0].compute_dtype == "bfloat16"
+
+
 def test_paper_size():
     model = LanguageModel(10000, emb_dim=640)
     model.build()
-    count = sum(math.prod(v.shape) for v in model.trainable_variables)
+    count = sum(math.prod(v.shape) for v in model.learned)
     assert count == 10000 * 640 + 2 * (2 * 640 * 1920 + 1920) + 640 * 10000 + 10000
 
 
@@ -164,6 +202,16 @@ def test_locked_dropout_is_the_same_at_all_steps(locked):
 def test_hidden_dropout_is_that_between_layers():
     model = tiny(layers=3, dropout=0.4, hidden_dropout=0.2)
     assert [layer.rate for layer in model.dropouts] == [0.4, 0.2, 0.2, 0.4]
+
+
+def test_embedding_dropout_passes_the_mask():
+    tokens = keras.Input((None,), dtype="int32")
+    embedded = keras.layers.Embedding(50, 4, mask_zero=True)(tokens)
+    dropped = EmbeddingDropout(50, 0.3)(embedded, tokens)
+    model = keras.Model(tokens, QRNN(3)(dropped))
+    padded = np.array([[3, 4, 5, 0, 0]])
+    whole = [keras.ops.convert_to_numpy(model(x)) for x in (padded, padded[:, :3])]
+    assert np.allclose(*whole, atol=1e-6)
 
 
 def test_embedding_dropout_drops_words():

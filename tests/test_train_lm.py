@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -230,6 +230,55 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path):
     assert abs(evaluate_perplexity(model, ids) - best) > 1e-2
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_mixed_precision_resumes(small_ptb, tmp_path, policy):
+    """Loss scales, and values that NumPy has no type for, are kept, too."""
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    averages = {"weight_average": 0.9, "dtype_policy": policy}
+    options = TrainingOptions(**TINY, **averages, epoch=1)
+    train_language_model(
+        corpus, vocabulary, options, tmp_path / "whole", verbose=0, resume=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_language_model(
+            corpus, vocabulary, options, tmp_path / "cut", verbose=0,
+            callbacks=[Interrupt(9)],
+        )  # fmt: skip
+    train_language_model(
+        corpus, vocabulary, options, tmp_path / "cut", verbose=0, resume=True
+    )
+    whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-3, name
+    model = keras.saving.load_model(tmp_path / "cut" / "model.keras")
+    assert model.dtype_policy.name == policy
+    assert model.recurrent[0].compute_dtype == policy.removeprefix("mixed_")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_resume_with_another_corpus(small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    options = TrainingOptions(**TINY, epoch=1)
+    train_language_model(corpus, vocabulary, options, tmp_path, verbose=0)
+    before = (tmp_path / "vocabulary.json").read_bytes()
+    (tmp_path / ".checkpoint.npz.unfinished-x.npz").write_text("half")
+    other = replace(corpus, train=corpus.train[::-1])
+    with pytest.raises(ValueError, match=r"`resume`: the run in .* has data="):
+        train_language_model(other, vocabulary, options, tmp_path, resume=True)
+    assert (tmp_path / "vocabulary.json").read_bytes() == before
+    train_language_model(corpus, vocabulary, options, tmp_path, resume=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_divergence_in_the_first_epoch(small_ptb, tmp_path, capsys):
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, epoch=1, **TINY)
+    assert train_lm.main([*data, "--learning_rate", "1e30", "--grad_clip", "1e30"]) == 2
+    assert "Training diverged in its first epoch" in capsys.readouterr().err
+
+
 def test_checkpoint_from_before_an_option_was_added(small_ptb, tmp_path):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
@@ -238,7 +287,7 @@ def test_checkpoint_from_before_an_option_was_added(small_ptb, tmp_path):
     path = tmp_path / "checkpoint.npz"
     model = build_language_model(options, len(vocabulary))
     meta = load_checkpoint(path, model)
-    for name in ("tied", "weight_average"):
+    for name in ("tied", "weight_average", "data"):
         del meta["options"][name]
     save_checkpoint(path, model, meta)
     options = TrainingOptions(**TINY, epoch=2)
@@ -372,6 +421,7 @@ def test_bad_options(small_ptb, tmp_path, capsys, options, message):
     base = {"data_dir": small_ptb, "save_path": tmp_path / "run", **TINY}
     assert train_lm.main(arguments(**(base | options))) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_file(small_ptb, tmp_path, capsys):

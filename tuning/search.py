@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_qrnn._checks import positive_integer
+from keras_qrnn._files import remove_leftovers
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions
 
@@ -195,8 +196,13 @@ def check_record(path: Path, expected: dict) -> None:
     """Raises a ValueError if the search at `path` is another than `expected`."""
     try:
         found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not a search's record: {error}") from error
+    # An option that was added since the search began was then unused.
+    added = {k: v for k, v in vars(TrainingOptions()).items() if k in expected}
+    found = added | found
     names = [*expected, *(name for name in found if name not in expected)]
     for name in names:
         if found.get(name) != expected.get(name):
@@ -224,6 +230,7 @@ def held(directory: Path) -> Iterator[None]:
 def prepare(directory: Path, expected: dict, overwrite: bool) -> None:
     """Makes `directory` one of this search: a new one, or one to go on with."""
     path = directory / RECORD
+    remove_leftovers(directory)
     files = [file for file in directory.iterdir() if file.name != ".lock"]
     if files and not path.exists():
         raise FileExistsError(
@@ -255,7 +262,7 @@ def finish(
         raise RuntimeError(str(tuner.oracle.failure))
     tidy_trials(tuner.oracle, directory)
     rows = write_results(tuner.oracle, directory, options)
-    completed = sum(row["error"] == "" for row in rows)
+    completed = sum(row["status"] == "COMPLETED" for row in rows)
     if not completed:
         raise RuntimeError(
             f"None of {len(rows)} trials came to an end; see {directory / 'trials.csv'}"

@@ -333,6 +333,8 @@ class LanguageModelTuner(BaseTuner):
             Means over the executions: `val_perplexity` of the best epoch,
             `best_epoch`, `epochs` trained and the `seconds` they took.
         """
+        # That of a worker that was killed before it could tell the chief.
+        (Path(self.get_trial_dir(trial.trial_id)) / "error.txt").unlink(missing_ok=True)
         values = trial.hyperparameters.values
         first = values.get("tuner/initial_epoch", 0)
         runs = []
@@ -439,16 +441,15 @@ def read_error(directory: Path) -> str:
 def tidy(directory: Path) -> None:
     """Keeps of an ended trial one model, that of the best execution, and the logs."""
     best, model = math.inf, None
+    failed = (directory / "error.txt").exists()
     for execution in sorted(directory.glob("execution_*")):
         (execution / "checkpoint.npz").unlink(missing_ok=True)
         log, found = execution / "log.csv", execution / "model.keras"
-        if found.exists():
+        if found.exists() and not failed:
             with log.open(encoding="utf-8") as file:
                 reached = min(float(row[OBJECTIVE]) for row in csv.DictReader(file))
             if reached < best:
                 best, model = reached, found
-    if (directory / "error.txt").exists():
-        model = None
     for found in directory.glob("execution_*/model.keras"):
         if found != model:
             found.unlink()

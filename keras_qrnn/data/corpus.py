@@ -124,7 +124,8 @@ def _from_hub() -> Corpus:
             f"Could not load {HUB_NAME} ({HUB_REVISION}) from {constants.ENDPOINT}: "
             f"{type(error).__name__}: {error}\n"
             "Use --data_dir with a directory that holds train.txt, valid.txt and "
-            "test.txt, or --dataset sample for the embedded corpus."
+            "test.txt, --dataset sample for the embedded corpus, or HF_HUB_OFFLINE=1 "
+            "for a copy that was downloaded before."
         ) from error
     return Corpus(
         HUB_NAME,

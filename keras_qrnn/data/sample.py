@@ -15,7 +15,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-EOS = "<eos>"
+from keras_qrnn.data.vocabulary import EOS
+
 START, END = "start", "end"
 SENTENCES = {"train": 12000, "valid": 1000, "test": 1000}
 SEED = 1611

@@ -40,6 +40,7 @@ class EmbeddingDropout(keras.layers.Layer):
         self.vocab_size = _checks.positive_integer("vocab_size", vocab_size)
         self.rate = _checks.rate("rate", rate)
         self.seed = seed
+        self.supports_masking = True
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 

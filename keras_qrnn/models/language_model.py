@@ -142,7 +142,8 @@ class LanguageModel(keras.Model):
         sizes |= {"layers": layers, "batch_size": batch_size}
         for name, value in sizes.items():
             sizes[name] = positive_integer(name, value)
-        windows = [window] * layers if isinstance(window, int) else list(window)
+        one_window = hasattr(window, "__index__")
+        windows = [window] * layers if one_window else list(window)
         if len(windows) != layers:
             raise ValueError(
                 "Argument `window` must be an integer or a list with one for each of "
@@ -153,7 +154,7 @@ class LanguageModel(keras.Model):
         hidden = dropout if hidden_dropout is None else hidden_dropout
         rate("hidden_dropout", hidden)
         self._config = {
-            **sizes, "window": window if isinstance(window, int) else windows,
+            **sizes, "window": window if one_window else windows,
             "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
             "embedding_scale": embedding_scale, "tied": tied,
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,
@@ -181,7 +182,11 @@ class LanguageModel(keras.Model):
         self.embedding_dropout = None
         if embedding_dropout:
             self.embedding_dropout = EmbeddingDropout(
-                vocab_size, embedding_dropout, seeds[-1], name="embedding_dropout"
+                vocab_size,
+                embedding_dropout,
+                seeds[-1],
+                name="embedding_dropout",
+                dtype=self.dtype_policy,
             )
         # Whole features of a row: what is called variational or locked dropout.
         dropout_layer = keras.layers.Dropout
@@ -189,10 +194,13 @@ class LanguageModel(keras.Model):
             dropout_layer = keras.layers.SpatialDropout1D
         rates = [dropout, *[hidden] * (layers - 1), dropout]
         self.dropouts = [
-            dropout_layer(rates[n], seed=seeds[n], name=f"dropout_{n}")
+            dropout_layer(
+                rates[n], seed=seeds[n], name=f"dropout_{n}", dtype=self.dtype_policy
+            )
             for n in range(layers + 1)
         ]
         carried = {"return_sequences": True, "stateful": True}
+        carried["dtype"] = self.dtype_policy
         self.recurrent = []
         for n in range(layers):
             size = emb_dim if tied and n == layers - 1 else units
@@ -209,7 +217,9 @@ class LanguageModel(keras.Model):
         # The softmax is part of the loss, which needs its logarithm in float32.
         self.logits = None
         if not tied:
-            self.logits = keras.layers.Dense(vocab_size, use_bias=False, name="logits")
+            self.logits = keras.layers.Dense(
+                vocab_size, use_bias=False, name="logits", dtype=self.dtype_policy
+            )
         self.perplexity = Perplexity()
 
     def build(self, tokens_shape: Shape | None = None) -> None:
@@ -293,21 +303,29 @@ class LanguageModel(keras.Model):
         for layer in self.recurrent:
             layer.reset_state()
 
+    @property
+    def learned(self) -> list[keras.Variable]:
+        """All that training can change, frozen or not: no states, no seeds."""
+        kept = {id(state) for layer in self.recurrent for state in layer.states}
+        return [weight for weight in self.weights if id(weight) not in kept]
+
     def with_batch_size(self, batch_size: int) -> "LanguageModel":
         """The same model for batches of another size, its state zero.
 
         The weights are copies: `copy_weights` brings them up to date.
         """
-        twin = LanguageModel(**(self._config | {"batch_size": batch_size}))
+        config = self._config | {"batch_size": batch_size}
+        twin = LanguageModel(**config, dtype=self.dtype_policy)
         twin.build()
-        twin.copy_weights(self.trainable_variables)
+        twin.copy_weights(self.learned)
         return twin
 
     def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Takes over values for all trained weights, in their order."""
-        for variable, value in zip(self.trainable_variables, values, strict=True):
+        """Takes over values for all that is learned, in its order."""
+        for variable, value in zip(self.learned, values, strict=True):
             # A copy: on JAX a step gives its buffers away.
             variable.assign(ops.copy(value))
 
     def get_config(self) -> dict:
-        return dict(self._config)
+        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
+        return {**self._config, "name": self.name, "dtype": dtype}

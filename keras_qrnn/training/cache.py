@@ -39,7 +39,7 @@ class _Reader(keras.Model):
     """The hidden states of a language model and its targets' log-probabilities."""
 
     def __init__(self, model: LanguageModel) -> None:
-        super().__init__(name="reader")
+        super().__init__(name="reader", dtype=model.dtype_policy)
         self.model = model
 
     def call(self, inputs: tuple) -> tuple:

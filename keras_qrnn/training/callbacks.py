@@ -7,7 +7,7 @@ import keras
 from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.training.checkpoint import save_checkpoint
 from keras_qrnn.training.evaluation import Evaluator, weight_averages
-from keras_qrnn.training.plots import plot_history
+from keras_qrnn.training.plots import plot_history, pyplot
 
 
 def sync(model: keras.Model) -> None:
@@ -93,8 +93,8 @@ class RunFiles(keras.callbacks.Callback):
     """Writes what a run leaves in its directory.
 
     After each epoch: `model.keras` where validation is the best so far,
-    `log.csv`, `training.png`, event files for TensorBoard in `logs/`; then, and
-    every `save_every` steps, `checkpoint.npz`.
+    `log.csv`, `training.png`, event files for TensorBoard in `logs/`; and, then
+    and every `save_every` steps, `checkpoint.npz`.
 
     Args:
         directory: where to write.
@@ -125,6 +125,7 @@ class RunFiles(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        pyplot()  # what is missing is said now, not after an epoch
         try:
             # Keras's own callback needs TensorFlow.
             from tensorboardX import SummaryWriter
@@ -165,9 +166,9 @@ class RunFiles(keras.callbacks.Callback):
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
         write_csv(self._directory / "log.csv", self._history)
-        plot_history(self._directory / "training.png", self._history)
         self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
         self._save(epoch + 1, 0)
+        plot_history(self._directory / "training.png", self._history)
 
     def _seconds(self) -> float:
         return self._elapsed + time.monotonic() - self._started

@@ -14,13 +14,24 @@ from keras_qrnn._files import atomic_write
 FORMAT = "keras_qrnn checkpoint 1"
 
 
-def _groups(model: keras.Model) -> dict[str, list]:
-    return {
+def _named(model: keras.Model) -> dict[str, keras.Variable]:
+    groups = {
         # Weights, kept states and the seeds of dropout and zoneout.
         "model": model.variables,
         "optimizer": model.optimizer.variables,
         "metrics": model.metrics_variables,
     }
+    return {
+        f"{group}/{n}": variable
+        for group, variables in groups.items()
+        for n, variable in enumerate(variables)
+    }
+
+
+def _to_numpy(variable: keras.Variable) -> np.ndarray:
+    array = keras.ops.convert_to_numpy(variable)
+    # NumPy has no bfloat16, and would write bytes that it cannot read.
+    return array.astype("float32") if variable.dtype == "bfloat16" else array
 
 
 def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> None:
@@ -31,11 +42,7 @@ def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> 
         model: compiled, its optimizer built.
         meta: where the run is; JSON.
     """
-    arrays = {
-        f"{group}/{n}": keras.ops.convert_to_numpy(variable)
-        for group, variables in _groups(model).items()
-        for n, variable in enumerate(variables)
-    }
+    arrays = {name: _to_numpy(variable) for name, variable in _named(model).items()}
     header = json.dumps({"format": FORMAT, **meta})
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=np.array(header), **arrays)
@@ -60,11 +67,10 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
     """
 
     def values(archive: np.lib.npyio.NpzFile) -> list:
-        return [
-            (variable, archive[f"{group}/{n}"])
-            for group, variables in _groups(model).items()
-            for n, variable in enumerate(variables)
-        ]
+        named = _named(model)
+        if further := set(archive.files) - named.keys() - {"header"}:
+            raise ValueError(f"the model has no {min(further)}")
+        return [(variable, archive[name]) for name, variable in named.items()]
 
     meta, found = _read(path, values)
     for variable, value in found:

@@ -19,12 +19,29 @@ def environment() -> dict[str, str]:
     if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
         cores = len(os.sched_getaffinity(0))
     backend = keras.config.backend()
+    hardware = f"{model}, {cores} cores"
+    if accelerator := _accelerator(backend):
+        hardware = f"{accelerator}; {hardware}"
     versions = [f"{backend} {importlib.import_module(backend).__version__}"]
     versions.append(f"keras {keras.__version__}")
     if policy := os.environ.get("OMP_WAIT_POLICY"):
         versions.append(f"OMP_WAIT_POLICY={policy}")
     return {
-        "hardware": f"{model}, {cores} cores",
+        "hardware": hardware,
         "versions": ", ".join(versions),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _accelerator(backend: str) -> str | None:
+    """The name of the device that the backend computes on, if it is not the CPU."""
+    module = importlib.import_module(backend)
+    if backend == "torch" and module.cuda.is_available():
+        return module.cuda.get_device_name()
+    if backend == "jax" and module.default_backend() != "cpu":
+        return module.devices()[0].device_kind
+    if backend == "tensorflow" and (
+        found := module.config.list_physical_devices("GPU")
+    ):
+        return module.config.experimental.get_device_details(found[0])["device_name"]
+    return None

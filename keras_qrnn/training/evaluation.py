@@ -5,15 +5,20 @@ from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 
 
-def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
-    """The optimizer's moving averages of the trained weights, where it keeps any."""
+def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
+    """What the model has learned, in moving averages if its optimizer keeps them."""
     optimizer = getattr(model, "optimizer", None)  # there is none before `compile`
     # With mixed_float16 Keras wraps it.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None or not (optimizer.use_ema and optimizer.built):
         return None
+    if not int(optimizer.iterations):
+        return None  # they are zeros before the first step
     # Keras's `SwapEMAWeights` reads them here too; it swaps by additions, which round.
-    return optimizer._model_variables_moving_average
+    averages = optimizer._model_variables_moving_average
+    pairs = zip(optimizer._trainable_variables, averages, strict=True)
+    averaged = {id(variable): average for variable, average in pairs}
+    return [averaged.get(id(variable), variable) for variable in model.learned]
 
 
 class Evaluator:
@@ -37,8 +42,7 @@ class Evaluator:
 
     def __call__(self) -> float:
         """The perplexity under the weights of this moment, or their averages."""
-        weights = weight_averages(self._model) or self._model.trainable_variables
-        self._twin.copy_weights(weights)
+        self._twin.copy_weights(weight_averages(self._model) or self._model.learned)
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])
