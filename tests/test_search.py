@@ -474,6 +474,30 @@ def test_hyperband_trains_the_best_further(small_ptb, tmp_path):
     assert not list(path.rglob("*.npz"))
 
 
+def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
+    """Of Hyperband's, which has the model of the trial that it goes on from."""
+    execution = tmp_path / "execution_0"
+    execution.mkdir()
+    for name in ("model.keras", "checkpoint.npz"):
+        (execution / name).write_bytes(b"copied")
+    search_tuner.write_error(tmp_path, "MemoryError")
+    search_tuner.tidy(tmp_path)
+    assert not list(execution.iterdir())
+
+
+def test_record_from_before_an_option_was_added(tmp_path):
+    path = tmp_path / "search.json"
+    options = vars(TrainingOptions(tied=False))
+    before = {name: value for name, value in options.items() if name != "tied"}
+    path.write_text(json.dumps(before))
+    search.check_record(path, options)
+    with pytest.raises(ValueError, match=r"tied=False\. Received: tied=True"):
+        search.check_record(path, options | {"tied": True})
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="is not a search's record"):
+        search.check_record(path, options)
+
+
 def test_mean_of_executions_with_different_seeds(small_ptb, tmp_path):
     path = tmp_path / "s"
     options = {**TINY, "max_trials": 1, "executions_per_trial": 2, "epochs": 1}
