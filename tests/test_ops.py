@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_qrnn
-from keras_qrnn.ops.blocks import SMALL_STEP, block_length
+from keras_qrnn.ops.blocks import SMALL_STEP, block_length, piece_length
 from keras_qrnn.ops.dispatch import backend as active
 from tests import reference
 from tests.gradients import second_gradients, value_and_gradients
@@ -90,6 +90,14 @@ def test_block_length_covers_both_algorithms():
     assert block_length(1000, SMALL_STEP + 1) == 1000
     assert block_length(63, 1) == 63
     assert block_length(None, 1) is None
+
+
+def test_piece_length():
+    assert piece_length(100, 8, 1024) == 100
+    assert piece_length(200, 8, 1024) == 128
+    assert piece_length(200, 5000, 1024) == 1
+    assert piece_length(200, None, 1024) == 200
+    assert piece_length(None, 8, 1024) is None
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -239,3 +239,15 @@ def causal_conv(
 ) -> tf.Tensor:
     outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
     return outputs if bias is None else outputs + bias
+
+
+def conv_pool(
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    initial_state: tf.Tensor,
+    keep: tf.Tensor | float | None,
+    pooling: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    gates = causal_conv(inputs, kernel, bias)
+    return pool(gates, initial_state, keep, pooling, activate=True)

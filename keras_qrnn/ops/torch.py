@@ -9,7 +9,10 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
-from keras_qrnn.ops.blocks import block_length
+from keras_qrnn.ops.blocks import block_length, piece_length
+
+# Inference in pieces of this many steps of all sequences: see `ops/blocks.py`.
+PIECE_ROWS = 2048
 
 
 def linear_scan(
@@ -327,3 +330,28 @@ def _products(
         else:
             outputs = torch.addmm(bias, x, kernel[j])
     return outputs.view(time, inputs.shape[1], channels)
+
+
+def conv_pool(
+    inputs: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
+    length = piece_length(time, batch, PIECE_ROWS)
+    if length == time or torch.is_grad_enabled() or not inputs.is_cpu:
+        gates = causal_conv(inputs, kernel, bias)
+        return pool(gates, initial_state, keep, pooling, activate=True)
+    units = initial_state.shape[1]
+    outputs = inputs.new_empty((time, batch, units)).transpose(0, 1)
+    state = initial_state
+    for start in range(0, time, length):
+        at = slice(start, start + length)
+        seen = slice(start, start + length + kernel.shape[0] - 1)
+        gates = causal_conv(inputs[:, seen], kernel, bias)
+        keep_piece = keep[:, at] if isinstance(keep, torch.Tensor) else keep
+        outputs[:, at], state = pool(gates, state, keep_piece, pooling, activate=True)
+    return outputs, state
