@@ -253,11 +253,12 @@ def test_zoneout_keeps_units_or_updates_them():
 
 @differentiable
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
-def test_gradients_with_a_zoneout_mask(pooling):
+@pytest.mark.parametrize(("batch", "time"), [(2, 6), (600, 8)])
+def test_gradients_with_a_zoneout_mask(batch, time, pooling):
     from keras_qrnn.ops.dispatch import backend
 
     rng = np.random.default_rng(2)
-    count, batch, time = len(reference.GATES[pooling]), 2, 6
+    count = len(reference.GATES[pooling])
     y = rng.normal(size=(batch, time, count * UNITS)).astype("float32")
     cell = rng.normal(size=(batch, UNITS)).astype("float32")
     keep = rng.uniform(size=(batch, time, UNITS)) > 0.4

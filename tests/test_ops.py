@@ -171,13 +171,15 @@ def naive_pool(pooling, gates, state, keep=1.0):
 
 
 @differentiable
-@pytest.mark.parametrize("time", [1, 7, 70])
+@pytest.mark.parametrize(
+    ("batch", "time"), [(2, 1), (2, 7), (2, 70), (600, 8), (2000, 2)]
+)
 @pytest.mark.parametrize("pooling", POOLS)
-def test_pool_values_and_gradients(pooling, time):
-    shape = (2, time, 3)
+def test_pool_values_and_gradients(pooling, batch, time):
+    shape = (batch, time, 3)
     arrays = pool_arguments(pooling, shape, activated=True)
     rng = np.random.default_rng(3)
-    weights = rng.normal(size=shape), rng.normal(size=(2, 3))
+    weights = rng.normal(size=shape), rng.normal(size=(batch, 3))
     weights = [w.astype("float32") for w in weights]
 
     def loss(pool, *tensors):

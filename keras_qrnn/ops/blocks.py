@@ -1,4 +1,4 @@
-"""How time is cut: a scan in blocks, and inference in pieces.
+"""How time is cut: a scan in blocks, the rest of a layer in pieces.
 
 Step by step, a scan of `time` steps pays the cost of a step's dispatch `time`
 times. Where a step is small that cost is all there is. Then time is cut in
@@ -10,7 +10,9 @@ carried states. More arithmetic, far fewer steps.
 Inference convolves and pools a long sequence in pieces, one after the other. The
 gates of all steps are the largest array of a layer, and on a CPU the pages of a
 large new array cost more than the arithmetic on it; the gates of a piece fit the
-caches and memory that is already there.
+caches and memory that is already there. Where a gradient is taken the gates must
+last, and only what is computed from them may live for a piece (PyTorch; XLA fuses
+it away).
 """
 
 import math
