@@ -87,6 +87,16 @@ def expected_of(layer, x, mask, state, **gradient):
     return result
 
 
+def without_gradient(layer, *arguments, **keywords):
+    """The call as `predict` makes it."""
+    if keras.config.backend() != "torch":
+        return layer(*arguments, **keywords)
+    import torch
+
+    with torch.no_grad():
+        return layer(*arguments, **keywords)
+
+
 @given(cases())
 def test_values(case):
     config, x, mask, state, _ = case
@@ -102,6 +112,42 @@ def test_values(case):
     last.set_weights(layer.get_weights())
     got = last(x, initial_state=state, mask=mask)
     assert_close(to_numpy(got), expected.outputs[:, -1])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize(("window", "time"), [(1, 9), (2, 9), (3, 8), (5, 2)])
+def test_inference_in_pieces(window, time, pooling, masked):
+    """A batch of which a piece is one, two or three steps, and one is left over."""
+    batch = 600
+    rng = np.random.default_rng(time)
+    x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
+    mask = rng.uniform(size=(batch, time)) < 0.6 if masked else None
+    state = [rng.normal(size=(batch, UNITS)).astype("float32")]
+    if window > 1:
+        window_state = rng.normal(size=(batch, window - 1, FEATURES))
+        state.append(window_state.astype("float32"))
+    config = {"window": window, "pooling": pooling, "zoneout": 0.3}
+    layer = layer_for(config, return_sequences=True, return_state=True)
+    outputs, cell, *rest = without_gradient(layer, x, initial_state=state, mask=mask)
+    expected = expected_of(layer, x, mask, state)
+    assert_close(to_numpy(outputs), expected.outputs)
+    assert_close(to_numpy(cell), expected.cell)
+    if window > 1:
+        assert_close(to_numpy(rest[0]), expected.window)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_inference_in_pieces_in_other_dtypes(dtype):
+    if keras.config.backend() == "numpy" and dtype == "bfloat16":
+        pytest.skip("NumPy has no bfloat16")
+    x = np.random.default_rng(0).normal(size=(600, 9, FEATURES))
+    layer = QRNN(UNITS, return_sequences=True, dtype=dtype)
+    outputs = without_gradient(layer, x)
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2, "float64": 1e-12}[dtype]
+    expected = expected_of(layer, x, None, None)
+    assert_close(to_numpy(outputs), expected.outputs, tolerance)
 
 
 @differentiable
@@ -205,11 +251,12 @@ def test_zoneout_keeps_units_or_updates_them():
 
 @differentiable
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
-def test_gradients_with_a_zoneout_mask(pooling):
+@pytest.mark.parametrize(("batch", "time"), [(2, 6), (600, 8)])
+def test_gradients_with_a_zoneout_mask(batch, time, pooling):
     from keras_qrnn.ops.dispatch import backend
 
     rng = np.random.default_rng(2)
-    count, batch, time = len(reference.GATES[pooling]), 2, 6
+    count = len(reference.GATES[pooling])
     y = rng.normal(size=(batch, time, count * UNITS)).astype("float32")
     cell = rng.normal(size=(batch, UNITS)).astype("float32")
     keep = rng.uniform(size=(batch, time, UNITS)) > 0.4

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_qrnn
-from keras_qrnn.ops.blocks import SMALL_STEP, block_length
+from keras_qrnn.ops.blocks import SMALL_STEP, block_length, piece_length
 from keras_qrnn.ops.dispatch import backend as active
 from tests import reference
 from tests.gradients import second_gradients, value_and_gradients
@@ -92,6 +92,14 @@ def test_block_length_covers_both_algorithms():
     assert block_length(None, 1) is None
 
 
+def test_piece_length():
+    assert piece_length(100, 8, 1024) == 100
+    assert piece_length(200, 8, 1024) == 128
+    assert piece_length(200, 5000, 1024) == 1
+    assert piece_length(200, None, 1024) == 200
+    assert piece_length(None, 8, 1024) is None
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time", [64, 65, 72, 80, 81, 300])
 def test_blocked_scan_equals_sequential(time, reverse):
@@ -163,13 +171,15 @@ def naive_pool(pooling, gates, state, keep=1.0):
 
 
 @differentiable
-@pytest.mark.parametrize("time", [1, 7, 70])
+@pytest.mark.parametrize(
+    ("batch", "time"), [(2, 1), (2, 7), (2, 70), (600, 8), (2000, 2)]
+)
 @pytest.mark.parametrize("pooling", POOLS)
-def test_pool_values_and_gradients(pooling, time):
-    shape = (2, time, 3)
+def test_pool_values_and_gradients(pooling, batch, time):
+    shape = (batch, time, 3)
     arrays = pool_arguments(pooling, shape, activated=True)
     rng = np.random.default_rng(3)
-    weights = rng.normal(size=shape), rng.normal(size=(2, 3))
+    weights = rng.normal(size=shape), rng.normal(size=(batch, 3))
     weights = [w.astype("float32") for w in weights]
 
     def loss(pool, *tensors):

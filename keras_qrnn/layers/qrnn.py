@@ -256,9 +256,9 @@ class QRNN(keras.layers.Layer):
         inputs = sequences
         if window is not None:
             inputs = ops.concatenate([window, sequences], axis=1)
-        gates = self._convolve(inputs, training)
-        keep = self._keep(gates, valid, training)
-        outputs, cell = self._pool(gates, cell, keep)
+        outputs, cell = self._convolve_and_pool(
+            self._drop(inputs, training), cell, self._keep(sequences, valid, training)
+        )
 
         if self.window > 1:
             window = _last_inputs(inputs, valid, self.window - 1)
@@ -303,40 +303,47 @@ class QRNN(keras.layers.Layer):
         _, window, _ = self._initial_state(sequences, initial_state)
         if window is not None:
             sequences = ops.concatenate([window, sequences], axis=1)
-        return self._activate(self._convolve(sequences, training=False))
+        return self._activate(
+            backend.causal_conv(sequences, *self._weights(sequences.dtype))
+        )
 
-    def _convolve(self, inputs: Tensor, training: bool) -> Tensor:
-        if training and self.dropout:
-            noise_shape = (ops.shape(inputs)[0], 1, inputs.shape[-1])
-            inputs = keras.random.dropout(
-                inputs, self.dropout, noise_shape=noise_shape, seed=self.seed_generator
-            )
-        kernel = ops.cast(ops.convert_to_tensor(self.kernel), inputs.dtype)
-        bias = None
-        if self.bias is not None:
-            bias = ops.cast(ops.convert_to_tensor(self.bias), inputs.dtype)
-        return backend.causal_conv(inputs, kernel, bias)
+    def _drop(self, inputs: Tensor, training: bool) -> Tensor:
+        if not (training and self.dropout):
+            return inputs
+        noise_shape = (ops.shape(inputs)[0], 1, inputs.shape[-1])
+        return keras.random.dropout(
+            inputs, self.dropout, noise_shape=noise_shape, seed=self.seed_generator
+        )
+
+    def _weights(self, dtype: str) -> tuple[Tensor, Tensor | None]:
+        kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
+        if self.bias is None:
+            return kernel, None
+        return kernel, ops.cast(ops.convert_to_tensor(self.bias), dtype)
 
     def _activate(self, gates: Tensor) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[self.pooling]), axis=-1)
         return [self.activation(z), *map(self.recurrent_activation, others)]
 
-    def _pool(
-        self, gates: Tensor, cell: Tensor, keep: Tensor | float | None
+    def _convolve_and_pool(
+        self, inputs: Tensor, cell: Tensor, keep: Tensor | float | None
     ) -> tuple[Tensor, Tensor]:
+        kernel, bias = self._weights(inputs.dtype)
         fused = (
             self.activation is activations.tanh
             and self.recurrent_activation is activations.sigmoid
         )
-        if not fused:
-            gates = ops.concatenate(self._activate(gates), axis=-1)
-        return backend.pool(gates, cell, keep, self.pooling, activate=fused)
+        if fused:
+            return backend.conv_pool(inputs, kernel, bias, cell, keep, self.pooling)
+        gates = self._activate(backend.causal_conv(inputs, kernel, bias))
+        gates = ops.concatenate(gates, axis=-1)
+        return backend.pool(gates, cell, keep, self.pooling, activate=False)
 
     def _keep(
-        self, gates: Tensor, valid: Tensor | None, training: bool
+        self, sequences: Tensor, valid: Tensor | None, training: bool
     ) -> Tensor | float | None:
         """How much of its update each state takes: what zoneout and masks do."""
-        batch, time = ops.shape(gates)[:2]
+        batch, time = ops.shape(sequences)[:2]
         keep = None
         if self.zoneout and training:
             noise = keras.random.uniform(

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from keras_qrnn.ops.blocks import piece_length
+
+# Inference in pieces of this many steps of all sequences: see `ops/blocks.py`.
+PIECE_ROWS = 1024
+
 
 def linear_scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
@@ -212,3 +217,108 @@ def causal_conv(
     return (outputs.astype(accumulator) + bias.astype(accumulator)).astype(
         outputs.dtype
     )
+
+
+def conv_pool(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    return _conv_pool(inputs, kernel, bias, initial_state, keep, pooling)
+
+
+# Runs as it stands where nothing is differentiated: there the gates need not last.
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.jit, static_argnums=5)
+def _conv_pool(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    return lax.platform_dependent(
+        inputs,
+        kernel,
+        bias,
+        initial_state,
+        keep,
+        cpu=partial(_conv_pool_in_pieces, pooling=pooling),
+        default=partial(_conv_pool_at_once, pooling=pooling),
+    )
+
+
+def _conv_pool_forward(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+) -> tuple:
+    results, pullback = jax.vjp(
+        lambda *arguments: _conv_pool_at_once(*arguments, keep, pooling),
+        inputs, kernel, bias, initial_state,
+    )  # fmt: skip
+    return results, (pullback, keep)
+
+
+def _conv_pool_backward(pooling: str, saved: tuple, gradients: tuple) -> tuple:
+    pullback, keep = saved
+    return *pullback(gradients), _no_gradient(keep)
+
+
+_conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
+
+
+def _conv_pool_at_once(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    gates = causal_conv(inputs, kernel, bias)
+    return _pool(gates, initial_state, keep, pooling, True)
+
+
+def _conv_pool_in_pieces(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    keep: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Equal pieces of time in a loop, then what is left."""
+    batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
+    # In an export, sizes may be symbols.
+    known = [n if isinstance(n, int) else None for n in (time, batch)]
+    length = piece_length(*known, PIECE_ROWS)
+    if length is None or length == time:
+        return _conv_pool_at_once(inputs, kernel, bias, initial_state, keep, pooling)
+
+    def write_piece(start: jax.Array | int, size: int, carry: tuple) -> tuple:
+        outputs, state = carry
+        seen = lax.dynamic_slice_in_dim(inputs, start, size + kernel.shape[0] - 1, 1)
+        at = keep
+        if jnp.ndim(keep):
+            at = lax.dynamic_slice_in_dim(keep, start, size, axis=1)
+        piece, state = _conv_pool_at_once(seen, kernel, bias, state, at, pooling)
+        return lax.dynamic_update_slice_in_dim(outputs, piece, start, axis=1), state
+
+    pieces, rest = divmod(time, length)
+    accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
+    carry = (
+        jnp.empty((batch, time, initial_state.shape[1]), inputs.dtype),
+        initial_state.astype(accumulator),
+    )
+    carry = lax.fori_loop(
+        0, pieces, lambda n, carry: write_piece(n * length, length, carry), carry
+    )
+    return write_piece(pieces * length, rest, carry) if rest else carry

@@ -42,3 +42,15 @@ def causal_conv(
     time = inputs.shape[1] - kernel.shape[0] + 1
     outputs = sum(inputs[:, j : j + time] @ tap for j, tap in enumerate(kernel))
     return outputs if bias is None else outputs + bias
+
+
+def conv_pool(
+    inputs: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    initial_state: np.ndarray,
+    keep: np.ndarray | float | None,
+    pooling: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    gates = causal_conv(inputs, kernel, bias)
+    return pool(gates, initial_state, keep, pooling, activate=True)

@@ -47,11 +47,18 @@ def _linear_scan(
     return scan(decay, inputs, initial_state)
 
 
-def _adjoint(decay: tf.Tensor, gradient: tf.Tensor, reverse: bool) -> tf.Tensor:
-    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way."""
-    zeros = tf.zeros_like(decay[:, 0])
-    following = _previous(decay, zeros, not reverse)
-    return _linear_scan(following, gradient, zeros, not reverse)
+def _adjoint(
+    decay: tf.Tensor, gradient: tf.Tensor, reverse: bool, last: tf.Tensor | None = None
+) -> tf.Tensor:
+    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
+
+    Args:
+        last: a gradient of the last state in addition.
+    """
+    ones = tf.ones_like(decay[:, 0])
+    last = tf.zeros_like(ones) if last is None else last
+    following = _previous(decay, ones, not reverse)
+    return _linear_scan(following, gradient, last, not reverse)
 
 
 def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
@@ -161,25 +168,23 @@ def pool(
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     accumulator = _accumulator(gates.dtype)
-    factor = 1.0 if keep is None else keep
-    if not isinstance(factor, float):
-        factor = tf.cast(factor, accumulator)
+    if isinstance(keep, tf.Tensor):
+        keep = tf.cast(keep, accumulator)
 
     @tf.custom_gradient
     def fused(
         gates: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
         z, f, o, i = _activations(gates, pooling, activate)
-        update = factor * (1 - f)
-        inputs = update * z if i is None else factor * i * z
+        decay = _decay(f, keep)
+        inputs = z - decay * z if i is None else _times(keep, i * z)
         state = tf.cast(initial_state, accumulator)
-        cells = _linear_scan(1 - update, inputs, state, reverse=False)
+        cells = _linear_scan(decay, inputs, state, reverse=False)
         outputs = cells if o is None else o * cells
 
         def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
-            # The activations are recomputed: only what cannot be is kept.
             return _pool_gradient(
-                gates, initial_state, factor, pooling, activate, cells,
+                gates, initial_state, keep, pooling, activate, cells,
                 tf.cast(d_outputs, accumulator), d_last,
             )  # fmt: skip
 
@@ -191,38 +196,53 @@ def pool(
 def _pool_gradient(
     gates: tf.Tensor,
     initial_state: tf.Tensor,
-    factor: tf.Tensor | float,
+    keep: tf.Tensor | float | None,
     pooling: str,
     activate: bool,
     cells: tf.Tensor,
     d_outputs: tf.Tensor,
     d_last: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    # The activations are recomputed: only what cannot be is kept. (A graph finds
+    # them to be those of the forward pass, and keeps them in place of the gates.)
     z, f, o, i = _activations(gates, pooling, activate)
-    update = factor * (1 - f)
-    previous = _previous(cells, tf.cast(initial_state, cells.dtype), reverse=False)
+    decay = _decay(f, keep)
+    # A graph runs what it can as soon as it can, and the results take memory from
+    # then on: nothing here may begin before the forward pass has ended, nor what
+    # needs no adjoint before there is one.
+    with tf.control_dependencies([cells, d_outputs]):
+        d_cells = d_outputs if o is None else d_outputs * o
+        adjoint = _adjoint(decay, d_cells, reverse=False, last=d_last)
 
-    d_cells = d_outputs if o is None else d_outputs * o
-    d_cells = tf.concat([d_cells[:, :-1], d_cells[:, -1:] + d_last[:, None]], axis=1)
-    adjoint = _adjoint(1 - update, d_cells, reverse=False)
+    with tf.control_dependencies([adjoint]):
+        state = tf.cast(initial_state, cells.dtype)
+        previous = _previous(cells, state, reverse=False)
+        if i is None:
+            d_z = adjoint - adjoint * decay
+            d_f = _times(keep, adjoint * (previous - z))
+            others = [(f, d_f)]
+        else:
+            kept = _times(keep, adjoint)
+            d_z = kept * i
+            others = [(f, kept * previous)]
+        if o is not None:
+            others.append((o, d_outputs * cells))
+        if i is not None:
+            others.append((i, kept * z))
+        if activate:
+            d_z = tf.raw_ops.TanhGrad(y=z, dy=d_z)
+            others = [(y, tf.raw_ops.SigmoidGrad(y=y, dy=dy)) for y, dy in others]
+        d_gates = tf.concat([d_z, *(dy for _, dy in others)], axis=-1)
+        d_initial = decay[:, 0] * adjoint[:, 0]
+    return tf.cast(d_gates, gates.dtype), tf.cast(d_initial, initial_state.dtype)
 
-    if i is None:
-        d_gates = [adjoint * update, adjoint * factor * (previous - z)]
-    else:
-        d_gates = [adjoint * factor * i, adjoint * factor * previous]
-    if o is not None:
-        d_gates.append(d_outputs * cells)
-    if i is not None:
-        d_gates.append(adjoint * factor * z)
-    if activate:
-        d_gates[0] *= 1 - z * z
-        for n, gate in enumerate((f, o, i)[: len(pooling)], start=1):
-            d_gates[n] *= gate * (1 - gate)
-    d_initial = (1 - update[:, 0]) * adjoint[:, 0]
-    return (
-        tf.cast(tf.concat(d_gates, axis=-1), gates.dtype),
-        tf.cast(d_initial, initial_state.dtype),
-    )
+
+def _times(keep: tf.Tensor | float | None, x: tf.Tensor) -> tf.Tensor:
+    return x if keep is None else keep * x
+
+
+def _decay(f: tf.Tensor, keep: tf.Tensor | float | None) -> tf.Tensor:
+    return f if keep is None else 1 - keep * (1 - f)
 
 
 def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
@@ -238,4 +258,20 @@ def causal_conv(
     inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
 ) -> tf.Tensor:
     outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
-    return outputs if bias is None else outputs + bias
+    if bias is None:
+        return outputs
+    # The faster one sums the bias's gradient in half precision, if it has that.
+    half = outputs.dtype in (tf.float16, tf.bfloat16)
+    return outputs + bias if half else tf.nn.bias_add(outputs, bias)
+
+
+def conv_pool(
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    initial_state: tf.Tensor,
+    keep: tf.Tensor | float | None,
+    pooling: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    gates = causal_conv(inputs, kernel, bias)
+    return pool(gates, initial_state, keep, pooling, activate=True)

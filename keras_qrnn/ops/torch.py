@@ -9,7 +9,10 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
-from keras_qrnn.ops.blocks import block_length
+from keras_qrnn.ops.blocks import block_length, piece_length
+
+# Pieces of this many steps of all sequences: see `ops/blocks.py`.
+PIECE_ROWS = 2048
 
 
 def linear_scan(
@@ -165,25 +168,35 @@ def _pool_(
 class _Pool(Function):
     """Activations, scan and output gate as one step of the graph.
 
-    Kept for the gradient: the packed gates as they came and the cell states.
+    Kept for the gradient: the packed gates as they came and the cell states. All
+    else lives for a piece of time only.
     """
 
     @staticmethod
     def forward(ctx, gates, initial_state, keep, pooling, activate):  # noqa: ANN001, ANN205
-        z, f, o, i = _activations(gates, pooling, activate)
-        state = initial_state.to(z.dtype)
-        decay = _decay_(f, keep)
-        if i is None:
-            cells = torch.addcmul(z, decay, z, value=-1)
-        else:
-            cells = _times_keep_(z * i, keep)
-        _scan_(decay, cells, state, reverse=False)
-        outputs = cells if o is None else o.mul_(cells)
+        accumulator = torch.promote_types(gates.dtype, torch.float32)
+        state = initial_state.to(accumulator)
+        cells = state.new_empty((*gates.shape[:2], state.shape[1]))
+        outputs = cells
+        if pooling != "f" or gates.dtype != accumulator:
+            outputs = torch.empty_like(cells, dtype=gates.dtype)
+        for at in _pieces(*gates.shape[:2], gates.is_cpu):
+            z, f, o, i = _activations(gates[at], pooling, activate)
+            keep_at = _keep_at(keep, at)
+            decay = _decay_(f, keep_at)
+            if i is None:
+                torch.addcmul(z, decay, z, value=-1, out=cells[at])
+            else:
+                _times_keep_(torch.mul(z, i, out=cells[at]), keep_at)
+            _scan_(decay, cells[at], state, reverse=False)
+            state = cells[at][-1]
+            if outputs is not cells:
+                outputs[at] = cells[at] if o is None else o.mul_(cells[at])
         ctx.arguments = pooling, activate, keep if isinstance(keep, float) else None
         mask = keep if isinstance(keep, torch.Tensor) else None
         ctx.save_for_backward(gates, initial_state, mask, cells)
         # The last state must not keep the sequence alive, nor be changed with it.
-        return outputs.to(gates.dtype), cells[-1].clone()
+        return outputs, state.clone()
 
     @staticmethod
     def backward(ctx, d_outputs, d_last):  # noqa: ANN001, ANN205
@@ -194,41 +207,74 @@ class _Pool(Function):
             return *_pool_gradients(
                 gates, initial_state, keep, pooling, activate, d_outputs, d_last
             ), *[None] * 3
-        z, f, o, i = _activations(gates, pooling, activate)
-        d_outputs = d_outputs.to(z.dtype)
-        decay = f if keep is None else _decay_(f.clone(), keep)
-
-        adjoint = d_outputs.clone(memory_format=torch.contiguous_format)
-        if o is not None:
-            adjoint.mul_(o)
-        adjoint[-1] += d_last
-        if len(adjoint) > 1:
-            _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
-
-        units = z.shape[-1]
         # time-major memory for the convolution's gradient to come
         d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
-        d_z, d_f, *d_rest = d_gates.split(units, dim=-1)
-        d_initial = decay[0] * adjoint[0]
-        if o is not None:
-            d_o = d_outputs.mul(cells)
-            d_rest[0].copy_(_times_d_sigmoid_(d_o, o) if activate else d_o)
-        previous = _previous(cells, initial_state.to(z.dtype), reverse=False)
-        if i is None:
-            d_forget = _times_keep_((previous - z).mul_(adjoint), keep)
-            d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
-        else:
-            adjoint = _times_keep_(adjoint, keep)
-            d_forget = previous.mul_(adjoint)
-            d_candidate = adjoint * i
-            d_i = adjoint.mul_(z)
-            d_rest[1].copy_(_times_d_sigmoid_(d_i, i) if activate else d_i)
-        d_f.copy_(_times_d_sigmoid_(d_forget, f) if activate else d_forget)
-        if activate:
-            z.mul_(z)
-            d_candidate.addcmul_(d_candidate, z, value=-1)
-        d_z.copy_(d_candidate)
-        return d_gates, d_initial.to(initial_state.dtype), None, None, None
+        d_state = d_last
+        for at in reversed(_pieces(*gates.shape[:2], gates.is_cpu)):
+            before = cells[at.start - 1] if at.start else initial_state.to(cells.dtype)
+            d_state = _pool_piece_gradient_(
+                d_gates[at], gates[at], before, cells[at], _keep_at(keep, at),
+                pooling, activate, d_outputs[at], d_state,
+            )  # fmt: skip
+        return d_gates, d_state.to(initial_state.dtype), None, None, None
+
+
+def _pool_piece_gradient_(
+    d_gates: torch.Tensor,
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    cells: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> torch.Tensor:
+    """Writes `d_gates`; returns the gradient by the initial state."""
+    z, f, o, i = _activations(gates, pooling, activate)
+    d_outputs = d_outputs.to(z.dtype)
+    decay = f if keep is None else _decay_(f.clone(), keep)
+
+    adjoint = d_outputs.clone(memory_format=torch.contiguous_format)
+    if o is not None:
+        adjoint.mul_(o)
+    adjoint[-1] += d_last
+    if len(adjoint) > 1:
+        _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
+
+    d_z, d_f, *d_rest = d_gates.split(z.shape[-1], dim=-1)
+    d_initial = decay[0] * adjoint[0]
+    if o is not None:
+        d_o = d_outputs.mul(cells)
+        d_rest[0].copy_(_times_d_sigmoid_(d_o, o) if activate else d_o)
+    previous = _previous(cells, initial_state, reverse=False)
+    if i is None:
+        d_forget = _times_keep_((previous - z).mul_(adjoint), keep)
+        d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
+    else:
+        adjoint = _times_keep_(adjoint, keep)
+        d_forget = previous.mul_(adjoint)
+        d_candidate = adjoint * i
+        d_i = adjoint.mul_(z)
+        d_rest[1].copy_(_times_d_sigmoid_(d_i, i) if activate else d_i)
+    d_f.copy_(_times_d_sigmoid_(d_forget, f) if activate else d_forget)
+    if activate:
+        z.mul_(z)
+        d_candidate.addcmul_(d_candidate, z, value=-1)
+    d_z.copy_(d_candidate)
+    return d_initial
+
+
+def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
+    """How time is cut: see `ops/blocks.py`."""
+    length = piece_length(time, batch, PIECE_ROWS) if is_cpu else time
+    return [slice(start, min(start + length, time)) for start in range(0, time, length)]
+
+
+def _keep_at(
+    keep: torch.Tensor | float | None, at: slice
+) -> torch.Tensor | float | None:
+    return keep[at] if isinstance(keep, torch.Tensor) else keep
 
 
 def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
@@ -327,3 +373,27 @@ def _products(
         else:
             outputs = torch.addmm(bias, x, kernel[j])
     return outputs.view(time, inputs.shape[1], channels)
+
+
+def conv_pool(
+    inputs: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
+    pieces = _pieces(time, batch, inputs.is_cpu)
+    if len(pieces) == 1 or torch.is_grad_enabled():
+        gates = causal_conv(inputs, kernel, bias)
+        return pool(gates, initial_state, keep, pooling, activate=True)
+    units = initial_state.shape[1]
+    outputs = inputs.new_empty((time, batch, units)).transpose(0, 1)
+    state = initial_state
+    for at in pieces:
+        seen = slice(at.start, at.stop + kernel.shape[0] - 1)
+        gates = causal_conv(inputs[:, seen], kernel, bias)
+        keep_piece = keep[:, at] if isinstance(keep, torch.Tensor) else keep
+        outputs[:, at], state = pool(gates, state, keep_piece, pooling, activate=True)
+    return outputs, state
