@@ -36,3 +36,30 @@ def test_epochs_are_those_of_the_logs():
             (row,) = csv.DictReader(file)
         perplexity, seconds = float(row["val_perplexity"]), float(row["seconds"])
         assert figures == f"{perplexity:.1f} | {seconds:.0f} s"
+
+
+def test_what_the_search_found():
+    """The figures beside its pictures are those of its trials."""
+    with (ROOT / "results" / "ptb_search" / "trials.csv").open() as file:
+        rows = [
+            {name: float(row[name]) for name in ("val_perplexity", "window", "zoneout")}
+            for row in csv.DictReader(file)
+        ]
+    rows.sort(key=lambda row: row["val_perplexity"])
+    found = [row["val_perplexity"] for row in rows]
+    assert len(rows) == 20 and f"the best reaches {found[0]:.1f}" in README
+    assert sum(row["zoneout"] < 1e-3 for row in rows[:10]) == 9
+
+    def range_of(**wanted):
+        of = [
+            row["val_perplexity"]
+            for row in rows
+            if all(abs(row[name] - value) < 0.02 for name, value in wanted.items())
+        ]
+        return f"{min(of):.0f} to {max(of):.0f}" if len(of) > 2 else f"{min(of):.0f}"
+
+    text = " ".join(README.split())
+    assert f"with 0.4 the perplexity is {range_of(zoneout=0.4)}" in text
+    by_window = [range_of(window=n, zoneout=0) for n in (1, 2, 3, 4)]
+    expected = "a window of 1 comes to {}, of 2 to {} and 295, of 3 to {}, of 4 to {}."
+    assert expected.format(*by_window) in text
