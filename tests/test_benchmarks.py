@@ -111,7 +111,7 @@ def test_report(script, tmp_path):
     arguments += ["--runs", str(run.parent)]
     report.main(arguments)
     once = readme.read_text()
-    assert "| PyTorch | 4.0 | 2.00 to 2.0 | 1.50 | 1.50 |" in once
+    assert "| PyTorch | 4.0 (1 cells) | 2.00 to 2.0 | 1 of 1 | 1.50 | 1.50 |" in once
     assert (
         "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1.0 | v; cpu |"
         in once
