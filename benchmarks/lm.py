@@ -101,7 +101,9 @@ def parts(
         "recurrent layers": layer_calls(keras.Sequential(recurrent), embedded, hidden)[
             "training"
         ],
-        "logits": layer_calls(model.logits, hidden, logits)["training"],
+        "logits": layer_calls(keras.Sequential([model.logits]), hidden, logits)[
+            "training"
+        ],
         "softmax": lambda: softmax(logits),
         "optimizer": optimizer_step(model),
     }

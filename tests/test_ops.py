@@ -288,3 +288,10 @@ def test_pool_refuses():
         keras_qrnn.fo_pool(z, z[:, 1:], z)
     with pytest.raises(ValueError, match="`initial_state`"):
         keras_qrnn.f_pool(z, z, np.ones((3, 3), "float32"))
+
+
+@pytest.mark.parametrize("function", [keras_qrnn.linear_scan, keras_qrnn.f_pool])
+def test_symbolic_inputs_are_refused(function):
+    x = keras.Input((4, 2))
+    with pytest.raises(ValueError, match="Expected a call from within a layer"):
+        function(x, x)

@@ -49,6 +49,12 @@ def linear_scan(
 
 def as_tensor(x: keras.KerasTensor) -> keras.KerasTensor:
     """`x` itself if it is a tensor: of one Keras's NumPy backend rounds float64."""
+    if isinstance(x, keras.KerasTensor):
+        raise ValueError(
+            "Scans and poolings compute on tensors that have values. Expected a call "
+            "from within a layer. Received the symbolic input of a model, of shape "
+            f"{x.shape}"
+        )
     return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
 
 
