@@ -131,8 +131,10 @@ def test_eager_scans_compile_once():
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
 @pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("rows", [4, 2048])
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_convolution_equals_products(window, use_bias):
+def test_convolution_equals_products(window, rows, use_bias, monkeypatch):
+    monkeypatch.setattr(active, "PIECE_ROWS", rows)
     rng = np.random.default_rng(window)
     shapes = [(7, 2, 3), (window, 3, 8), (8,)][: 3 if use_bias else 2]
     arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
@@ -141,7 +143,7 @@ def test_convolution_equals_products(window, use_bias):
         tensors = tensors if use_bias else (*tensors, None)
         return ops.sum(ops.sin(function(*tensors)))
 
-    got = value_and_gradients(lambda *a: loss(active._conv2d, *a), arrays)
+    got = value_and_gradients(lambda *a: loss(active._Conv2D.apply, *a), arrays)
     want = value_and_gradients(lambda *a: loss(active._products, *a), arrays)
     assert_close(got[0], want[0])
     for g, w in zip(got[1], want[1], strict=True):
