@@ -150,6 +150,19 @@ def test_convolution_equals_products(window, rows, use_bias, monkeypatch):
         assert_close(g, w)
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
+def test_second_derivative_of_the_convolution():
+    import torch
+
+    rng = np.random.default_rng(0)
+    tensors = [
+        torch.tensor(rng.normal(size=shape), requires_grad=True)
+        for shape in [(5, 2, 3), (2, 3, 4), (4,)]
+    ]
+    assert torch.autograd.gradcheck(active._Conv2D.apply, tensors)
+    assert torch.autograd.gradgradcheck(active._Conv2D.apply, tensors)
+
+
 def pool_arguments(pooling, shape, activated):
     rng = np.random.default_rng(len(pooling))
     gates = [rng.normal(size=shape) for _ in reference.GATES[pooling]]
