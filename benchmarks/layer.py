@@ -103,8 +103,12 @@ def plot(path: Path, rows: list[dict]) -> None:
         for (batch, time), cell in cells.items():
             ratio = best(cell, "LSTM") / cell["QRNN"]
             values[batches.index(batch), times.index(time)] = ratio
-            at = times.index(time), batches.index(batch)
-            axis.text(*at, f"{ratio:.1f}", ha="center", va="center", color="white")
+        middle = np.sqrt(np.nanmin(values) * np.nanmax(values))
+        for (row, column), ratio in np.ndenumerate(values):
+            if np.isfinite(ratio):
+                colour = "black" if ratio > middle else "white"
+                text = {"ha": "center", "va": "center", "color": colour}
+                axis.text(column, row, f"{ratio:.1f}", **text)
         axis.imshow(np.log(values), cmap="viridis", aspect="auto")
         axis.set_xticks(range(len(times)), times)
         axis.set_yticks(range(len(batches)), batches)
