@@ -307,7 +307,7 @@ def _conv_pool_in_pieces(
         outputs, state = carry
         seen = lax.dynamic_slice_in_dim(inputs, start, size + kernel.shape[0] - 1, 1)
         at = keep
-        if jnp.ndim(keep):
+        if keep is not None and jnp.ndim(keep):
             at = lax.dynamic_slice_in_dim(keep, start, size, axis=1)
         piece, state = _conv_pool_at_once(seen, kernel, bias, state, at, pooling)
         return lax.dynamic_update_slice_in_dim(outputs, piece, start, axis=1), state
