@@ -8,13 +8,12 @@ on with --resume.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import shlex
 import sys
 import typing
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import keras
@@ -114,7 +113,7 @@ def type_of(name: str) -> type:
 def options_from(arguments: argparse.Namespace) -> TrainingOptions:
     """The recipe: the preset, then --config, then what was given explicitly."""
     defaults, values = TrainingOptions(), {}
-    names = {field.name for field in dataclasses.fields(defaults)}
+    names = {field.name for field in fields(defaults)}
     if arguments.config:
         try:
             values = json.loads(Path(arguments.config).read_text("utf-8"))
@@ -176,14 +175,17 @@ def evaluate(
     cache, found = None, {"weights": weights}
     for split in splits:
         ids = vocabulary.encode(getattr(corpus, split))
-        perplexity = evaluate_perplexity(model, ids, steps)
+        if cache_size:
+            stream = read_stream(model, ids, steps)
+            perplexity = stream.perplexity
+        else:
+            perplexity = evaluate_perplexity(model, ids, steps)
         line = f"{split} perplexity: {perplexity:.2f} over {len(ids) - 1} tokens"
         if corpus.floor_perplexity:
             line += f" (best reachable: {corpus.floor_perplexity[split]:.2f})"
         print(line, flush=True)
         found[split] = perplexity
         if cache_size:
-            stream = read_stream(model, ids, steps)
             cache = cache or tune_cache(stream, cache_size)
             cached = cache.perplexity(stream)
             print(

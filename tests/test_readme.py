@@ -41,9 +41,9 @@ def test_epochs_are_those_of_the_logs():
 def test_what_the_search_found():
     """The figures beside its pictures are those of its trials."""
     with (ROOT / "results" / "ptb_search" / "trials.csv").open() as file:
+        names = ("val_perplexity", "window", "zoneout", "seconds")
         rows = [
-            {name: float(row[name]) for name in ("val_perplexity", "window", "zoneout")}
-            for row in csv.DictReader(file)
+            {name: float(row[name]) for name in names} for row in csv.DictReader(file)
         ]
     rows.sort(key=lambda row: row["val_perplexity"])
     found = [row["val_perplexity"] for row in rows]
@@ -59,7 +59,28 @@ def test_what_the_search_found():
         return f"{min(of):.0f} to {max(of):.0f}" if len(of) > 2 else f"{min(of):.0f}"
 
     text = " ".join(README.split())
+    minutes = sum(row["seconds"] for row in rows) / 60
+    assert f"The trials, one training each, took {minutes:.0f} minutes" in text
     assert f"with 0.4 the perplexity is {range_of(zoneout=0.4)}" in text
     by_window = [range_of(window=n, zoneout=0) for n in (1, 2, 3, 4)]
     expected = "a window of 1 comes to {}, of 2 to {} and 295, of 3 to {}, of 4 to {}."
     assert expected.format(*by_window) in text
+
+
+def test_the_summary_of_the_speed_tables():
+    """What the README says in short is what the result files say."""
+    assert "oneDNN's LSTM is up to a third faster" in README
+    for backend in ("jax", "tensorflow", "torch"):
+        path = ROOT / "benchmarks" / "results" / backend / "layer.csv"
+        cells = {}
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                cell = row["mode"], int(row["batch"]) * int(row["time"]), row["batch"]
+                cells.setdefault(cell, {})[row["name"]] = float(row["median"])
+        for (_, rows, _), times in cells.items():
+            fastest = min(s for name, s in times.items() if "LSTM" in name)
+            ahead = fastest / times["QRNN"]
+            if backend != "torch" or rows > 4096:
+                assert ahead >= 1
+            else:
+                assert ahead >= (0.95 if rows > 1024 else 0.73)

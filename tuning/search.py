@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,13 @@ from pathlib import Path
 
 from keras_qrnn._checks import positive_integer
 from keras_qrnn._files import remove_leftovers
-from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus
+from keras_qrnn.data import (
+    BPTTBatches,
+    Corpus,
+    Vocabulary,
+    fingerprint,
+    load_corpus,
+)
 from keras_qrnn.training import TrainingOptions
 
 try:
@@ -36,7 +41,7 @@ except ImportError as error:
 
 from keras_tuner.errors import FatalError
 
-from search_results import best_table, tidy_trials, write_results
+from search_results import best_table, completed, tidy_trials, write_results
 from search_space import DEFAULTS, HYPERPARAMETERS, canonical, parse
 from search_tuner import TUNERS, LanguageModelTuner, make_oracle, write_json
 from search_workers import Chief, end_with_parent, role, run_workers
@@ -179,7 +184,6 @@ def record(
     corpus: Corpus,
 ) -> dict:
     """All that makes the trials of one search comparable."""
-    text = "\n".join(["\n".join(corpus.train), "", *corpus.valid])
     # Where a trial keeps its checkpoints, and the rest that is searched.
     free = {"save_every", *(each.option for each in HYPERPARAMETERS.values())}
     fixed = {k: v for k, v in vars(options).items() if k not in free}
@@ -188,7 +192,7 @@ def record(
         "tuner": arguments.tuner,
         "executions_per_trial": arguments.executions_per_trial,
         **fixed,
-        "data": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "data": fingerprint(corpus.train, corpus.valid),
     }
 
 
@@ -262,12 +266,12 @@ def finish(
         raise RuntimeError(str(tuner.oracle.failure))
     tidy_trials(tuner.oracle, directory)
     rows = write_results(tuner.oracle, directory, options)
-    completed = sum(row["status"] == "COMPLETED" for row in rows)
-    if not completed:
+    count = len(completed(rows))
+    if not count:
         raise RuntimeError(
             f"None of {len(rows)} trials came to an end; see {directory / 'trials.csv'}"
         )
-    print(f"\n{completed} of {len(rows)} trials completed. The best:\n")
+    print(f"\n{count} of {len(rows)} trials completed. The best:\n")
     print(best_table(rows))
     data = f"--dataset {arguments.dataset}"
     if arguments.data_dir is not None:

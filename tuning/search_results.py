@@ -36,6 +36,11 @@ def trial_rows(oracle: keras_tuner.Oracle, directory: Path) -> list[dict]:
     return rows
 
 
+def completed(rows: list[dict]) -> list[dict]:
+    """The rows of the trials that came to an end."""
+    return [row for row in rows if row["status"] == TrialStatus.COMPLETED]
+
+
 def write_results(
     oracle: keras_tuner.Oracle, directory: Path, options: TrainingOptions
 ) -> list[dict]:
@@ -53,14 +58,13 @@ def write_results(
     if not rows:
         return rows
     write_csv(directory / "trials.csv", rows)
-    completed = [row for row in rows if row["status"] == TrialStatus.COMPLETED]
-    if completed:
-        best = min(completed, key=lambda row: row[OBJECTIVE])
+    if ended := completed(rows):
+        best = min(ended, key=lambda row: row[OBJECTIVE])
         write_json(directory / "best.json", best_options(best, options))
         _copy_best(directory, best["trial"])
         plot_objective(directory / "objective.png", rows)
-        plot_hyperparameters(directory / "hyperparameters.png", completed)
-        plot_parallel(directory / "parallel.png", completed)
+        plot_hyperparameters(directory / "hyperparameters.png", ended)
+        plot_parallel(directory / "parallel.png", ended)
     return rows
 
 
@@ -103,8 +107,7 @@ def tidy_trials(oracle: keras_tuner.Oracle, directory: Path) -> None:
 
 def best_table(rows: list[dict], count: int = 10) -> str:
     """The best trials, the best first, as text."""
-    completed = [row for row in rows if row["status"] == TrialStatus.COMPLETED]
-    best = sorted(completed, key=lambda row: row[OBJECTIVE])[:count]
+    best = sorted(completed(rows), key=lambda row: row[OBJECTIVE])[:count]
     columns = ("trial", OBJECTIVE, "best_epoch", "seconds", *HYPERPARAMETERS)
     cells = [columns] + [[shown(row[name]) for name in columns] for row in best]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,7 +1,7 @@
 """Corpora, vocabulary and batches for word-level language models."""
 
 from keras_qrnn.data.batches import BPTTBatches
-from keras_qrnn.data.corpus import Corpus, load_corpus
+from keras_qrnn.data.corpus import Corpus, fingerprint, load_corpus
 from keras_qrnn.data.vocabulary import Vocabulary
 
-__all__ = ["BPTTBatches", "Corpus", "Vocabulary", "load_corpus"]
+__all__ = ["BPTTBatches", "Corpus", "Vocabulary", "fingerprint", "load_corpus"]

@@ -1,8 +1,9 @@
+import hashlib
 import importlib.util
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ class Corpus:
     valid: list[str]
     test: list[str]
     floor_perplexity: Mapping[str, float] | None = None
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """16 hexadecimal digits that tell one text, in parts of lines, from another."""
+    text = "\n\n".join("\n".join(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_corpus(

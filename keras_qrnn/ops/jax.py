@@ -219,21 +219,10 @@ def causal_conv(
     )
 
 
-def conv_pool(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    initial_state: jax.Array,
-    keep: jax.Array | float | None,
-    pooling: str,
-) -> tuple[jax.Array, jax.Array]:
-    return _conv_pool(inputs, kernel, bias, initial_state, keep, pooling)
-
-
 # Runs as it stands where nothing is differentiated: there the gates need not last.
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 @partial(jax.jit, static_argnums=5)
-def _conv_pool(
+def conv_pool(
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
@@ -272,7 +261,7 @@ def _conv_pool_backward(pooling: str, saved: tuple, gradients: tuple) -> tuple:
     return *pullback(gradients), _no_gradient(keep)
 
 
-_conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
+conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
 
 
 def _conv_pool_at_once(

@@ -273,7 +273,7 @@ def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
 
 
 def _keep_at(
-    keep: torch.Tensor | float | None, at: slice
+    keep: torch.Tensor | float | None, at: slice | tuple[slice, slice]
 ) -> torch.Tensor | float | None:
     return keep[at] if isinstance(keep, torch.Tensor) else keep
 
@@ -431,6 +431,6 @@ def conv_pool(
     for at in pieces:
         seen = slice(at.start, at.stop + kernel.shape[0] - 1)
         gates = causal_conv(inputs[:, seen], kernel, bias)
-        keep_piece = keep[:, at] if isinstance(keep, torch.Tensor) else keep
-        outputs[:, at], state = pool(gates, state, keep_piece, pooling, activate=True)
+        keep_at = _keep_at(keep, (slice(None), at))
+        outputs[:, at], state = pool(gates, state, keep_at, pooling, activate=True)
     return outputs, state

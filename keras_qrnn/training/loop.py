@@ -1,4 +1,3 @@
-import hashlib
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ import numpy as np
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._files import remove_leftovers
-from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary
+from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training.callbacks import (
     CarriedState,
@@ -188,9 +187,8 @@ def train_language_model(
     """
     directory = Path(save_path)
     path = directory / "checkpoint.npz"
-    text = "\n".join([*vocabulary.words, "", *corpus.train, "", *corpus.valid])
     known = asdict(options) | {"vocabulary": len(vocabulary)}
-    known["data"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    known["data"] = fingerprint(vocabulary.words, corpus.train, corpus.valid)
     if path.exists():
         if not resume:
             raise FileExistsError(
