@@ -25,10 +25,12 @@ demo: .venv-demo-$(BACKEND)/installed
 
 test: $(BACKENDS:%=test-%)
 
-# Keras's NumPy backend itself needs JAX: its tests run where JAX is.
+# Keras's NumPy backend itself needs JAX: its tests run where JAX is. PyTorch's CPU
+# build lacks Triton, whose interpreter runs the GPU kernels in the tests.
 $(BACKENDS:%=test-%): test-%:
 	$(PYTHON) -m venv --clear .venv-test-$*
-	.venv-test-$*/$(PIP) '.[$*,test]'
+	.venv-test-$*/$(PIP) '.[$*,test]' \
+		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
 	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
 	$(if $(filter jax,$*),KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS))
 

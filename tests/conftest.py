@@ -2,6 +2,8 @@ import os
 
 # float64 layers need it on JAX; the other backends do not read it.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# Triton's kernels run on the CPU, on NumPy; read when a kernel is defined.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import keras

@@ -39,7 +39,10 @@ def _scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
     # On the CPU, XLA runs a step of a compiled loop in well under a microsecond
-    # and no cut of the time axis wins. A GPU launches a kernel for every step.
+    # and no cut of the time axis wins. A GPU launches a kernel for every step. (In
+    # an export the length may be a symbol, whose halves are not known.)
+    if not isinstance(inputs.shape[1], int):
+        return _sequential(decay, inputs, initial_state, reverse)
     return lax.platform_dependent(
         decay,
         inputs,

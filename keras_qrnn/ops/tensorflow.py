@@ -1,7 +1,9 @@
 """TensorFlow: one `tf.while_loop` under hand-written gradients."""
 
+import functools
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from keras_qrnn.ops.blocks import block_length
@@ -80,7 +82,10 @@ def _scan(
     length = block_length(time, batch * units if known else None)
     # Run eagerly, a loop would dispatch every step: then it runs as a graph.
     eager = tf.executing_eagerly()
-    if length == time:
+    if _has_gpu() and time is not None:
+        scan = _associative_graph if eager else _associative
+        states = scan(decay, inputs, initial_state, reverse)
+    elif length == time:
         scan = _sequential_graph if eager else _sequential
         states = scan(decay, inputs, initial_state, reverse)
     else:
@@ -88,6 +93,26 @@ def _scan(
         length = tf.constant(length) if eager else length
         states = scan(decay, inputs, initial_state, reverse, length)
     return tf.ensure_shape(states, (batch, time, units))
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    """A GPU launches kernels for every step of a loop: there, fewer steps win."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def _associative(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    """The scan in a logarithmic number of steps, with twice the arithmetic."""
+
+    def combine(earlier: tuple, later: tuple) -> tuple:
+        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+
+    products, states = keras.ops.associative_scan(
+        combine, (decay, inputs), reverse=reverse, axis=1
+    )
+    return states + products * initial_state[:, None]
 
 
 def _sequential(
@@ -158,6 +183,8 @@ def _blocked(
 # Traced anew for a few shapes only, then for shapes of unknown sizes.
 _sequential_graph = tf.function(_sequential, reduce_retracing=True)
 _blocked_graph = tf.function(_blocked, reduce_retracing=True)
+# Needs to know the length: traced anew for each.
+_associative_graph = tf.function(_associative)
 
 
 def pool(

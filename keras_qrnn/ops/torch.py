@@ -1,9 +1,16 @@
 """PyTorch: time-major loops of one in-place operation a step, own gradients.
 
-Memory is kept time-major inside, so that a step is one contiguous slice; what
-goes in and out is a `(batch, time, ...)` view of it, and a stack of layers pays
-for a transposition only at its ends.
+On a GPU, where each operation of a loop would be a launch, the loops are kernels:
+`ops/triton.py`. Memory is kept time-major inside, so that a step is one contiguous
+slice; what goes in and out is a `(batch, time, ...)` view of it, and a stack of
+layers pays for a transposition only at its ends.
 """
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from types import ModuleType
 
 import torch
 from torch.autograd import Function
@@ -14,6 +21,23 @@ from keras_qrnn.ops.blocks import block_length, piece_length
 
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
+
+
+def _kernels(tensor: torch.Tensor) -> ModuleType | None:
+    """`ops/triton.py` where it can run, None elsewhere."""
+    return _triton() if tensor.is_cuda else None
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    if importlib.util.find_spec("triton"):
+        return importlib.import_module("keras_qrnn.ops.triton")
+    warnings.warn(
+        "keras_qrnn: Triton is not installed (it comes with PyTorch's CUDA builds for "
+        "Linux): on the GPU each time step is launched by itself, which is slow",
+        stacklevel=2,
+    )
+    return None
 
 
 def linear_scan(
@@ -37,8 +61,11 @@ class _LinearScan(Function):
 
     @staticmethod
     def forward(ctx, decay, inputs, initial_state, reverse):  # noqa: ANN001, ANN205
-        states = inputs.clone(memory_format=torch.contiguous_format)
-        _scan_(decay.contiguous(), states, initial_state, reverse)
+        if kernels := _kernels(inputs):
+            states = kernels.linear_scan(decay, inputs, initial_state, reverse)
+        else:
+            states = inputs.clone(memory_format=torch.contiguous_format)
+            _scan_(decay.contiguous(), states, initial_state, reverse)
         ctx.reverse = reverse
         ctx.save_for_backward(decay, initial_state, states)
         return states
@@ -136,7 +163,7 @@ def pool(
     if isinstance(keep, torch.Tensor):
         keep = keep.transpose(0, 1)
     half = gates.dtype in (torch.float16, torch.bfloat16)
-    in_place = not torch.is_grad_enabled() and not half
+    in_place = not torch.is_grad_enabled() and not half and not _kernels(gates)
     run = _pool_ if in_place else _Pool.apply
     outputs, last = run(gates.transpose(0, 1), initial_state, keep, pooling, activate)
     return outputs.transpose(0, 1), last
@@ -175,49 +202,78 @@ class _Pool(Function):
 
     @staticmethod
     def forward(ctx, gates, initial_state, keep, pooling, activate):  # noqa: ANN001, ANN205
-        accumulator = torch.promote_types(gates.dtype, torch.float32)
-        state = initial_state.to(accumulator)
-        cells = state.new_empty((*gates.shape[:2], state.shape[1]))
-        outputs = cells
-        if pooling != "f" or gates.dtype != accumulator:
-            outputs = torch.empty_like(cells, dtype=gates.dtype)
-        for at in _pieces(*gates.shape[:2], gates.is_cpu):
-            z, f, o, i = _activations(gates[at], pooling, activate)
-            keep_at = _keep_at(keep, at)
-            decay = _decay_(f, keep_at)
-            if i is None:
-                torch.addcmul(z, decay, z, value=-1, out=cells[at])
-            else:
-                _times_keep_(torch.mul(z, i, out=cells[at]), keep_at)
-            _scan_(decay, cells[at], state, reverse=False)
-            state = cells[at][-1]
-            if outputs is not cells:
-                outputs[at] = cells[at] if o is None else o.mul_(cells[at])
+        state = initial_state.to(torch.promote_types(gates.dtype, torch.float32))
+        pool = _kernels(gates).pool if _kernels(gates) else _pool_in_pieces
+        outputs, cells = pool(gates, state, keep, pooling, activate)
         ctx.arguments = pooling, activate, keep if isinstance(keep, float) else None
         mask = keep if isinstance(keep, torch.Tensor) else None
         ctx.save_for_backward(gates, initial_state, mask, cells)
         # The last state must not keep the sequence alive, nor be changed with it.
-        return outputs, state.clone()
+        return outputs, cells[-1].clone()
 
     @staticmethod
     def backward(ctx, d_outputs, d_last):  # noqa: ANN001, ANN205
         gates, initial_state, mask, cells = ctx.saved_tensors
         pooling, activate, keep = ctx.arguments
-        keep = keep if mask is None else mask
+        state = initial_state.to(cells.dtype)
+        arguments = gates, state, keep if mask is None else mask, pooling, activate
         if torch.is_grad_enabled():  # for a second derivative
-            return *_pool_gradients(
-                gates, initial_state, keep, pooling, activate, d_outputs, d_last
-            ), *[None] * 3
-        # time-major memory for the convolution's gradient to come
-        d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
-        d_state = d_last
-        for at in reversed(_pieces(*gates.shape[:2], gates.is_cpu)):
-            before = cells[at.start - 1] if at.start else initial_state.to(cells.dtype)
-            d_state = _pool_piece_gradient_(
-                d_gates[at], gates[at], before, cells[at], _keep_at(keep, at),
-                pooling, activate, d_outputs[at], d_state,
-            )  # fmt: skip
+            d_gates, d_state = _differentiable_gradients(*arguments, d_outputs, d_last)
+        else:
+            kernels = _kernels(gates)
+            run = kernels.pool_gradients if kernels else _pool_gradients_in_pieces
+            d_gates, d_state = run(*arguments, cells, d_outputs, d_last)
         return d_gates, d_state.to(initial_state.dtype), None, None, None
+
+
+def _pool_in_pieces(
+    gates: torch.Tensor,
+    state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and cell states."""
+    cells = state.new_empty((*gates.shape[:2], state.shape[1]))
+    outputs = cells
+    if pooling != "f" or gates.dtype != cells.dtype:
+        outputs = torch.empty_like(cells, dtype=gates.dtype)
+    for at in _pieces(*gates.shape[:2], gates.is_cpu):
+        z, f, o, i = _activations(gates[at], pooling, activate)
+        keep_at = _keep_at(keep, at)
+        decay = _decay_(f, keep_at)
+        if i is None:
+            torch.addcmul(z, decay, z, value=-1, out=cells[at])
+        else:
+            _times_keep_(torch.mul(z, i, out=cells[at]), keep_at)
+        _scan_(decay, cells[at], state, reverse=False)
+        state = cells[at][-1]
+        if outputs is not cells:
+            outputs[at] = cells[at] if o is None else o.mul_(cells[at])
+    return outputs, cells
+
+
+def _pool_gradients_in_pieces(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    cells: torch.Tensor,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by gates and initial state."""
+    # time-major memory for the convolution's gradient to come
+    d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
+    d_state = d_last
+    for at in reversed(_pieces(*gates.shape[:2], gates.is_cpu)):
+        before = cells[at.start - 1] if at.start else initial_state
+        d_state = _pool_piece_gradient_(
+            d_gates[at], gates[at], before, cells[at], _keep_at(keep, at),
+            pooling, activate, d_outputs[at], d_state,
+        )  # fmt: skip
+    return d_gates, d_state
 
 
 def _pool_piece_gradient_(
@@ -311,7 +367,7 @@ def _times_d_sigmoid_(gradient: torch.Tensor, gate: torch.Tensor) -> torch.Tenso
     return gradient.addcmul_(gradient, gate, value=-1)
 
 
-def _pool_gradients(
+def _differentiable_gradients(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
     keep: torch.Tensor | float | None,
