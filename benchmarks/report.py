@@ -10,6 +10,7 @@ Speed, from benchmarks/results, goes between `<!-- speed:begin -->` and
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
 
 from _timing import read_rows
@@ -153,15 +154,18 @@ def runs_table(directory: Path) -> str:
             continue
         run = json.loads(path.read_text("utf-8"))
         log = read_rows(path.with_name("log.csv"))
-        hours = sum(float(row["seconds"]) for row in log) / 3600
+        # Not the sum: a run may have been stopped, or had company, for some of them.
+        seconds = statistics.median(float(row["seconds"]) for row in log)
         best = min(log, key=lambda row: float(row["val_perplexity"]))["epoch"]
         reached = [f"{run[k]:.1f}" if k in run else "" for k in ("valid", "test")]
         cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
         cells = [f"[{title}](results/{name})", *reached, *published, cached]
         cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]
-        body.append([*cells, f"{hours:.1f}", f"{run['versions']}; {run['hardware']}"])
+        cells += [f"{seconds:.0f}", f"{run['versions']}; {run['hardware']}"]
+        body.append(cells)
     header = ["run", "valid", "test", "valid, published", "test, published"]
-    header += ["test with cache", "million weights", "best epoch", "hours", "with"]
+    header += ["test with cache", "million weights", "best epoch"]
+    header += ["seconds an epoch, median", "with"]
     return markdown(header, body)
 
 

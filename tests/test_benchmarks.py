@@ -113,7 +113,7 @@ def test_report(script, tmp_path):
     once = readme.read_text()
     assert "| PyTorch | 4.0 (1 cells) | 2.00 to 2.0 | 1 of 1 | 1.50 | 1.50 |" in once
     assert (
-        "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1.0 | v; cpu |"
+        "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1800 | v; cpu |"
         in once
     )
     assert "old" not in once
