@@ -4,9 +4,11 @@ A result file is a CSV with one measurement a row. A script may measure a part o
 its grid: rows of the same key are replaced, the others stay.
 """
 
+import argparse
 import csv
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +21,23 @@ from keras_qrnn._files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, quick: str
+) -> argparse.Namespace:
+    """The options of a script, `results` and `quick` among them.
+
+    What a quick trial measures is not put beside the figures of the repository.
+    """
+    parser.add_argument("--results", type=Path, help="directory of the result files")
+    parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
+    options = parser.parse_args(arguments)
+    if options.results is None:
+        options.results = RESULTS / BACKEND
+        if options.quick:
+            options.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
+    return options
 
 
 def tensor(array: np.ndarray) -> keras.KerasTensor:

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    RESULTS,
     forward,
     forward_backward,
     int_list,
     layer_calls,
     measure,
     merge_rows,
+    parse,
     read_rows,
     tensor,
 )
@@ -124,9 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--times", type=int_list, default="32,64,128,256,512")
     parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
-    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
-    parser.add_argument("--quick", action="store_true", help="one tiny cell")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, quick="one tiny cell")
     units = UNITS
     if options.quick:
         options.batches, options.times, units = [2], [8], 4

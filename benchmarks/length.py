@@ -11,11 +11,11 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    RESULTS,
     int_list,
     layer_calls,
     measure,
     merge_rows,
+    parse,
     read_rows,
     tensor,
     wait,
@@ -73,9 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int_list, default=TIMES)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each timing")
-    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
-    parser.add_argument("--quick", action="store_true", help="tiny lengths")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, quick="tiny lengths")
     batch, units = 4, 128
     if options.quick:
         options.times, options.seconds, batch, units = [4, 8], 0.01, 2, 4

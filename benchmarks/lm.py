@@ -10,18 +10,17 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    RESULTS,
     forward,
     forward_backward,
     layer_calls,
     measure,
     merge_rows,
+    parse,
     tensor,
 )
 from keras import ops
@@ -130,9 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
-    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, quick="a tiny model")
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
     recipe = {"batch_size": 20, "seq_len": 105, "emb_dim": 640}
     vocab = 10000

@@ -20,10 +20,10 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    RESULTS,
     int_list,
     layer_calls,
     merge_rows,
+    parse,
     shape_list,
     tensor,
     wait,
@@ -127,9 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", type=shape_list, default="64x512x320")
     parser.add_argument("--times", type=int_list, default="4096,16384,65536")
     parser.add_argument("--names", default="QRNN,keras LSTM")
-    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
-    parser.add_argument("--quick", action="store_true", help="tiny shapes")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, quick="tiny shapes")
     names = options.names.split(",")
     batch, units, piece = 8, 320, 512
     if options.quick:

@@ -5,17 +5,16 @@ KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    RESULTS,
     forward,
     forward_backward,
     measure,
     merge_rows,
+    parse,
     shape_list,
     tensor,
 )
@@ -126,9 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default=SHAPES, help="batch x time x units, ...")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each timing")
-    parser.add_argument("--results", type=Path, default=RESULTS / BACKEND)
-    parser.add_argument("--quick", action="store_true", help="one tiny shape")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, quick="one tiny shape")
     if options.quick:
         options.shapes, options.seconds = "2x8x4", 0.01
     for shape in shape_list(options.shapes):

@@ -70,10 +70,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--load_path", default="lm-qrnn_model", help="of train_lm.py")
     parser.add_argument("--save_path", help="where to write (default: load_path)")
     parser.add_argument("--out_filename", default="sample.txt", help="in save_path")
-    parser.add_argument("--num_words", type=int, default=100)
+    parser.add_argument(
+        "--num_words", type=int, default=100, help="length (default 100)"
+    )
     parser.add_argument("--first_word", default="<eos>", help="default: a new sentence")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--temperature", type=float, default=1.0,
+        help="divides the logits: below 1 likelier words, above 1 others (default 1)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     parser.add_argument(
         "--plot_gates", action="store_true", help="draw gates.png beside the text"
     )

@@ -41,8 +41,9 @@ def parser() -> argparse.ArgumentParser:
             f"--{name}", action="store_true", default=default, help=help
         )
         parser.add_argument(
-            f"--no{name}", dest=name, action="store_false", default=default
-        )
+            f"--no{name}", dest=name, action="store_false", default=default,
+            help=f"not --{name}",
+        )  # fmt: skip
 
     def option(name: str, help: str) -> None:
         default = getattr(defaults, name)
@@ -59,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--lstm", action="store_true", help="a Keras LSTM likewise")
     parser.add_argument(
         "--preset", choices=PRESETS, default="paper",
-        help="recipe whose options are the defaults: the paper's, or one that is "
-        "regularized as in arXiv 1708.02182",
+        help="recipe whose options are the defaults: the paper's, which are those "
+        "shown here, or one that is regularized as in arXiv 1708.02182",
     )  # fmt: skip
     option("epoch", "epochs to train")
     option("batch_size", "rows of a batch")
@@ -117,6 +118,8 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.config:
         try:
             values = json.loads(Path(arguments.config).read_text("utf-8"))
+        except OSError as error:
+            raise ValueError(f"Option `config` cannot be read: {error}") from error
         except ValueError as error:
             raise ValueError(
                 f"Option `config`: {arguments.config} is not JSON: {error}"

@@ -1,5 +1,7 @@
 """What several parts of the package ask of their arguments."""
 
+from numbers import Real
+
 
 def positive_integer(name: str, value: int, kind: str = "Argument") -> int:
     """`value` as an int.
@@ -20,7 +22,7 @@ def rate(name: str, value: float, kind: str = "Argument") -> float:
     Raises:
         ValueError: if it is not a number in [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(
             f"{kind} `{name}` must be a number in [0, 1). Received: {name}={value!r}"
         )

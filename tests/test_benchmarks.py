@@ -56,6 +56,15 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path):
+    timing = script("_timing")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(timing.tempfile, "tempdir", str(tmp_path))
+    script("scan").main(["--quick"])
+    assert not (tmp_path / "results").exists()
+    assert len(list(tmp_path.glob("benchmarks-*/scan.csv"))) == 1
+
+
 def test_rows_of_the_same_key_are_replaced(script, tmp_path):
     path = tmp_path / "x.csv"
     merge = script("_timing").merge_rows

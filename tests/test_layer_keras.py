@@ -52,6 +52,23 @@ def test_refuses_what_has_no_meaning(name):
         QRNN(4, **{name: 0.5})
 
 
+def test_takes_what_changes_nothing():
+    layer = QRNN(4, recurrent_dropout=0.0, unroll=False, use_cudnn="auto")
+    assert "unroll" not in layer.get_config()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float16", "float64"])
+def test_inputs_of_another_dtype(dtype):
+    x = (np.arange(24).reshape(2, 4, 3) % 5 > 1).astype(dtype)
+    layer = QRNN(4)
+    outputs = to_numpy(layer(x))
+    assert outputs.dtype == "float32"
+    assert np.abs(outputs - to_numpy(layer(x.astype("float32")))).max() < 1e-6
+    assert np.abs(outputs).min() > 0
+    model = keras.Sequential([keras.Input((4, 3), dtype=dtype), layer])
+    assert np.abs(model.predict(x, verbose=0) - outputs).max() < 1e-6
+
+
 def test_unknown_argument():
     with pytest.raises((TypeError, ValueError), match="colour"):
         QRNN(4, colour="red")
@@ -272,6 +289,7 @@ def test_refuses_bad_inputs():
         [np.zeros((3, 5), "float32")],
         [np.zeros((4, 5), "float32"), np.zeros((4, 2, 3), "float32")],
         [np.zeros((4, 5), "float32")] * 4,
+        [np.zeros((4, 5), "float32"), None],
         [],
     ],
 )

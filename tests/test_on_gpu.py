@@ -1,7 +1,7 @@
 """What a backend runs on a GPU: the tests of the ops and the layer again, on the CPU.
 
-On PyTorch the Triton kernels, by Triton's interpreter; on JAX and TensorFlow the
-associative scan.
+On PyTorch the Triton kernels, by Triton's interpreter; on JAX and TensorFlow scans of
+logarithmically many steps.
 """
 
 import os
@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_qrnn import QRNN
 from keras_qrnn.ops.dispatch import backend as active
 from tests import reference, test_layer, test_ops
 
@@ -71,8 +72,9 @@ def test_kernels_compile_for_cuda(tmp_path):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow")
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("shape", [(None, 37, 3), (None, 37, None), (None, None, 3)])
-def test_graph_of_unknown_sizes(shape):
+def test_graph_of_unknown_sizes(shape, jit_compile):
     import tensorflow as tf
 
     arrays = test_ops.scan_arguments((2, 37, 3))
@@ -83,7 +85,19 @@ def test_graph_of_unknown_sizes(shape):
             tf.TensorSpec(shape),
             tf.TensorSpec((None, shape[2])),
         ],
+        jit_compile=jit_compile,
     )
     test_ops.assert_close(
         scan(*map(np.float32, arrays)), reference.linear_scan(*arrays)
     )
+
+
+@pytest.mark.parametrize("time", [20, None])
+def test_compiled_training(time):
+    x, y = np.ones((4, 20, 3), "float32"), np.zeros((4, 20, 2), "float32")
+    model = keras.Sequential(
+        [keras.Input((time, 3)), QRNN(2, return_sequences=True, zoneout=0.1)]
+    )
+    model.compile("sgd", "mse", jit_compile=BACKEND != "torch")
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[0]

@@ -273,6 +273,15 @@ def test_resume_with_another_corpus(small_ptb, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_batch_longer_than_its_rows(small_ptb, tmp_path, capsys):
+    data = arguments(data_dir=small_ptb, save_path=tmp_path / "run")
+    assert train_lm.main([*data, *arguments(**TINY | {"seq_len": 10**6})]) == 2
+    assert "Option `seq_len` must be at most" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert train_lm.main([*data, "--config", "missing.json"]) == 2
+    assert "Option `config` cannot be read" in capsys.readouterr().err
+
+
 def test_divergence_in_the_first_epoch(small_ptb, tmp_path, capsys):
     data = arguments(data_dir=small_ptb, save_path=tmp_path, epoch=1, **TINY)
     assert train_lm.main([*data, "--learning_rate", "1e30", "--grad_clip", "1e30"]) == 2
@@ -343,6 +352,9 @@ def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
     assert train_lm.main([*data, *changed, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "qrnn_size=8. Received: qrnn_size=9" in error
+    shorter = [*data, *arguments(**TINY, epoch=1), "--resume"]
+    assert train_lm.main(shorter) == 2
+    assert "has 2 epochs already. Received: epoch=1" in capsys.readouterr().err
     assert (trained / "checkpoint.npz").read_bytes() == before
 
 

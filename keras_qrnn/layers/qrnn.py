@@ -25,6 +25,8 @@ _NO_MEANING = {
     "time_major": "inputs have shape (batch, time, features): transpose them",
     "reset_after": "that belongs to GRU: leave it out",
 }
+# But their values that change nothing in an LSTM change nothing here.
+_HARMLESS = {"recurrent_dropout": 0, "unroll": False, "use_cudnn": "auto"}
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -80,7 +82,8 @@ class QRNN(keras.layers.Layer):
             instead of repeating the previous output. Defaults to `False`.
 
     Call arguments:
-        sequences: float tensor of shape `(batch, time, features)`.
+        sequences: tensor of shape `(batch, time, features)`, cast to the layer's
+            compute dtype.
         initial_state: The state before the first step: a list of the cell state
             `(batch, units)` and, where `window > 1`, the last `window - 1`
             inputs, `(batch, window - 1, features)`. Either the cell state alone
@@ -138,8 +141,10 @@ class QRNN(keras.layers.Layer):
         zero_output_for_mask: bool = False,
         **kwargs,
     ) -> None:
-        for name in kwargs:
-            if name in _NO_MEANING:
+        for name in [name for name in kwargs if name in _NO_MEANING]:
+            if name in _HARMLESS and kwargs[name] == _HARMLESS[name]:
+                del kwargs[name]
+            else:
                 raise ValueError(
                     f"QRNN does not take LSTM's argument `{name}`; "
                     f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
@@ -239,7 +244,10 @@ class QRNN(keras.layers.Layer):
         mask: Tensor | None = None,
         training: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
+        """See "Call arguments" and "Output shape" in the documentation of the class."""
         _check_time(sequences)
+        # Keras itself casts floats only, and not in a layer's `stateless_call`.
+        sequences = ops.cast(sequences, self.compute_dtype)
         if self.go_backwards:
             sequences = ops.flip(sequences, axis=1)
         if mask is not None:
@@ -369,7 +377,8 @@ class QRNN(keras.layers.Layer):
         batch, _, features = sequences.shape
         if self.stateful and batch is not None and batch != self.states[0].shape[0]:
             raise ValueError(
-                "The batch size of a stateful QRNN must not change. Expected: "
+                "The batch size of a stateful QRNN must not change: leave out the "
+                "samples that do not fill a batch. Expected: "
                 f"{self.states[0].shape[0]}. Received: sequences.shape="
                 f"{tuple(sequences.shape)}"
             )
@@ -385,12 +394,13 @@ class QRNN(keras.layers.Layer):
                 f"optionally, last_output. Received: {len(given)} tensors"
             )
         for n, (name, shape) in enumerate(list(shapes.items())[: len(given)]):
-            if not hasattr(given[n], "shape"):
+            if given[n] is not None and not hasattr(given[n], "shape"):
                 given[n] = ops.convert_to_tensor(given[n])
-            if not _fits(given[n].shape, shape):
+            received = None if given[n] is None else tuple(given[n].shape)
+            if received is None or not _fits(received, shape):
                 raise ValueError(
                     f"Argument `initial_state`: expected {name} of shape {shape}. "
-                    f"Received: shape {tuple(given[n].shape)}"
+                    f"Received: {'None' if received is None else f'shape {received}'}"
                 )
         return given
 

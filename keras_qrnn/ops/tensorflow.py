@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 
-import keras
 import tensorflow as tf
 
 from keras_qrnn.ops.blocks import block_length
@@ -83,8 +82,7 @@ def _scan(
     # Run eagerly, a loop would dispatch every step: then it runs as a graph.
     eager = tf.executing_eagerly()
     if _has_gpu() and time is not None:
-        scan = _associative_graph if eager else _associative
-        states = scan(decay, inputs, initial_state, reverse)
+        states = _halving(decay, inputs, initial_state, reverse)
     elif length == time:
         scan = _sequential_graph if eager else _sequential
         states = scan(decay, inputs, initial_state, reverse)
@@ -101,18 +99,32 @@ def _has_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def _associative(
+def _halving(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """The scan in a logarithmic number of steps, with twice the arithmetic."""
+    """The scan in a logarithmic number of steps, with twice the arithmetic.
 
-    def combine(earlier: tuple, later: tuple) -> tuple:
-        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
-
-    products, states = keras.ops.associative_scan(
-        combine, (decay, inputs), reverse=reverse, axis=1
-    )
-    return states + products * initial_state[:, None]
+    Two steps in one are again a step of a linear scan: one of half the length finds
+    every second state, and the others follow from these. (`associative_scan` of
+    Keras does that too, but not under XLA.)
+    """
+    if reverse:
+        flipped = (tf.reverse(x, [1]) for x in (decay, inputs))
+        return tf.reverse(_halving(*flipped, initial_state, False), [1])
+    time, units = inputs.shape[1:]
+    if time == 1:
+        return decay * initial_state[:, None] + inputs
+    pairs = time // 2
+    d, x = decay[:, 1 : 2 * pairs : 2], inputs[:, 1 : 2 * pairs : 2]
+    both = d * decay[:, : 2 * pairs : 2], d * inputs[:, : 2 * pairs : 2] + x
+    second = _halving(*both, initial_state, False)
+    before = tf.concat([initial_state[:, None], second], axis=1)
+    first = decay[:, ::2] * before[:, : time - pairs] + inputs[:, ::2]
+    # In turns; of an odd number of states the last is one of the first kind.
+    states = tf.stack([first[:, :pairs], second], axis=2)
+    units = tf.shape(inputs)[2] if units is None else units
+    states = tf.reshape(states, (-1, 2 * pairs, units))
+    return tf.concat([states, first[:, pairs:]], axis=1)
 
 
 def _sequential(
@@ -183,8 +195,6 @@ def _blocked(
 # Traced anew for a few shapes only, then for shapes of unknown sizes.
 _sequential_graph = tf.function(_sequential, reduce_retracing=True)
 _blocked_graph = tf.function(_blocked, reduce_retracing=True)
-# Needs to know the length: traced anew for each.
-_associative_graph = tf.function(_associative)
 
 
 def pool(

@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
     if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
         cores = len(os.sched_getaffinity(0))
     backend = keras.config.backend()
-    hardware = f"{model}, {cores} cores"
+    hardware = f"{model}, {cores} core{'s' if cores > 1 else ''}"
     if accelerator := _accelerator(backend):
         hardware = f"{accelerator}; {hardware}"
     versions = [f"{backend} {importlib.import_module(backend).__version__}"]

@@ -196,12 +196,24 @@ def train_language_model(
                 "to go on with it, or another --save_path"
             )
         _check_options(path, known)
+        trained = len(read_meta(path)["history"])
+        if trained > options.epoch:
+            raise ValueError(
+                f"Option `epoch`: the run in {directory} has {trained} epochs already. "
+                f"Received: epoch={options.epoch}"
+            )
     keras.utils.set_random_seed(options.seed)
     model = build_language_model(options, len(vocabulary))
     train = vocabulary.encode(corpus.train)
     valid = vocabulary.encode(corpus.valid)
     evaluator = Evaluator(model, valid, options.eval_steps)
     BPTTBatches(train, options.batch_size, options.seq_len)  # refuses what is too short
+    row = -(-(len(train) - 1) // options.batch_size)
+    if options.seq_len > row:
+        raise ValueError(
+            f"Option `seq_len` must be at most {row}, the tokens of the training split "
+            f"for each row of a batch. Received: seq_len={options.seq_len}"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     remove_leftovers(directory)
     vocabulary.save(directory / "vocabulary.json")
@@ -212,6 +224,8 @@ def train_language_model(
         epoch, step, history = meta["epoch"], meta["step"], meta["history"]
         elapsed = meta["seconds"]
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
+        if verbose:
+            print(f"Going on after {epoch} epochs and {step} steps", flush=True)
 
     def fit(
         last_epoch: int, step: int, metrics: list[np.ndarray] | None, elapsed: float
