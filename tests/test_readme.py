@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_examples():
+def test_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
     assert names["model"].predict(np.array([[3, 5, 0]]), verbose=0).shape == (1, 1)
+    assert names["decoded"].shape == (None, None, 16)
     pieces = keras.ops.concatenate([names["first"], names["second"]], axis=1)
     assert np.allclose(
         keras.ops.convert_to_numpy(pieces),
