@@ -1,11 +1,13 @@
 """What is installed, and what is imported."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import keras_qrnn
@@ -72,3 +74,41 @@ def test_package_imports_only_its_backend():
 
 def test_version():
     assert keras_qrnn.__version__ == "0.1.0"
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="a setting of JAX")
+def test_default_precision_of_jax():
+    """The other tests run with JAX_ENABLE_X64=1, which most users do not set."""
+    chosen = [
+        "test_layer.py::test_values",
+        "test_layer.py::test_gradients",
+        "test_layer_keras.py::test_functional_with_unknown_sizes",
+        "test_models.py::test_fit_carries_the_state",
+        "test_models.py::test_mixed_precision_trains",
+        "test_cache.py::test_stream_as_the_model_reads_it",
+    ]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(f"tests/{name}" for name in chosen)],
+        env=os.environ | {"JAX_ENABLE_X64": "0"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="an export of JAX")
+def test_jax_export_of_any_batch_and_time():
+    import jax
+    from jax import export
+
+    layer = keras_qrnn.QRNN(4, return_sequences=True)
+    layer.build((None, None, 3))
+    shape = export.symbolic_shape("batch, time, 3")
+    arguments = jax.ShapeDtypeStruct(shape, "float32")
+    exported = export.export(jax.jit(layer))(arguments)
+    x = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
+    got = exported.call(x)
+    assert np.abs(got - layer(x)).max() < 1e-6
