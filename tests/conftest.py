@@ -2,14 +2,19 @@ import os
 
 # float64 layers need it on JAX; the other backends do not read it.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
-# Triton's kernels run on the CPU, on NumPy; read when a kernel is defined.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import keras
 import pytest
 
 from keras_qrnn.data import load_corpus
+
+if keras.config.backend() == "torch":
+    import torch
+
+    # Read when a kernel is defined: on a machine without a GPU NumPy runs them.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(

@@ -20,7 +20,7 @@ def value_and_gradients(function, arrays):
     elif backend == "torch":
         import torch
 
-        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        tensors = [keras.ops.convert_to_tensor(a).requires_grad_() for a in arrays]
         value = function(*tensors)
         gradients = torch.autograd.grad(value, tensors, allow_unused=True)
         value = value.detach()
@@ -57,7 +57,7 @@ def second_gradients(function, arrays):
     elif backend == "torch":
         import torch
 
-        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        tensors = [keras.ops.convert_to_tensor(a).requires_grad_() for a in arrays]
         first = torch.autograd.grad(function(*tensors), tensors, create_graph=True)
         gradients = torch.autograd.grad(sum(g.sin().sum() for g in first), tensors)
     else:
