@@ -33,34 +33,37 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 def plot_history(path: Path, history: list[dict]) -> None:
     """Loss, perplexity and learning rate of each epoch, one above the other."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
     epochs = [row["epoch"] for row in history]
-    panels = {
-        "loss (nats per token)": ("val_loss",),
-        "perplexity": ("perplexity", "val_perplexity"),
-        "learning rate": ("learning_rate",),
+    perplexities = {
+        "training": [row["perplexity"] for row in history],
+        "validation": [row["val_perplexity"] for row in history],
     }
     figure, axes = pyplot().subplots(3, figsize=(7, 8), sharex=True, layout="tight")
-    for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            label = "validation" if name.startswith("val_") else "training"
-            axis.plot(epochs, [row[name] for row in history], ".-", label=label)
-        if "loss" in title:
-            training = [math.log(row["perplexity"]) for row in history]
-            axis.plot(epochs, training, ".-", label="training")
+    loss, perplexity, learning_rate = axes
+    for label, values in perplexities.items():
+        loss.plot(epochs, [math.log(value) for value in values], ".-", label=label)
+        perplexity.plot(epochs, values, ".-", label=label)
+    learning_rate.plot(epochs, [row["learning_rate"] for row in history], ".-")
+    perplexity.set_yscale("log")
+    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    perplexity.yaxis.set_major_formatter(ScalarFormatter())
+    perplexity.yaxis.set_minor_formatter(NullFormatter())
+    titles = ("loss (nats per token)", "perplexity", "learning rate")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-        if title != "learning rate":
-            axis.legend()
-        if title == "perplexity":
-            axis.set_yscale("log")
-    axes[-1].set_xlabel("epoch")
+    loss.legend()
+    perplexity.legend()
+    learning_rate.set_xlabel("epoch")
     save_figure(figure, path)
 
 
 def plot_gates(
     path: Path, gates: dict[str, dict], words: list[str], max_units: int = 64
 ) -> None:
-    """A heat map of each layer's gates, a column for each word.
+    """Heat maps of all layers' gates, one above the other, a column for each word.
 
     Args:
         path: the PNG.
@@ -69,27 +72,30 @@ def plot_gates(
         words: the word of each time step.
         max_units: rows shown; of more units, the first.
     """
-    rows, columns = len(gates), max(len(layer) for layer in gates.values())
+    panels = [
+        (f"{name}: {gate}", values, -1 if gate == "z" else 0)
+        for name, layer in gates.items()
+        for gate, values in layer.items()
+    ]
     figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(columns * max(4, len(words) * 0.25), rows * 4.5),
+        len(panels),
+        figsize=(max(6, 1 + 0.14 * len(words)), 1 + 2 * len(panels)),
+        sharex=True,
         squeeze=False,
         layout="constrained",
     )
-    for row, (name, layer) in zip(axes, gates.items(), strict=True):
-        for axis, (gate, values) in zip(row, layer.items(), strict=True):
-            low = -1 if gate == "z" else 0
-            image = axis.imshow(
-                values[:, :max_units].T,
-                aspect="auto",
-                interpolation="nearest",
-                cmap="RdBu_r" if low else "viridis",
-                vmin=low,
-                vmax=1,
-            )
-            axis.set_title(f"{name}: {gate}")
-            axis.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
-            axis.set_ylabel("unit")
-            figure.colorbar(image, ax=axis)
+    axes = axes[:, 0]
+    for axis, (title, values, low) in zip(axes, panels, strict=True):
+        image = axis.imshow(
+            values[:, :max_units].T,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="RdBu_r" if low else "viridis",
+            vmin=low,
+            vmax=1,
+        )
+        axis.set_title(title)
+        axis.set_ylabel("unit")
+        figure.colorbar(image, ax=axis, pad=0.01)
+    axes[-1].set_xticks(range(len(words)), words, rotation=90, fontsize=8)
     save_figure(figure, path)
