@@ -7,6 +7,8 @@ logarithmically many steps.
 import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,11 +19,18 @@ from keras_qrnn.ops.dispatch import backend as active
 from tests import reference, test_layer, test_ops
 
 BACKEND = keras.config.backend()
+ROOT = Path(__file__).parents[1]
 
 if BACKEND == "numpy":
     pytest.skip("the NumPy backend has no GPU", allow_module_level=True)
 if BACKEND == "torch":
-    pytest.importorskip("triton", reason="Triton is not installed")
+    import torch
+
+    choice_of_kernels = active._kernels
+    if sys.platform != "linux":
+        pytest.importorskip("triton", reason="Triton is for Linux alone")
+
+only_torch = pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's kernels")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +43,10 @@ def _as_on_a_gpu():
         else:
             import jax
 
-            scan = jax.jit(active._associative, static_argnums=3)
-            patch.setattr(active, "_scan", scan)
+            def default(*arguments, default, **by_platform):
+                return default(*arguments)
+
+            patch.setattr(jax.lax, "platform_dependent", default)
             jax.clear_caches()
         yield
     if BACKEND == "jax":
@@ -56,7 +67,71 @@ test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_ma
 test_other_activations = test_layer.test_other_activations
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's kernels")
+KEEPS = {
+    "none": lambda rng, batch, time, units: None,
+    "number": lambda rng, batch, time, units: 0.75,
+    "steps": lambda rng, batch, time, units: rng.random((time, batch, 1)) < 0.7,
+    "units": lambda rng, batch, time, units: rng.random((time, batch, units)) < 0.7,
+}
+
+
+@only_torch
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
+    kernels, batch, time, units = active._triton(), 3, 5, 31  # more than one program
+    dtype = getattr(torch, dtype)
+    accumulator = torch.promote_types(dtype, torch.float32)
+    rng = np.random.default_rng(0)
+
+    def draw(*shape, dtype):
+        return torch.asarray(rng.random(shape)).to(dtype)
+
+    keep = KEEPS[keep](rng, batch, time, units)
+    keep = torch.asarray(keep) if isinstance(keep, np.ndarray) else keep
+    gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
+    arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
+    want = active._pool_in_pieces(*arguments)
+    got = kernels.pool(*arguments)
+    above = want[1], draw(time, batch, units, dtype=dtype)
+    above = *above, draw(batch, units, dtype=accumulator)
+    want += active._pool_gradients_in_pieces(*arguments, *above)
+    got += kernels.pool_gradients(*arguments, *above)
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == w.dtype
+        # Of bfloat16 the interpreter stores the upper half: it does not round.
+        room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-6}
+        torch.testing.assert_close(g, w, rtol=room.get(g.dtype, 1e-14), atol=1e-7)
+
+
+@only_torch
+@pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_tanh_of_the_kernels(dtype, room):
+    """Small values too, where the usual formula cancels."""
+    x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype))
+    x = torch.cat([x, -x])[None]
+    gates = torch.cat([x, torch.full_like(x, -90)], dim=-1)[None]  # nothing is kept
+    got, _ = active._triton().pool(gates, torch.zeros_like(x), None, "f", True)
+    torch.testing.assert_close(got[0], x.tanh(), rtol=room, atol=0)
+
+
+@only_torch
+def test_loops_where_no_kernel_can_run(monkeypatch):
+    tensor = types.SimpleNamespace(is_cuda=True)
+    assert choice_of_kernels(tensor) is active._triton()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choice_of_kernels(tensor) is None
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "keras_qrnn.ops.triton", None)  # cannot import
+    active._triton.cache_clear()
+    with pytest.warns(UserWarning, match="each time step is launched by itself"):
+        assert choice_of_kernels(tensor) is None
+    active._triton.cache_clear()
+
+
+@only_torch
 def test_kernels_compile_for_cuda(tmp_path):
     """The interpreter runs what a GPU's compiler may refuse."""
     environment = os.environ | {
@@ -64,10 +139,12 @@ def test_kernels_compile_for_cuda(tmp_path):
         "TRITON_CACHE_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "tests.compile_kernels"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     sizes = [int(line.split()[-1]) for line in done.stdout.splitlines()]
-    assert len(sizes) == 26
+    assert len(sizes) == 2 * (2 + 2 * 4 * 3 * 3)
     assert min(sizes) > 1000
 
 

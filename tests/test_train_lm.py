@@ -168,6 +168,8 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
     run(tmp_path / "whole")
     run(tmp_path / "killed", kill_after=0)
     run(tmp_path / "killed", "--resume", kill_after=1)
+    resumed = arguments(save_path=tmp_path / "killed", epoch=1)
+    assert train_lm.main([*common, *resumed, "--resume"]) == 2  # in its second
     assert read_meta(tmp_path / "killed" / "checkpoint.npz")["epoch"] < 3
     run(tmp_path / "killed", "--resume")
     whole, killed = (final_weights(tmp_path / n) for n in ("whole", "killed"))
@@ -354,7 +356,7 @@ def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
     assert "qrnn_size=8. Received: qrnn_size=9" in error
     shorter = [*data, *arguments(**TINY, epoch=1), "--resume"]
     assert train_lm.main(shorter) == 2
-    assert "has 2 epochs already. Received: epoch=1" in capsys.readouterr().err
+    assert "has begun 2 epochs already. Received: epoch=1" in capsys.readouterr().err
     assert (trained / "checkpoint.npz").read_bytes() == before
 
 

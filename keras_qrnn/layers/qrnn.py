@@ -26,7 +26,16 @@ _NO_MEANING = {
     "reset_after": "that belongs to GRU: leave it out",
 }
 # But their values that change nothing in an LSTM change nothing here.
-_HARMLESS = {"recurrent_dropout": 0, "unroll": False, "use_cudnn": "auto"}
+_HARMLESS = {
+    "recurrent_regularizer": (None,),
+    "recurrent_constraint": (None,),
+    "recurrent_dropout": (0,),
+    "unit_forget_bias": (False,),
+    "unroll": (False,),
+    "use_cudnn": ("auto", True, False),
+    "implementation": (0, 1, 2),
+    "time_major": (False,),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -142,7 +151,7 @@ class QRNN(keras.layers.Layer):
         **kwargs,
     ) -> None:
         for name in [name for name in kwargs if name in _NO_MEANING]:
-            if name in _HARMLESS and kwargs[name] == _HARMLESS[name]:
+            if kwargs[name] in _HARMLESS.get(name, ()):
                 del kwargs[name]
             else:
                 raise ValueError(

@@ -83,6 +83,10 @@ def _scan(
     eager = tf.executing_eagerly()
     if _has_gpu() and time is not None:
         states = _halving(decay, inputs, initial_state, reverse)
+    elif _has_gpu():
+        steps = tf.cast(tf.shape(inputs)[1], tf.float32)
+        length = tf.cast(tf.math.ceil(tf.sqrt(steps)), tf.int32)
+        states = _blocked(decay, inputs, initial_state, reverse, length)
     elif length == time:
         scan = _sequential_graph if eager else _sequential
         states = scan(decay, inputs, initial_state, reverse)
@@ -95,7 +99,11 @@ def _scan(
 
 @functools.cache
 def _has_gpu() -> bool:
-    """A GPU launches kernels for every step of a loop: there, fewer steps win."""
+    """A GPU launches kernels for every step of a loop: there, fewer steps win.
+
+    Whether the machine has one that TensorFlow may use: a graph does not know on
+    which device it will run.
+    """
     return bool(tf.config.list_logical_devices("GPU"))
 
 

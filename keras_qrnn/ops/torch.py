@@ -8,7 +8,6 @@ layers pays for a transposition only at its ends.
 
 import functools
 import importlib
-import importlib.util
 import warnings
 from types import ModuleType
 
@@ -25,19 +24,27 @@ PIECE_ROWS = 2048
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
     """`ops/triton.py` where it can run, None elsewhere."""
-    return _triton() if tensor.is_cuda else None
+    # What is compiled or exported has no memory yet, which a kernel could read.
+    runs = tensor.is_cuda and not torch.compiler.is_compiling()
+    return _triton() if runs else None
 
 
 @functools.cache
 def _triton() -> ModuleType | None:
-    if importlib.util.find_spec("triton"):
-        return importlib.import_module("keras_qrnn.ops.triton")
-    warnings.warn(
-        "keras_qrnn: Triton is not installed (it comes with PyTorch's CUDA builds for "
-        "Linux): on the GPU each time step is launched by itself, which is slow",
-        stacklevel=2,
-    )
-    return None
+    try:
+        kernels = importlib.import_module("keras_qrnn.ops.triton")
+        if torch.cuda.is_available():  # a first launch needs more, a C compiler too
+            one = torch.ones((1, 1, 1), device="cuda")
+            kernels.linear_scan(one, one, one[0], reverse=False)
+    except Exception as error:  # noqa: BLE001 (Triton's, a driver's, a compiler's)
+        warnings.warn(
+            "keras_qrnn: Triton, which comes with PyTorch's CUDA builds for Linux, "
+            "cannot run: on the GPU each time step is launched by itself, which is "
+            f"slow. The reason: {error!r}",
+            stacklevel=2,
+        )
+        return None
+    return kernels
 
 
 def linear_scan(
@@ -218,12 +225,17 @@ class _Pool(Function):
         state = initial_state.to(cells.dtype)
         arguments = gates, state, keep if mask is None else mask, pooling, activate
         if torch.is_grad_enabled():  # for a second derivative
-            d_gates, d_state = _differentiable_gradients(*arguments, d_outputs, d_last)
+            wanted = ctx.needs_input_grad[:2]
+            d_gates, d_state = _differentiable_gradients(
+                *arguments, d_outputs, d_last, wanted
+            )
         else:
             kernels = _kernels(gates)
             run = kernels.pool_gradients if kernels else _pool_gradients_in_pieces
             d_gates, d_state = run(*arguments, cells, d_outputs, d_last)
-        return d_gates, d_state.to(initial_state.dtype), None, None, None
+        if d_state is not None:
+            d_state = d_state.to(initial_state.dtype)
+        return d_gates, d_state, None, None, None
 
 
 def _pool_in_pieces(
@@ -375,8 +387,12 @@ def _differentiable_gradients(
     activate: bool,
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_Pool.backward` through operations that can be differentiated again."""
+    wanted: tuple[bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """`_Pool.backward` through operations that can be differentiated again.
+
+    None for what is not `wanted`, of the gates and the initial state.
+    """
     accumulator = torch.promote_types(gates.dtype, torch.float32)
     z, f, *rest = gates.to(accumulator).chunk(len(pooling) + 1, dim=-1)
     if activate:
@@ -386,13 +402,15 @@ def _differentiable_gradients(
     inputs = keep * rest[1] * z if pooling == "ifo" else update * z
     cells = _LinearScan.apply(1 - update, inputs, initial_state.to(z.dtype), False)
     outputs = cells if pooling == "f" else rest[0] * cells
-    return torch.autograd.grad(
+    sources = [x for x, w in zip((gates, initial_state), wanted, strict=True) if w]
+    found = torch.autograd.grad(
         (outputs.to(gates.dtype), cells[-1]),
-        (gates, initial_state),
+        sources,
         (d_outputs, d_last),
         create_graph=True,
-        allow_unused=True,
     )
+    found = iter(found)
+    return tuple(next(found) if w else None for w in wanted)
 
 
 def causal_conv(

@@ -51,7 +51,8 @@ def pool(
     mask, number = _mask_and_number(keep, cells.shape)
     _launch(
         _pool_kernel, initial_state.numel(),
-        gates, initial_state, mask, outputs, cells, len(gates), *initial_state.shape,
+        gates, initial_state, mask, outputs, cells, len(gates),
+        initial_state.shape[1], initial_state.numel(), gates[0].numel(),
         KEEP=number, POOLING=pooling, ACTIVATE=activate,
     )  # fmt: skip
     return outputs, cells
@@ -71,12 +72,14 @@ def pool_gradients(
     gates, initial_state = gates.contiguous(), initial_state.contiguous()
     d_gates, d_initial = torch.empty_like(gates), torch.empty_like(initial_state)
     mask, number = _mask_and_number(keep, cells.shape)
+    width, gates_width = initial_state.numel(), gates[0].numel()
     before_last = len(gates) - 1
     _launch(
-        _pool_gradient_kernel, initial_state.numel(),
+        _pool_gradient_kernel, width,
         gates, initial_state, mask, cells, d_outputs.contiguous(),
-        d_last.contiguous(), d_gates, d_initial, len(gates), *initial_state.shape,
-        before_last * initial_state.numel(), before_last * gates[0].numel(),
+        d_last.contiguous(), d_gates, d_initial, len(gates),
+        initial_state.shape[1], width, gates_width,
+        before_last * width, before_last * gates_width,
         KEEP=number, POOLING=pooling, ACTIVATE=activate,
     )  # fmt: skip
     return d_gates, d_initial
@@ -126,7 +129,11 @@ def _sigmoid(x):
 
 @triton.jit
 def _tanh(x):
-    return 2 * _sigmoid(2 * x) - 1
+    # Near zero the difference cancels; there, six terms of the continued fraction.
+    s = x * x
+    over = 10395 + s * (1260 + s * 21)
+    under = 10395 + s * (4725 + s * (210 + s))
+    return tl.where(s < 0.0625, x * over / under, 2 * _sigmoid(2 * x) - 1)
 
 
 @triton.jit
@@ -163,15 +170,15 @@ def _pool_kernel(
     outputs,
     cells,
     time,
-    batch,
     units,
+    width,
+    gates_width,
     KEEP: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
     GATES: tl.constexpr = len(POOLING) + 1
-    width = batch * units
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
     at = lane
@@ -193,7 +200,7 @@ def _pool_kernel(
             output *= _gate(gates, z_at + 2 * units, inside, cell, ACTIVATE)
         tl.store(outputs + at, output, inside)
         at += width
-        z_at += GATES * width
+        z_at += gates_width
 
 
 @triton.jit
@@ -207,8 +214,9 @@ def _pool_gradient_kernel(
     d_gates,
     d_initial,
     time,
-    batch,
     units,
+    width,
+    gates_width,
     last,
     last_gates,
     KEEP: tl.constexpr,
@@ -217,7 +225,6 @@ def _pool_gradient_kernel(
     LANES: tl.constexpr,
 ):
     GATES: tl.constexpr = len(POOLING) + 1
-    width = batch * units
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
     # Of the last step, from which the loop goes back.
@@ -263,5 +270,5 @@ def _pool_gradient_kernel(
         adjoint *= 1 - update
         cell = previous
         at -= width
-        z_at -= GATES * width
+        z_at -= gates_width
     tl.store(d_initial + lane, adjoint, inside)

@@ -196,11 +196,12 @@ def train_language_model(
                 "to go on with it, or another --save_path"
             )
         _check_options(path, known)
-        trained = len(read_meta(path)["history"])
-        if trained > options.epoch:
+        meta = read_meta(path)
+        begun = len(meta["history"]) + bool(meta["step"])
+        if begun > options.epoch:
             raise ValueError(
-                f"Option `epoch`: the run in {directory} has {trained} epochs already. "
-                f"Received: epoch={options.epoch}"
+                f"Option `epoch`: the run in {directory} has begun {begun} epochs "
+                f"already. Received: epoch={options.epoch}"
             )
     keras.utils.set_random_seed(options.seed)
     model = build_language_model(options, len(vocabulary))
