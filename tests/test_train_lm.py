@@ -354,6 +354,10 @@ def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
     assert train_lm.main([*data, *changed, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "qrnn_size=8. Received: qrnn_size=9" in error
+    rates = arguments(**TINY, epoch=2, constant_epochs=1)  # other ones, in epoch 2
+    assert train_lm.main([*data, *rates, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "constant_epochs=6. Received: constant_epochs=1" in error
     shorter = [*data, *arguments(**TINY, epoch=1), "--resume"]
     assert train_lm.main(shorter) == 2
     assert "has begun 2 epochs already. Received: epoch=1" in capsys.readouterr().err

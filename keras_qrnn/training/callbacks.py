@@ -16,13 +16,27 @@ def sync(model: keras.Model) -> None:
         model.jax_state_sync()  # during an epoch they lag behind the training state
 
 
+def learning_rate_at(
+    epoch: int, rate: float, decay: float, constant_epochs: int
+) -> float:
+    """`rate` for the first epochs, then times `decay` with each further one.
+
+    Args:
+        epoch: counted from 0.
+        rate: that of the first epochs.
+        decay: a factor.
+        constant_epochs: number of the first epochs.
+    """
+    return rate * decay ** max(0, epoch + 1 - constant_epochs)
+
+
 def learning_rate_schedule(
     rate: float, decay: float, constant_epochs: int = 6
 ) -> keras.callbacks.LearningRateScheduler:
-    """`rate` for the first epochs, then times `decay` with each further one."""
+    """Sets the optimizer's rate to `learning_rate_at` each epoch."""
 
     def schedule(epoch: int, _: float | None = None) -> float:
-        return rate * decay ** max(0, epoch + 1 - constant_epochs)
+        return learning_rate_at(epoch, rate, decay, constant_epochs)
 
     return keras.callbacks.LearningRateScheduler(schedule)
 

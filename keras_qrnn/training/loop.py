@@ -16,10 +16,15 @@ from keras_qrnn.training.callbacks import (
     Stopping,
     ValidationPerplexity,
     is_over,
+    learning_rate_at,
     learning_rate_schedule,
 )
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta
 from keras_qrnn.training.evaluation import Evaluator
+
+OPTIMIZERS = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}
+# The learning rate of each epoch is theirs: see `learning_rate_at`.
+SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class TrainingOptions:
     pooling: str = "fo"
     zoneout: float = 0.1
     dropout: float = 0.5
+    optimizer: str = "sgd"
     learning_rate: float = 1.0
     learning_rate_decay: float = 0.95
     constant_epochs: int = 6
@@ -69,6 +75,11 @@ class TrainingOptions:
         counts = ("epoch", "batch_size", "seq_len", "save_every", "constant_epochs")
         for name in counts:
             positive_integer(name, getattr(self, name), "Option")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"Option `optimizer` must be one of {', '.join(OPTIMIZERS)}. "
+                f"Received: optimizer={self.optimizer!r}"
+            )
         for name in ("learning_rate", "learning_rate_decay", "grad_clip"):
             value = getattr(self, name)
             if not (0 < value < math.inf):
@@ -143,7 +154,7 @@ def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageM
     )
     model.build()
     # Keras multiplies the decay by the rate and leaves it out of the clip.
-    optimizer = keras.optimizers.SGD(
+    optimizer = OPTIMIZERS[options.optimizer](
         options.learning_rate,
         global_clipnorm=options.grad_clip,
         weight_decay=options.weight_decay or None,
@@ -263,9 +274,14 @@ def train_language_model(
 def _check_options(path: Path, expected: dict) -> None:
     # What a checkpoint does not know of was added since: an option, then unused.
     found = asdict(TrainingOptions()) | {"data": expected["data"]}
-    found |= read_meta(path)["options"]
-    # A run may be made longer, and its checkpoints written more or less often.
+    meta = read_meta(path)
+    found |= meta["options"]
+    # A run may be made longer, its checkpoints written more or less often, and the
+    # learning rates of epochs to come may change.
     free = {"epoch", "save_every", "early_stopping"}
+    begun = range(len(meta["history"]) + bool(meta["step"]))
+    if all(_learning_rate(found, n) == _learning_rate(expected, n) for n in begun):
+        free |= set(SCHEDULE)
     other = [n for n in expected if n not in free and found.get(n) != expected[n]]
     if other:
         name = other[0]
@@ -273,3 +289,7 @@ def _check_options(path: Path, expected: dict) -> None:
             f"Option `resume`: the run in {path.parent} has "
             f"{name}={found.get(name)!r}. Received: {name}={expected[name]!r}"
         )
+
+
+def _learning_rate(options: dict, epoch: int) -> float:
+    return learning_rate_at(epoch, *(options[name] for name in SCHEDULE))
