@@ -40,11 +40,10 @@ def parse(
     return options
 
 
-def tensor(array: np.ndarray) -> keras.KerasTensor:
+def tensor(array: np.ndarray, dtype: str | None = None) -> keras.KerasTensor:
     """`array` on the active backend, where it can be differentiated by."""
-    if BACKEND != "torch":
-        return keras.ops.convert_to_tensor(array)
-    return keras.ops.convert_to_tensor(array).requires_grad_()
+    made = keras.ops.convert_to_tensor(array, dtype)
+    return made.requires_grad_() if BACKEND == "torch" else made
 
 
 def forward(function: Callable) -> Callable:

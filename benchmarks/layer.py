@@ -1,6 +1,7 @@
 """The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
 
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
+        [--dtype bfloat16]
 
 The floor is the layer's matrix product alone: one in inference, three in training
 (forward, and the gradients by its inputs and by its kernel). A training step is
@@ -32,22 +33,24 @@ from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
 UNITS = 320
-KEY = ("batch", "time", "units", "mode", "name")
+KEY = ("batch", "time", "units", "dtype", "mode", "name")
 
 
 def torch_lstm(x, units: int, cotangent) -> dict[str, Callable]:  # noqa: ANN001
     import torch
 
-    layer = torch.nn.LSTM(x.shape[-1], units, batch_first=True, device=x.device)
+    layer = torch.nn.LSTM(
+        x.shape[-1], units, batch_first=True, device=x.device, dtype=x.dtype
+    )
     infer = forward(lambda x: layer(x)[0])
     train = forward_backward(lambda x: layer(x)[0], cotangent, list(layer.parameters()))
     return {"inference": lambda: infer(x), "training": lambda: train(x)}
 
 
-def floor(rows: int, depth: int, channels: int) -> dict[str, Callable]:
+def floor(rows: int, depth: int, channels: int, dtype: str) -> dict[str, Callable]:
     rng = np.random.default_rng(1)
     x, kernel, cotangent = (
-        tensor(rng.normal(size=shape).astype("float32"))
+        tensor(rng.normal(size=shape).astype("float32"), dtype)
         for shape in ((rows, depth), (depth, channels), (rows, channels))
     )
     infer = forward(keras.ops.matmul)
@@ -57,19 +60,27 @@ def floor(rows: int, depth: int, channels: int) -> dict[str, Callable]:
 
 
 def benchmark(
-    batch: int, time: int, units: int, names: list[str] | None, seconds: float
+    batch: int,
+    time: int,
+    units: int,
+    names: list[str] | None,
+    seconds: float,
+    dtype: str,
 ) -> list[dict]:
     rng = np.random.default_rng(0)
     x, cotangent = (
-        tensor(rng.normal(size=(batch, time, units)).astype("float32"))
+        tensor(rng.normal(size=(batch, time, units)).astype("float32"), dtype)
         for _ in range(2)
     )
+    same = {"return_sequences": True, "dtype": dtype}
+    # The default, orthogonal, has no bfloat16.
+    recurrent = same | {"recurrent_initializer": "glorot_uniform"}
     keras_layers = {
-        "QRNN": QRNN(units, return_sequences=True),
-        "keras LSTM": keras.layers.LSTM(units, return_sequences=True),
-        "keras GRU": keras.layers.GRU(units, return_sequences=True),
+        "QRNN": QRNN(units, **same),
+        "keras LSTM": keras.layers.LSTM(units, **recurrent),
+        "keras GRU": keras.layers.GRU(units, **recurrent),
     }
-    made = {"floor": lambda: floor(batch * time, 2 * units, 3 * units)}
+    made = {"floor": lambda: floor(batch * time, 2 * units, 3 * units, dtype)}
     for name, layer in keras_layers.items():
         made[name] = lambda layer=layer: layer_calls(layer, x, cotangent)
     if BACKEND == "torch":
@@ -82,7 +93,7 @@ def benchmark(
     for mode in ("inference", "training"):
         chosen = {key: call for key, call in calls.items() if key[0] == mode}
         for (_, name), spread in measure(chosen, seconds).items():
-            cell = {"batch": batch, "time": time, "units": units}
+            cell = {"batch": batch, "time": time, "units": units, "dtype": dtype}
             rows.append(cell | {"mode": mode, "name": name} | spread | environment())
     return rows
 
@@ -122,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int_list, default="8,16,32,64,128,256")
     parser.add_argument("--times", type=int_list, default="32,64,128,256,512")
+    parser.add_argument("--dtype", default="float32", help="of inputs and weights")
     parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")
@@ -133,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = options.names and options.names.split(",")
     for batch in options.batches:
         for time in options.times:
-            rows = benchmark(batch, time, units, names, options.seconds)
+            rows = benchmark(batch, time, units, names, options.seconds, options.dtype)
             merge_rows(path, rows, KEY)
             for row in rows:
                 print(
@@ -143,9 +155,14 @@ def main(arguments: list[str] | None = None) -> None:
                     flush=True,
                 )
             keras.utils.clear_session()
-    rows = [row for row in read_rows(path) if int(row["units"]) == units]
+    rows = [
+        row
+        for row in read_rows(path)
+        if (row["units"], row["dtype"]) == (str(units), options.dtype)
+    ]
     if not names:
-        plot(options.results / "layer.png", rows)
+        other = "" if options.dtype == "float32" else f"_{options.dtype}"
+        plot(options.results / f"layer{other}.png", rows)
 
 
 if __name__ == "__main__":

@@ -51,10 +51,12 @@ def best(cell: dict[str, float], part: str) -> float:
     return min(seconds for name, seconds in cell.items() if part in name)
 
 
-def layer_summary(results: dict[str, list[dict]], mode: str) -> str:
+def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
     body = []
     for backend, rows in results.items():
-        cells = medians(rows, ("batch", "time"), mode=mode)
+        cells = medians(rows, ("batch", "time"), mode=mode, dtype=dtype)
+        if not cells:
+            continue
         large = {k: c for k, c in cells.items() if k[0] * k[1] >= 4096} or cells
         # On PyTorch a step of Keras's LSTM takes up to a minute in the largest cells.
         keras_lstm = [
@@ -186,10 +188,11 @@ def section(directory: Path) -> str:
         f"{r['hardware']}; {r['versions']}": None for x in layer.values() for r in x
     }
     parts.append("Measured on: " + ". ".join(places) + ".")
-    for mode in ("training", "inference"):
-        parts.append(
-            f"**A layer of 320 units, {mode}**\n\n{layer_summary(layer, mode)}"
-        )
+    dtypes = sorted({r["dtype"] for rows in layer.values() for r in rows}, reverse=True)
+    for dtype in dtypes:  # float32 first
+        for mode in ("training", "inference"):
+            title = f"**A layer of 320 units, {mode}, {dtype}**"
+            parts.append(f"{title}\n\n{layer_summary(layer, mode, dtype)}")
     parts.append("How many times faster than the fastest LSTM, by batch and time:")
     for backend in layer:
         path = f"benchmarks/results/{backend}/layer.png"

@@ -56,6 +56,14 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_layer_in_half_precision(script, tmp_path):
+    options = ["--quick", "--results", str(tmp_path), "--dtype", "bfloat16"]
+    script("layer").main(options)
+    rows = rows_of(tmp_path / "layer.csv")
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    assert (tmp_path / "layer_bfloat16.png").exists()
+
+
 def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path):
     timing = script("_timing")
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
@@ -87,6 +95,7 @@ def layer_rows(mode, medians):
     columns = {
         "batch": 8,
         "time": 512,
+        "dtype": "float32",
         "mode": mode,
         "hardware": "cpu",
         "versions": "v",

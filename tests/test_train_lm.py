@@ -200,13 +200,18 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path):
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.03}],
+    ids=["sgd", "adamw"],
+)
+def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
     """The trained weights go on beside their averages, a resumed run's too."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
-    options = TrainingOptions(**(TINY | AWD), epoch=2)
+    options = TrainingOptions(**(TINY | AWD | chosen), epoch=2)
 
-    def run(path, **more):
+    def run(path, options=options, **more):
         return train_language_model(
             corpus, vocabulary, options, path, verbose=0, **more
         )
@@ -216,7 +221,8 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             interrupt = [Interrupt(after)]
             run(tmp_path / "cut", resume=True, callbacks=interrupt)
-    resumed = run(tmp_path / "cut", resume=True)
+    # It may change the rates of epochs to come, here of the third.
+    resumed = run(tmp_path / "cut", replace(options, constant_epochs=2), resume=True)
     whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
     for name, value in whole.items():
         assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
@@ -354,7 +360,8 @@ def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
     assert train_lm.main([*data, *changed, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "qrnn_size=8. Received: qrnn_size=9" in error
-    rates = arguments(**TINY, epoch=2, constant_epochs=1)  # other ones, in epoch 2
+    # Another rate in the second epoch; one in the third would be allowed.
+    rates = arguments(**TINY, epoch=2, constant_epochs=1)
     assert train_lm.main([*data, *rates, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "constant_epochs=6. Received: constant_epochs=1" in error
@@ -424,6 +431,7 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
         ({"learning_rate": -1}, "`learning_rate` must be positive"),
         ({"grad_clip": 0}, "`grad_clip` must be positive"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
+        ({"optimizer": "lion"}, r"`optimizer` must be one of sgd, adamw\. Received"),
         ({"weight_average": 1}, r"`weight_average` must be in \[0, 1\)"),
         ({"constant_epochs": 0}, "`constant_epochs` must be a positive integer"),
         ({"dropout": 1}, "dropout"),
