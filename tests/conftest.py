@@ -15,6 +15,17 @@ if keras.config.backend() == "torch":
     # Read when a kernel is defined: on a machine without a GPU NumPy runs them.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+    # On a GPU float32 is to mean float32: the reference knows no TensorFloat-32.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+elif keras.config.backend() == "jax":
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+elif keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(
