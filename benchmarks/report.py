@@ -67,7 +67,9 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
         body.append(
             [
                 BACKENDS[backend],
-                f"{geometric_mean(keras_lstm):.1f} ({len(keras_lstm)} cells)",
+                f"{geometric_mean(keras_lstm):.1f} ({len(keras_lstm)} cells)"
+                if keras_lstm
+                else "",
                 f"{min(fastest):.2f} to {max(fastest):.1f}",
                 f"{sum(ratio >= 1 for ratio in fastest)} of {len(fastest)}",
                 f"{geometric_mean(over_floor):.2f}",
@@ -76,7 +78,8 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
         )
     header = ["", "times faster than Keras's LSTM, geometric mean"]
     header += ["than the fastest LSTM, by cell", "cells in which at least as fast"]
-    return markdown([*header, "time over the floor, geometric mean", "worst"], body)
+    header += ["time over the floor, batch x time from 4096, geometric mean", "worst"]
+    return markdown(header, body)
 
 
 def scan_table(results: dict[str, list[dict]]) -> str:
@@ -188,8 +191,8 @@ def section(directory: Path) -> str:
         f"{r['hardware']}; {r['versions']}": None for x in layer.values() for r in x
     }
     parts.append("Measured on: " + ". ".join(places) + ".")
-    dtypes = sorted({r["dtype"] for rows in layer.values() for r in rows}, reverse=True)
-    for dtype in dtypes:  # float32 first
+    dtypes = {row["dtype"] for rows in layer.values() for row in rows}
+    for dtype in sorted(dtypes, key=lambda dtype: (dtype != "float32", dtype)):
         for mode in ("training", "inference"):
             title = f"**A layer of 320 units, {mode}, {dtype}**"
             parts.append(f"{title}\n\n{layer_summary(layer, mode, dtype)}")
@@ -217,9 +220,11 @@ def section(directory: Path) -> str:
             memory_table,
         ),
     )
+    parts.append("<details>\n<summary>The scan, the language model, memory</summary>")
     for name, title, table in tables:
         if results := all_of(name):
             parts.append(f"**{title}**\n\n{table(results)}")
+    parts.append("</details>")
     if lengths := all_of("length.csv"):
         parts.append("The time of a layer grows with the length, as the length does:")
         for backend in lengths:

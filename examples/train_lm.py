@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     option("pooling", "f, fo or ifo")
     option("zoneout", "zoneout rate")
     option("dropout", "dropout rate")
-    option("optimizer", "sgd or adamw")
+    option("optimizer", "sgd, or adamw with a smaller learning_rate, such as 0.002")
     option("learning_rate", "rate of the first epochs")
     option("constant_epochs", "number of these first epochs")
     option("learning_rate_decay", "factor on the rate in each further epoch")

@@ -27,6 +27,7 @@ if BACKEND == "torch":
     import torch
 
     choice_of_kernels = active._kernels
+    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if sys.platform != "linux":
         pytest.importorskip("triton", reason="Triton is for Linux alone")
 
@@ -37,6 +38,7 @@ only_torch = pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's kernels")
 def _as_on_a_gpu():
     with pytest.MonkeyPatch.context() as patch:
         if BACKEND == "torch":
+            assert active._triton() is not None, "pip install triton"
             patch.setattr(active, "_kernels", lambda tensor: active._triton())
         elif BACKEND == "tensorflow":
             patch.setattr(active, "_has_gpu", lambda: True)
@@ -87,10 +89,11 @@ def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
     rng = np.random.default_rng(0)
 
     def draw(*shape, dtype):
-        return torch.asarray(rng.random(shape)).to(dtype)
+        return torch.asarray(rng.random(shape), device=DEVICE).to(dtype)
 
     keep = KEEPS[keep](rng, batch, time, units)
-    keep = torch.asarray(keep) if isinstance(keep, np.ndarray) else keep
+    if isinstance(keep, np.ndarray):
+        keep = torch.asarray(keep, device=DEVICE)
     gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
     arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
     want = active._pool_in_pieces(*arguments)
@@ -102,15 +105,15 @@ def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
     for g, w in zip(got, want, strict=True):
         assert g.dtype == w.dtype
         # Of bfloat16 the interpreter stores the upper half: it does not round.
-        room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-6}
+        room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-5}
         torch.testing.assert_close(g, w, rtol=room.get(g.dtype, 1e-14), atol=1e-7)
 
 
 @only_torch
-@pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-6), ("float64", 1e-14)])
+@pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-5), ("float64", 1e-14)])
 def test_tanh_of_the_kernels(dtype, room):
     """Small values too, where the usual formula cancels."""
-    x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype))
+    x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype), device=DEVICE)
     x = torch.cat([x, -x])[None]
     gates = torch.cat([x, torch.full_like(x, -90)], dim=-1)[None]  # nothing is kept
     got, _ = active._triton().pool(gates, torch.zeros_like(x), None, "f", True)
@@ -121,9 +124,10 @@ def test_tanh_of_the_kernels(dtype, room):
 def test_loops_where_no_kernel_can_run(monkeypatch):
     tensor = types.SimpleNamespace(is_cuda=True)
     assert choice_of_kernels(tensor) is active._triton()
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert choice_of_kernels(tensor) is None
-    monkeypatch.undo()
+    for module, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda: True)
+            assert choice_of_kernels(tensor) is None
     monkeypatch.setitem(sys.modules, "keras_qrnn.ops.triton", None)  # cannot import
     active._triton.cache_clear()
     with pytest.warns(UserWarning, match="each time step is launched by itself"):

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn.data import Vocabulary, load_corpus
+from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
@@ -211,7 +211,7 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
     vocabulary = Vocabulary.build(corpus.train)
     options = TrainingOptions(**(TINY | AWD | chosen), epoch=2)
 
-    def run(path, options=options, **more):
+    def run(path, **more):
         return train_language_model(
             corpus, vocabulary, options, path, verbose=0, **more
         )
@@ -221,8 +221,7 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
         with pytest.raises(KeyboardInterrupt):
             interrupt = [Interrupt(after)]
             run(tmp_path / "cut", resume=True, callbacks=interrupt)
-    # It may change the rates of epochs to come, here of the third.
-    resumed = run(tmp_path / "cut", replace(options, constant_epochs=2), resume=True)
+    resumed = run(tmp_path / "cut", resume=True)
     whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
     for name, value in whole.items():
         assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
@@ -236,6 +235,49 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
     load_checkpoint(tmp_path / "whole" / "checkpoint.npz", model)
     model.optimizer.use_ema = False
     assert abs(evaluate_perplexity(model, ids) - best) > 1e-2
+
+
+def test_a_resumed_run_may_change_the_rates_to_come(small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+
+    def run(path, epoch, constant_epochs):
+        options = TrainingOptions(**TINY, epoch=epoch, constant_epochs=constant_epochs)
+        return train_language_model(
+            corpus, vocabulary, options, tmp_path / path, verbose=0, resume=True
+        )
+
+    run("whole", 3, 2)
+    run("cut", 2, 6)
+    history = run("cut", 3, 2)
+    assert history[2]["learning_rate"] == pytest.approx(0.95 * TINY["learning_rate"])
+    whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
+    for name, value in whole.items():
+        assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
+
+
+def test_interrupted_in_validation(small_ptb, tmp_path):
+    """Where every step writes a checkpoint, but that of an epoch's end is missing."""
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    chosen = {"save_every": 1, "optimizer": "adamw", "learning_rate": 0.01}
+    chosen |= {"batch_size": 20, "seq_len": 60, "weight_decay": 0.0}
+    options = TrainingOptions(**(TINY | chosen), epoch=1)
+    steps = len(BPTTBatches(vocabulary.encode(corpus.train), 20, 60))
+
+    def run(path, **more):
+        return train_language_model(
+            corpus, vocabulary, options, tmp_path / path, verbose=0, **more
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", callbacks=[Interrupt(steps)])
+    assert read_meta(tmp_path / "cut" / "checkpoint.npz")["step"] == steps - 1
+    run("cut", resume=True)
+    run("whole")
+    whole, cut = (final_weights(tmp_path / n) for n in ("whole", "cut"))
+    for name, value in whole.items():
+        assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])

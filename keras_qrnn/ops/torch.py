@@ -24,9 +24,9 @@ PIECE_ROWS = 2048
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
     """`ops/triton.py` where it can run, None elsewhere."""
-    # What is compiled or exported has no memory yet, which a kernel could read.
-    runs = tensor.is_cuda and not torch.compiler.is_compiling()
-    return _triton() if runs else None
+    # What is compiled, exported or traced must be operations of PyTorch.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return _triton() if tensor.is_cuda and not traced else None
 
 
 @functools.cache

@@ -161,7 +161,9 @@ class RunFiles(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = self._first_step + batch + 1
-        if step % self._save_every == 0:
+        # After the last step comes the epoch's end, to be resumed as a whole.
+        is_last = batch + 1 == self.params["steps"]
+        if step % self._save_every == 0 and not is_last:
             self._save(self._epoch, step)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

@@ -153,11 +153,12 @@ def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageM
         dtype=options.dtype_policy,
     )
     model.build()
+    no_decay = None if options.optimizer == "sgd" else 0.0  # AdamW wants a number
     # Keras multiplies the decay by the rate and leaves it out of the clip.
     optimizer = OPTIMIZERS[options.optimizer](
         options.learning_rate,
         global_clipnorm=options.grad_clip,
-        weight_decay=options.weight_decay or None,
+        weight_decay=options.weight_decay or no_decay,
         use_ema=bool(options.weight_average),
         ema_momentum=options.weight_average,
     )
@@ -200,6 +201,7 @@ def train_language_model(
     path = directory / "checkpoint.npz"
     known = asdict(options) | {"vocabulary": len(vocabulary)}
     known["data"] = fingerprint(vocabulary.words, corpus.train, corpus.valid)
+    known["backend"] = keras.config.backend()  # each draws its own random numbers
     if path.exists():
         if not resume:
             raise FileExistsError(
@@ -273,7 +275,8 @@ def train_language_model(
 
 def _check_options(path: Path, expected: dict) -> None:
     # What a checkpoint does not know of was added since: an option, then unused.
-    found = asdict(TrainingOptions()) | {"data": expected["data"]}
+    found = asdict(TrainingOptions())
+    found |= {name: expected[name] for name in ("data", "backend")}
     meta = read_meta(path)
     found |= meta["options"]
     # A run may be made longer, its checkpoints written more or less often, and the
