@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     option("embedding_dropout", "rate at which words are dropped")
     option("hidden_dropout", "dropout rate between layers, if another one")
     option("weight_average", "momentum of the weights' moving averages; 0: none")
+    option("finetune", "save_path of another run whose weights this one starts from")
     option("seed", "seed of all randomness")
     option("dtype_policy", "Keras dtype policy, such as mixed_bfloat16")
     parser.add_argument("--config", help="JSON with values of the options above")

@@ -256,6 +256,37 @@ def test_a_resumed_run_may_change_the_rates_to_come(small_ptb, tmp_path):
         assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
 
 
+def test_finetune_starts_from_the_weights_of_another_run(trained, small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    kept = keras.saving.load_model(trained / "model.keras")
+    expected = evaluate_perplexity(kept, vocabulary.encode(corpus.valid))
+    still = TINY | {"learning_rate": 1e-9, "weight_decay": 0.0, "dropout": 0.25}
+
+    def run(path, source=trained, words=vocabulary, resume=False, **changed):
+        options = TrainingOptions(**(still | changed), finetune=str(source))
+        return train_language_model(
+            corpus, words, options, tmp_path / path, resume, verbose=0
+        )
+
+    first = run("cut", epoch=1)
+    assert first[0]["val_perplexity"] == pytest.approx(expected, rel=1e-4)
+    # Resumed, it goes on with its own weights.
+    learning = {"learning_rate": 0.2, "weight_average": 0.5}
+    run("learning", epoch=1, **learning)
+    cut = run("learning", epoch=2, resume=True, **learning)
+    whole = run("whole", epoch=2, **learning)
+    assert cut[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
+    assert cut[1]["val_perplexity"] != pytest.approx(expected, rel=1e-3)
+    with pytest.raises(FileNotFoundError, match=r"`finetune`: .* holds no model.keras"):
+        run("refused", tmp_path)
+    with pytest.raises(ValueError, match=r"`finetune`: .*\(9,\).*Received: .*\(24,\)"):
+        run("refused", qrnn_size=3)
+    with pytest.raises(ValueError, match=r"`finetune`: .* another vocabulary"):
+        run("refused", words=Vocabulary.build(corpus.train[:50]))
+    assert not (tmp_path / "refused").exists()
+
+
 def test_interrupted_in_validation(small_ptb, tmp_path):
     """Where every step writes a checkpoint, but that of an epoch's end is missing."""
     corpus = load_corpus(data_dir=small_ptb)

@@ -35,7 +35,8 @@ class TrainingOptions:
     three: `first_qrnn_k` is the window of the first layer where it is another one;
     the learning rate falls after `constant_epochs`; and with a `weight_average`
     above 0 what is validated and kept are the moving averages of the weights, of
-    which each step keeps that part.
+    which each step keeps that part. `finetune` names the `save_path` of a finished
+    run whose kept weights this one starts from (arXiv 1708.02182, section 5).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -68,6 +69,7 @@ class TrainingOptions:
     embedding_dropout: float = 0.0
     hidden_dropout: float | None = None
     weight_average: float = 0.0
+    finetune: str | None = None
     seed: int = 0
     dtype_policy: str = "float32"
 
@@ -194,7 +196,8 @@ def train_language_model(
 
     Raises:
         FileExistsError: if `save_path` holds a run and `resume` is False.
-        ValueError: if the checkpoint is damaged or of a run with other options.
+        ValueError: if the checkpoint is damaged or of a run with other options, or
+            if the model to finetune is of another shape or vocabulary.
         OSError: if `save_path` cannot be written.
     """
     directory = Path(save_path)
@@ -218,6 +221,8 @@ def train_language_model(
             )
     keras.utils.set_random_seed(options.seed)
     model = build_language_model(options, len(vocabulary))
+    if options.finetune is not None and not path.exists():
+        _start_from(Path(options.finetune), model, vocabulary)
     train = vocabulary.encode(corpus.train)
     valid = vocabulary.encode(corpus.valid)
     evaluator = Evaluator(model, valid, options.eval_steps)
@@ -271,6 +276,28 @@ def train_language_model(
     if epoch < options.epoch and not is_over(history, options.early_stopping):
         fit(options.epoch, 0, None, 0.0)
     return history
+
+
+def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None:
+    for name in ("model.keras", "vocabulary.json"):
+        if not (run / name).is_file():
+            raise FileNotFoundError(f"Option `finetune`: {run} holds no {name}")
+    if Vocabulary.load(run / "vocabulary.json").words != vocabulary.words:
+        raise ValueError(
+            f"Option `finetune`: the run in {run} has another vocabulary than that of "
+            "this corpus"
+        )
+    trained = keras.saving.load_model(run / "model.keras", compile=False)
+    found, expected = (
+        {weight.path.partition("/")[2]: weight.shape for weight in m.learned}
+        for m in (trained, model)
+    )
+    if found != expected:
+        raise ValueError(
+            f"Option `finetune`: the model in {run} is not of these options. Expected "
+            f"weights of shapes {expected}. Received: {found}"
+        )
+    model.copy_weights(trained.learned)
 
 
 def _check_options(path: Path, expected: dict) -> None:
