@@ -6,6 +6,7 @@
 PYTHON ?= python3.11
 BACKEND ?= jax
 BACKENDS ?= tensorflow jax torch
+comma := ,
 PIP = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint figure clean $(BACKENDS:%=test-%)
@@ -29,7 +30,7 @@ test: $(BACKENDS:%=test-%)
 # build lacks Triton, whose interpreter runs the GPU kernels in the tests.
 $(BACKENDS:%=test-%): test-%:
 	$(PYTHON) -m venv --clear .venv-test-$*
-	.venv-test-$*/$(PIP) '.[$*,test]' \
+	.venv-test-$*/$(PIP) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
 		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
 	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
 	$(if $(filter jax,$*),KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS))

@@ -34,6 +34,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _without_numba():
+    """The tests are of what a plain install runs, and tests/test_numba.py of Numba."""
+    with pytest.MonkeyPatch.context() as patch:
+        if keras.config.backend() == "torch":
+            patch.setattr("keras_qrnn.ops.torch._numba", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)

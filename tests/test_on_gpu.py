@@ -26,8 +26,9 @@ if BACKEND == "numpy":
 if BACKEND == "torch":
     import torch
 
+    from tests import kernels
+
     choice_of_kernels = active._kernels
-    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if sys.platform != "linux":
         pytest.importorskip("triton", reason="Triton is for Linux alone")
 
@@ -69,55 +70,20 @@ test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_ma
 test_other_activations = test_layer.test_other_activations
 
 
-KEEPS = {
-    "none": lambda rng, batch, time, units: None,
-    "number": lambda rng, batch, time, units: 0.75,
-    "steps": lambda rng, batch, time, units: rng.random((time, batch, 1)) < 0.7,
-    "units": lambda rng, batch, time, units: rng.random((time, batch, units)) < 0.7,
-}
-
-
 @only_torch
 @pytest.mark.parametrize("activate", [False, True])
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", ["none", "number", "steps", "units"])
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
-    kernels, batch, time, units = active._triton(), 3, 5, 31  # more than one program
-    dtype = getattr(torch, dtype)
-    accumulator = torch.promote_types(dtype, torch.float32)
-    rng = np.random.default_rng(0)
-
-    def draw(*shape, dtype):
-        return torch.asarray(rng.random(shape), device=DEVICE).to(dtype)
-
-    keep = KEEPS[keep](rng, batch, time, units)
-    if isinstance(keep, np.ndarray):
-        keep = torch.asarray(keep, device=DEVICE)
-    gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
-    arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
-    want = active._pool_in_pieces(*arguments)
-    got = kernels.pool(*arguments)
-    above = want[1], draw(time, batch, units, dtype=dtype)
-    above = *above, draw(batch, units, dtype=accumulator)
-    want += active._pool_gradients_in_pieces(*arguments, *above)
-    got += kernels.pool_gradients(*arguments, *above)
-    for g, w in zip(got, want, strict=True):
-        assert g.dtype == w.dtype
-        # Of bfloat16 the interpreter stores the upper half: it does not round.
-        room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-5}
-        torch.testing.assert_close(g, w, rtol=room.get(g.dtype, 1e-14), atol=1e-7)
+    shape = (3, 5, 31)  # more than one program
+    kernels.check_pool(active._triton(), dtype, pooling, keep, activate, shape)
 
 
 @only_torch
 @pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-5), ("float64", 1e-14)])
 def test_tanh_of_the_kernels(dtype, room):
-    """Small values too, where the usual formula cancels."""
-    x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype), device=DEVICE)
-    x = torch.cat([x, -x])[None]
-    gates = torch.cat([x, torch.full_like(x, -90)], dim=-1)[None]  # nothing is kept
-    got, _ = active._triton().pool(gates, torch.zeros_like(x), None, "f", True)
-    torch.testing.assert_close(got[0], x.tanh(), rtol=room, atol=0)
+    kernels.check_tanh(active._triton(), dtype, room)
 
 
 @only_torch

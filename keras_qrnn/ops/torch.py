@@ -1,13 +1,15 @@
 """PyTorch: time-major loops of one in-place operation a step, own gradients.
 
-On a GPU, where each operation of a loop would be a launch, the loops are kernels:
-`ops/triton.py`. Memory is kept time-major inside, so that a step is one contiguous
-slice; what goes in and out is a `(batch, time, ...)` view of it, and a stack of
-layers pays for a transposition only at its ends.
+The loops are kernels on a GPU, where each operation would be a launch, and on a CPU
+where Numba is installed: `ops/triton.py` and `ops/numba.py`. Memory is kept time-major
+inside, so that a step is one contiguous slice; what goes in and out is a
+`(batch, time, ...)` view of it, and a stack of layers pays for a transposition only at
+its ends.
 """
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from types import ModuleType
 
@@ -23,10 +25,31 @@ PIECE_ROWS = 2048
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
-    """`ops/triton.py` where it can run, None elsewhere."""
+    """`ops/triton.py` or `ops/numba.py` where it can run, None elsewhere."""
     # What is compiled, exported or traced must be operations of PyTorch.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return _triton() if tensor.is_cuda and not traced else None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if tensor.is_cuda:
+        return _triton()
+    # A subclass may have no memory of its own; NumPy has no bfloat16.
+    plain = tensor.is_cpu and type(tensor) is torch.Tensor
+    full = tensor.dtype in (torch.float32, torch.float64)
+    return _numba() if plain and full else None
+
+
+@functools.cache
+def _numba() -> ModuleType | None:
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        return importlib.import_module("keras_qrnn.ops.numba")
+    except ImportError as error:  # such as that of a NumPy which is too new for it
+        warnings.warn(
+            "keras_qrnn: Numba is installed but cannot be imported, and the scan and "
+            f"the pooling run without it. The reason: {error!r}",
+            stacklevel=2,
+        )
+        return None
 
 
 @functools.cache
@@ -80,6 +103,10 @@ class _LinearScan(Function):
     @staticmethod
     def backward(ctx, gradient):  # noqa: ANN001, ANN205
         decay, initial_state, states = ctx.saved_tensors
+        kernels = _kernels(states)
+        if hasattr(kernels, "scan_gradients") and not torch.is_grad_enabled():
+            arguments = decay, initial_state, states, gradient, ctx.reverse
+            return *kernels.scan_gradients(*arguments), None
         # a[t] = gradient[t] + decay[t + 1] * a[t + 1]: the scan, the other way.
         zeros = torch.zeros_like(initial_state)
         following = _previous(decay, zeros, not ctx.reverse)

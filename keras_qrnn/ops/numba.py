@@ -1,0 +1,358 @@
+"""Numba: the scan and the pooling on a CPU, where PyTorch finds it installed.
+
+Every array is read and written once. The innermost loop runs over the units of one
+step, which are independent of each other and become vector instructions; threads
+share out the sequences or, where there are few, the units.
+"""
+
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit
+
+# Elements for which one more thread is worth its start.
+PER_THREAD = 16384
+# A product and a sum may be one instruction; nothing else may change a result.
+compiled = functools.partial(
+    njit, nogil=True, fastmath={"contract"}, error_model="numpy"
+)
+# Where a row, one step of one sequence, begins in an array. Of an index without a sign
+# Numba does not ask whether it counts from the end.
+place = np.uintp
+
+
+def linear_scan(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial_state: torch.Tensor,
+    reverse: bool,
+) -> torch.Tensor:
+    """The states, of the shape `(time, batch, units)` of `decay` and `inputs`."""
+    time_major, (decay, inputs) = _in_one_order(decay, inputs)
+    state, states = _copy(initial_state), torch.empty_like(inputs)
+    _launch(_scan(time_major, reverse), decay, inputs, states, state)
+    return states if time_major else states.transpose(0, 1)
+
+
+def scan_gradients(
+    decay: torch.Tensor,
+    initial_state: torch.Tensor,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients by decay, inputs and initial state; `gradient` is that by `states`."""
+    time_major, (decay, states, gradient) = _in_one_order(decay, states, gradient)
+    d_decay, d_inputs = torch.empty_like(decay), torch.empty_like(decay)
+    initial_state = initial_state.contiguous()
+    adjoint = torch.zeros_like(initial_state)
+    _launch(
+        _scan_gradient(time_major, reverse),
+        decay, states, gradient, initial_state, d_decay, d_inputs, adjoint,
+    )  # fmt: skip
+    if not time_major:
+        d_decay, d_inputs = d_decay.transpose(0, 1), d_inputs.transpose(0, 1)
+    return d_decay, d_inputs, adjoint
+
+
+def pool(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and cell states, of the shape `(time, batch, units)`."""
+    state = _copy(initial_state)
+    cells = state.new_empty((*gates.shape[:2], state.shape[1]))
+    outputs = cells if pooling == "f" else torch.empty_like(cells)
+    masked, mask, number = _mask_and_number(keep, cells)
+    kernel = _pool(state.dtype, pooling, activate, masked)
+    _launch(kernel, gates.contiguous(), mask, number, outputs, cells, state)
+    return outputs, cells
+
+
+def pool_gradients(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    cells: torch.Tensor,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by `gates` and by `initial_state`."""
+    gates, cells, adjoint = gates.contiguous(), cells.contiguous(), _copy(d_last)
+    d_gates = torch.empty_like(gates)
+    masked, mask, number = _mask_and_number(keep, cells)
+    _launch(
+        _pool_gradient(cells.dtype, pooling, activate, masked),
+        gates, mask, number, initial_state.contiguous(), cells,
+        d_outputs.contiguous(), d_gates, adjoint,
+    )  # fmt: skip
+    return d_gates, adjoint
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
+    """Contiguous tensors, and whether they are time-major or batch-major.
+
+    They are what the last one is: no copy is made of those that agree with it.
+    """
+    last = tensors[-1]
+    time_major = last.is_contiguous() or not last.transpose(0, 1).is_contiguous()
+    if not time_major:
+        tensors = [tensor.transpose(0, 1) for tensor in tensors]
+    return time_major, [tensor.contiguous() for tensor in tensors]
+
+
+def _mask_and_number(
+    keep: torch.Tensor | float | None, cells: torch.Tensor
+) -> tuple[bool, torch.Tensor, np.floating]:
+    """Zoneout's factors on updates: whether there are many, these, or the only one."""
+    one = _scalar(cells.dtype)(1)
+    if isinstance(keep, torch.Tensor):
+        return True, keep.expand(cells.shape).contiguous(), one
+    return False, cells, one if keep is None else one * keep
+
+
+def _scalar(dtype: torch.dtype) -> type[np.floating]:
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
+    """Runs a kernel on all lanes; the last argument has the shape of a state."""
+    size, (batch, units) = arguments[0].numel(), arguments[-1].shape
+    arguments = [
+        a.detach().numpy().reshape(-1) if isinstance(a, torch.Tensor) else a
+        for a in arguments
+    ]
+    parts = min(torch.get_num_threads(), 1 + size // PER_THREAD)
+    if batch % parts == 0 or batch >= 4 * parts:
+        bounds = [batch * n // parts for n in range(parts + 1)]
+        lanes = [(*pair, 0, units) for pair in itertools.pairwise(bounds)]
+    else:
+        parts = max(1, min(parts, units // 16))
+        bounds = [units * n // parts for n in range(parts + 1)]
+        lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
+    arguments += batch, units
+    others = [_threads().submit(kernel, *arguments, *part) for part in lanes[1:]]
+    kernel(*arguments, *lanes[0])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="keras_qrnn")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of these threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+# The kernels see flat arrays: Numba counts the references of slices, and threads would
+# wait for each other's counts.
+
+
+@functools.cache
+def _scan(time_major: bool, reverse: bool) -> Callable:
+    @compiled
+    def scan(decay, inputs, states, state, batch, units, start, stop, unit, unit_end):
+        time, rows = len(decay) // len(state), stop - start
+        for n in range(time * rows):
+            step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
+            t, b = time - 1 - step if reverse else step, start + b
+            row = place((t * batch + b if time_major else b * time + t) * units)
+            lane = place(b * units)
+            for u in range(place(unit), place(unit_end)):
+                value = decay[row + u] * state[lane + u] + inputs[row + u]
+                state[lane + u] = states[row + u] = value
+
+    return scan
+
+
+@functools.cache
+def _scan_gradient(time_major: bool, reverse: bool) -> Callable:
+    @compiled
+    def scan_gradient(
+        decay, states, gradient, initial, d_decay, d_inputs, adjoint,
+        batch, units, start, stop, unit, unit_end,
+    ):  # fmt: skip
+        time, rows = len(decay) // len(adjoint), stop - start
+        stride = batch * units if time_major else units
+        for n in range(time * rows):
+            step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
+            t, b = step if reverse else time - 1 - step, start + b
+            at = (t * batch + b if time_major else b * time + t) * units
+            row, lane = place(at), place(b * units)
+            is_last = step == time - 1
+            before = row if is_last else place(at + stride if reverse else at - stride)
+            for u in range(place(unit), place(unit_end)):
+                total = adjoint[lane + u] + gradient[row + u]
+                previous = initial[lane + u] if is_last else states[before + u]
+                d_inputs[row + u] = total
+                d_decay[row + u] = total * previous
+                adjoint[lane + u] = total * decay[row + u]
+
+    return scan_gradient
+
+
+@functools.cache
+def _pool(dtype: torch.dtype, pooling: str, activate: bool, masked: bool) -> Callable:
+    sigmoid, tanh, one = _functions(dtype)
+    gates_count = len(pooling) + 1
+
+    @compiled
+    def pool(
+        gates, mask, number, outputs, cells, state,
+        batch, units, start, stop, unit, unit_end,
+    ):  # fmt: skip
+        time, rows = len(cells) // len(state), stop - start
+        for n in range(time * rows):
+            t, b = n // rows, start + n % rows
+            at = (t * batch + b) * units
+            row, lane, z_row = place(at), place(b * units), place(gates_count * at)
+            f_row, o_row = z_row + place(units), z_row + place(2 * units)
+            i_row = z_row + place(3 * units)
+            for u in range(place(unit), place(unit_end)):
+                z, f = gates[z_row + u], gates[f_row + u]
+                if activate:
+                    z, f = tanh(z), sigmoid(f)
+                factor = one * mask[row + u] if masked else number
+                update = factor * (one - f)
+                if pooling == "ifo":
+                    i = gates[i_row + u]
+                    if activate:
+                        i = sigmoid(i)
+                    cell = (one - update) * state[lane + u] + factor * i * z
+                else:
+                    cell = (one - update) * state[lane + u] + update * z
+                state[lane + u] = cells[row + u] = cell
+                if pooling != "f":
+                    o = gates[o_row + u]
+                    if activate:
+                        o = sigmoid(o)
+                    outputs[row + u] = o * cell
+
+    return pool
+
+
+@functools.cache
+def _pool_gradient(
+    dtype: torch.dtype, pooling: str, activate: bool, masked: bool
+) -> Callable:
+    sigmoid, tanh, one = _functions(dtype)
+    gates_count = len(pooling) + 1
+
+    @compiled
+    def pool_gradient(
+        gates, mask, number, initial, cells, d_outputs, d_gates, adjoint,
+        batch, units, start, stop, unit, unit_end,
+    ):  # fmt: skip
+        time, rows = len(cells) // len(adjoint), stop - start
+        for n in range(time * rows):
+            t, b = time - 1 - n // rows, start + n % rows
+            at = (t * batch + b) * units
+            row, lane, z_row = place(at), place(b * units), place(gates_count * at)
+            f_row, o_row = z_row + place(units), z_row + place(2 * units)
+            i_row = z_row + place(3 * units)
+            before = place(at - batch * units) if t > 0 else row
+            for u in range(place(unit), place(unit_end)):
+                z, f = gates[z_row + u], gates[f_row + u]
+                if activate:
+                    z, f = tanh(z), sigmoid(f)
+                factor = one * mask[row + u] if masked else number
+                update = factor * (one - f)
+                previous = cells[before + u] if t > 0 else initial[lane + u]
+                total = d_output = d_outputs[row + u]
+                if pooling != "f":
+                    o = gates[o_row + u]
+                    if activate:
+                        o = sigmoid(o)
+                    total = d_output * o
+                    d_o = d_output * cells[row + u]
+                    if activate:
+                        d_o *= o * (one - o)
+                    d_gates[o_row + u] = d_o
+                total += adjoint[lane + u]
+                if pooling == "ifo":
+                    i = gates[i_row + u]
+                    if activate:
+                        i = sigmoid(i)
+                    d_z = total * factor * i
+                    d_f = total * factor * previous
+                    d_i = total * factor * z
+                    if activate:
+                        d_i *= i * (one - i)
+                    d_gates[i_row + u] = d_i
+                else:
+                    d_z = total * update
+                    d_f = total * factor * (previous - z)
+                if activate:
+                    d_z *= one - z * z
+                    d_f *= f * (one - f)
+                d_gates[z_row + u] = d_z
+                d_gates[f_row + u] = d_f
+                adjoint[lane + u] = total * (one - update)
+
+    return pool_gradient
+
+
+@functools.cache
+def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
+    """Sigmoid, tanh and the number one of a dtype.
+
+    Those of the C library are calls, which no loop of vector instructions may hold.
+    """
+    scalar = _scalar(dtype)
+    integer = np.int64 if scalar is np.float64 else np.int32
+    bits, bias = np.finfo(scalar).nmant, np.finfo(scalar).maxexp - 1
+    mantissa, bias = integer(bits), integer(bias)
+    least, greatest = scalar(bias * -0.69), scalar(bias * 0.69)
+    # Adding and taking away 1.5 * 2**bits rounds to an integer.
+    rounding, log2_e = scalar(1.5 * 2.0**bits), scalar(1 / math.log(2))
+    # ln 2 in two parts, of which the first times any exponent is exact.
+    high = scalar(355 / 512)
+    low = scalar(math.log(2) - 355 / 512)
+    # The series of exp up to a remainder, for |x| <= ln(2) / 2, below the dtype's.
+    terms = 14 if scalar is np.float64 else 8
+    series = tuple(scalar(1 / math.factorial(k)) for k in reversed(range(terms)))
+    zero, one, two = scalar(0), scalar(1), scalar(2)
+    near, a0, a1, a2 = scalar(0.0625), scalar(10395), scalar(1260), scalar(21)
+    b1, b2 = scalar(4725), scalar(210)
+
+    @njit(inline="always")
+    def exp(x):
+        inside = least if x < least else x
+        inside = greatest if inside > greatest else inside
+        n = (inside * log2_e + rounding) - rounding
+        r = (inside - n * high) - n * low
+        value = zero
+        for coefficient in series:
+            value = value * r + coefficient
+        power = integer((integer(n) + bias) << mantissa).view(scalar)
+        return value * power if x == x else x
+
+    @njit(inline="always")
+    def sigmoid(x):
+        return one / (one + exp(-x))
+
+    @njit(inline="always")
+    def tanh(x):
+        # Near zero the difference cancels; there, six terms of the continued fraction.
+        s = x * x
+        fraction = x * (a0 + s * (a1 + s * a2)) / (a0 + s * (b1 + s * (b2 + s)))
+        return fraction if s < near else two * sigmoid(two * x) - one
+
+    return sigmoid, tanh, one

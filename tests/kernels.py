@@ -1,0 +1,58 @@
+"""What PyTorch's kernels, Triton's and Numba's, are held to: the loops."""
+
+import numpy as np
+import torch
+
+from keras_qrnn.ops import torch as loops
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KEEPS = {
+    "none": lambda rng, batch, time, units: None,
+    "number": lambda rng, batch, time, units: 0.75,
+    "steps": lambda rng, batch, time, units: rng.random((time, batch, 1)) < 0.7,
+    "units": lambda rng, batch, time, units: rng.random((time, batch, units)) < 0.7,
+    "factors": lambda rng, batch, time, units: rng.random((time, batch, 1)),
+}
+
+
+def check_pool(kernels, dtype, pooling, keep, activate, shape, device=DEVICE):
+    """Values and gradients on random arrays; `shape` is that of the outputs."""
+    batch, time, units = shape
+    dtype = getattr(torch, dtype)
+    accumulator = torch.promote_types(dtype, torch.float32)
+    rng = np.random.default_rng(0)
+
+    def draw(*shape, dtype):
+        return torch.asarray(rng.normal(size=shape), device=device).to(dtype)
+
+    keep = KEEPS[keep](rng, batch, time, units)
+    if isinstance(keep, np.ndarray):
+        keep = torch.asarray(keep, device=device)
+        keep = keep.to(accumulator) if keep.is_floating_point() else keep
+    gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
+    if not activate:
+        gates = gates.sigmoid()
+    arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
+    want = loops._pool_in_pieces(*arguments)
+    got = kernels.pool(*arguments)
+    above = want[1], draw(time, batch, units, dtype=dtype)
+    above = *above, draw(batch, units, dtype=accumulator)
+    want += loops._pool_gradients_in_pieces(*arguments, *above)
+    got += kernels.pool_gradients(*arguments, *above)
+    # Of bfloat16 Triton's interpreter stores the upper half: it does not round.
+    room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-5}
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == w.dtype
+        rtol = room.get(g.dtype, 1e-13)
+        torch.testing.assert_close(
+            g, w, rtol=rtol, atol=min(rtol, room.get(dtype, 1e-13))
+        )
+
+
+def check_tanh(kernels, dtype, room, device=DEVICE):
+    """Small values too, where the usual formula cancels."""
+    x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype), device=device)
+    x = torch.cat([x, -x])[None]
+    gates = torch.cat([x, torch.full_like(x, -90)], dim=-1)[None]  # nothing is kept
+    got, _ = kernels.pool(gates, torch.zeros_like(x), None, "f", True)
+    torch.testing.assert_close(got[0], x.tanh(), rtol=room, atol=0)

@@ -1,0 +1,173 @@
+"""PyTorch with Numba: the tests of the ops and the layer again, on its kernels."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+if keras.config.backend() != "torch":
+    pytest.skip("Numba is for PyTorch", allow_module_level=True)
+
+import torch
+
+import keras_qrnn
+from keras_qrnn.ops import torch as active
+from tests import kernels, reference, test_layer, test_ops
+
+find_numba = active._numba
+if find_numba() is None:
+    pytest.skip("pip install keras-qrnn[numba]", allow_module_level=True)
+
+FULL = ["float32", "float64"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _with_numba():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(active, "_numba", find_numba)
+        yield
+
+
+@pytest.fixture
+def many_threads(monkeypatch):
+    """Also small arrays are shared out."""
+    monkeypatch.setattr(find_numba(), "PER_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+test_scan_values = test_ops.test_scan_values
+test_scan_gradients = test_ops.test_scan_gradients
+test_scan_accumulates = test_ops.test_scan_accumulates
+test_pool_values_and_gradients = test_ops.test_pool_values_and_gradients
+test_second_gradients = test_ops.test_second_gradients
+test_second_gradients_of_the_scan = test_ops.test_second_gradients_of_the_scan
+test_values = test_layer.test_values
+test_gradients = test_layer.test_gradients
+test_inference_in_pieces = test_layer.test_inference_in_pieces
+test_dtype_policies = test_layer.test_dtype_policies
+test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_mask
+test_other_activations = test_layer.test_other_activations
+
+
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("keep", kernels.KEEPS)
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize("dtype", FULL)
+def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
+    arguments = dtype, pooling, keep, activate, (3, 5, 31), "cpu"
+    kernels.check_pool(find_numba(), *arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 70), (3, 5, 31), (5, 4, 33), (13, 3, 2)])
+def test_threads_share_all_lanes(many_threads, shape):
+    """Out of the sequences and out of the units; where the shares differ too."""
+    arguments = "float32", "ifo", "units", True, shape, "cpu"
+    kernels.check_pool(find_numba(), *arguments)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 14), st.integers(1, 9), st.integers(1, 70)),
+    reverse=st.booleans(),
+    time_major=st.booleans(),
+)
+def test_scan_in_either_order_of_memory(shape, reverse, time_major):
+    scan, arrays = find_numba().linear_scan, test_ops.scan_arguments(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find_numba(), "PER_THREAD", 1)
+        decay, inputs, state = map(torch.from_numpy, arrays)
+        decay, inputs = decay.transpose(0, 1), inputs.transpose(0, 1)
+        if time_major:
+            decay, inputs = decay.contiguous(), inputs.contiguous()
+        states = scan(decay, inputs, state, reverse)
+    assert states.stride() == inputs.stride() or 1 in shape
+    want = reference.linear_scan(*arrays, reverse)
+    test_ops.assert_close(states.transpose(0, 1), want)
+
+
+@pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_activations_of_the_kernels(dtype, room):
+    kernels.check_tanh(find_numba(), dtype, room, "cpu")
+    x = torch.linspace(-120, 120, 10001, dtype=getattr(torch, dtype))[None]
+    gates = torch.cat([torch.full_like(x, 50), x], dim=-1)[None]  # z is one
+    got, _ = find_numba().pool(gates, torch.zeros_like(x), None, "f", True)
+    torch.testing.assert_close(got[0], 1 - x.sigmoid(), rtol=0, atol=room)
+
+
+@pytest.mark.parametrize("dtype", FULL)
+def test_what_is_no_number_stays_none(dtype):
+    """A training that diverges is seen."""
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf]], dtype=getattr(torch, dtype))
+    half = torch.full_like(x, 0)
+    state = torch.zeros_like(x)
+    for gates in ([x, half], [half, x]):
+        gates = torch.cat(gates, dim=-1)[None]
+        got, _ = find_numba().pool(gates, state, None, "f", True)
+        want, _ = active._pool_in_pieces(gates, state, None, "f", True)
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_where_they_run(monkeypatch):
+    tensor = torch.zeros(1)
+    assert active._kernels(tensor) is find_numba()
+    assert active._kernels(tensor.double()) is find_numba()
+    assert active._kernels(tensor.bfloat16()) is None
+    assert active._kernels(tensor.to("meta")) is None
+    assert active._kernels(torch.nn.Parameter(tensor)) is None
+    for module, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda: True)
+            assert active._kernels(tensor) is None
+
+
+def test_loops_without_numba(monkeypatch):
+    looked_for = []
+
+    def find_spec(name):
+        looked_for.append(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", find_spec)
+        assert find_numba.__wrapped__() is None
+    assert looked_for == ["numba"]
+    monkeypatch.setitem(sys.modules, "keras_qrnn.ops.numba", None)  # cannot import
+    with pytest.warns(UserWarning, match="Numba is installed but cannot be imported"):
+        assert find_numba.__wrapped__() is None
+
+
+def test_compiled_and_exported_models_have_no_kernels():
+    layer = keras_qrnn.QRNN(4, return_sequences=True)
+    x = torch.ones((2, 5, 3))
+    want = layer(x)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x,)).module()
+        torch.testing.assert_close(exported(x), want)
+
+
+FORK = """
+import os, torch
+from keras_qrnn import fo_pool
+from keras_qrnn.ops import numba
+numba.PER_THREAD = 1
+torch.set_num_threads(2)
+z = torch.full((2, 3, 32), 0.5)
+want = fo_pool(z, z, z)[0]
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(fo_pool(z, z, z)[0], want) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own():
+    command = [sys.executable, "-c", FORK]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
