@@ -69,13 +69,41 @@ def pool(
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and cell states, of the shape `(time, batch, units)`."""
-    state = _copy(initial_state)
-    cells = state.new_empty((*gates.shape[:2], state.shape[1]))
+    cells = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
     outputs = cells if pooling == "f" else torch.empty_like(cells)
-    masked, mask, number = _mask_and_number(keep, cells)
-    kernel = _pool(state.dtype, pooling, activate, masked)
-    _launch(kernel, gates.contiguous(), mask, number, outputs, cells, state)
+    _pool_to(outputs, cells, gates, initial_state, keep, pooling, activate)
     return outputs, cells
+
+
+def pool_for_inference(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and the last cell state: of the others nothing is written."""
+    outputs = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
+    last = _pool_to(outputs, None, gates, initial_state, keep, pooling, activate)
+    return outputs, last
+
+
+def _pool_to(
+    outputs: torch.Tensor,
+    cells: torch.Tensor | None,
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    keep: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> torch.Tensor:
+    """Fills `outputs` and `cells`; returns the last cell state."""
+    state = _copy(initial_state.to(gates.dtype))
+    masked, mask, number = _mask_and_number(keep, outputs)
+    kernel = _pool(gates.dtype, pooling, activate, masked, cells is not None)
+    cells = outputs if cells is None else cells
+    _launch(kernel, gates.contiguous(), mask, number, outputs, cells, state)
+    return state
 
 
 def pool_gradients(
@@ -117,13 +145,13 @@ def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
 
 
 def _mask_and_number(
-    keep: torch.Tensor | float | None, cells: torch.Tensor
+    keep: torch.Tensor | float | None, like: torch.Tensor
 ) -> tuple[bool, torch.Tensor, np.floating]:
     """Zoneout's factors on updates: whether there are many, these, or the only one."""
-    one = _scalar(cells.dtype)(1)
+    one = _scalar(like.dtype)(1)
     if isinstance(keep, torch.Tensor):
-        return True, keep.expand(cells.shape).contiguous(), one
-    return False, cells, one if keep is None else one * keep
+        return True, keep.expand(like.shape).contiguous(), one
+    return False, like, one if keep is None else one * keep
 
 
 def _scalar(dtype: torch.dtype) -> type[np.floating]:
@@ -209,7 +237,9 @@ def _scan_gradient(time_major: bool, reverse: bool) -> Callable:
 
 
 @functools.cache
-def _pool(dtype: torch.dtype, pooling: str, activate: bool, masked: bool) -> Callable:
+def _pool(
+    dtype: torch.dtype, pooling: str, activate: bool, masked: bool, keep_cells: bool
+) -> Callable:
     sigmoid, tanh, one = _functions(dtype)
     gates_count = len(pooling) + 1
 
@@ -238,8 +268,12 @@ def _pool(dtype: torch.dtype, pooling: str, activate: bool, masked: bool) -> Cal
                     cell = (one - update) * state[lane + u] + factor * i * z
                 else:
                     cell = (one - update) * state[lane + u] + update * z
-                state[lane + u] = cells[row + u] = cell
-                if pooling != "f":
+                state[lane + u] = cell
+                if pooling == "f":
+                    outputs[row + u] = cell
+                else:
+                    if keep_cells:
+                        cells[row + u] = cell
                     o = gates[o_row + u]
                     if activate:
                         o = sigmoid(o)

@@ -197,8 +197,9 @@ def pool(
     if isinstance(keep, torch.Tensor):
         keep = keep.transpose(0, 1)
     half = gates.dtype in (torch.float16, torch.bfloat16)
-    in_place = not torch.is_grad_enabled() and not half and not _kernels(gates)
-    run = _pool_ if in_place else _Pool.apply
+    kernels, run = _kernels(gates), _Pool.apply
+    if not torch.is_grad_enabled() and not half:
+        run = getattr(kernels, "pool_for_inference", run) if kernels else _pool_
     outputs, last = run(gates.transpose(0, 1), initial_state, keep, pooling, activate)
     return outputs.transpose(0, 1), last
 
