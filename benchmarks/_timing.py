@@ -7,6 +7,7 @@ its grid: rows of the same key are replaced, the others stay.
 import argparse
 import csv
 import gc
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -34,7 +35,9 @@ def parse(
     parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
     options = parser.parse_args(arguments)
     if options.results is None:
-        options.results = RESULTS / BACKEND
+        # What PyTorch does with Numba stands beside what it does without.
+        numba = BACKEND == "torch" and importlib.util.find_spec("numba")
+        options.results = RESULTS / (f"{BACKEND}_numba" if numba else BACKEND)
         if options.quick:
             options.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
     return options

@@ -25,6 +25,7 @@ RUNS = {
     "awd": ("`--preset awd`", "60.6", "58.3"),
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+BACKENDS["torch_numba"] = "PyTorch with Numba"
 Cells = dict[tuple[int, ...], dict[str, float]]
 
 
@@ -198,8 +199,10 @@ def section(directory: Path) -> str:
             parts.append(f"{title}\n\n{layer_summary(layer, mode, dtype)}")
     parts.append("How many times faster than the fastest LSTM, by batch and time:")
     for backend in layer:
-        path = f"benchmarks/results/{backend}/layer.png"
-        parts.append(f"![{BACKENDS[backend]}, times faster by batch and time]({path})")
+        if (directory / backend / "layer.png").exists():
+            path = f"benchmarks/results/{backend}/layer.png"
+            alt = f"{BACKENDS[backend]}, times faster by batch and time"
+            parts.append(f"![{alt}]({path})")
     tables = (
         (
             "scan.csv",

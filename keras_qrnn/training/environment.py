@@ -1,5 +1,7 @@
 import datetime
 import importlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 from pathlib import Path
@@ -24,6 +26,8 @@ def environment() -> dict[str, str]:
         hardware = f"{accelerator}; {hardware}"
     versions = [f"{backend} {importlib.import_module(backend).__version__}"]
     versions.append(f"keras {keras.__version__}")
+    if backend == "torch" and importlib.util.find_spec("numba"):
+        versions.append(f"numba {importlib.metadata.version('numba')}")
     if policy := os.environ.get("OMP_WAIT_POLICY"):
         versions.append(f"OMP_WAIT_POLICY={policy}")
     return {
