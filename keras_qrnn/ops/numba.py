@@ -48,7 +48,7 @@ def scan_gradients(
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients by decay, inputs and initial state; `gradient` is that by `states`."""
-    time_major, (decay, states, gradient) = _in_one_order(decay, states, gradient)
+    time_major, (decay, gradient, states) = _in_one_order(decay, gradient, states)
     d_decay, d_inputs = torch.empty_like(decay), torch.empty_like(decay)
     initial_state = initial_state.contiguous()
     adjoint = torch.zeros_like(initial_state)

@@ -289,7 +289,7 @@ def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None
         )
     trained = keras.saving.load_model(run / "model.keras", compile=False)
     found, expected = (
-        {weight.path.partition("/")[2]: weight.shape for weight in m.learned}
+        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.learned}
         for m in (trained, model)
     )
     if found != expected:
