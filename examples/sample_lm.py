@@ -13,10 +13,10 @@ import numpy as np
 
 from keras_qrnn._checks import positive_integer
 from keras_qrnn._files import atomic_write
-from keras_qrnn.data import Vocabulary
 from keras_qrnn.layers import QRNN
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.pooling import GATES
+from keras_qrnn.training import load_trained
 from keras_qrnn.training.plots import plot_gates
 
 
@@ -94,20 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
             "Option `temperature` must be positive. "
             f"Received: temperature={arguments.temperature}"
         )
-    for name in ("model.keras", "vocabulary.json"):
-        if not (load_path / name).is_file():
-            raise FileNotFoundError(
-                f"Option `load_path` must be a directory that train_lm.py wrote. "
-                f"Received: {load_path}, which has no {name}"
-            )
-    vocabulary = Vocabulary.load(load_path / "vocabulary.json")
-    model = keras.saving.load_model(load_path / "model.keras").with_batch_size(1)
-    expected = model.get_config()["vocab_size"]
-    if expected != len(vocabulary):
-        raise ValueError(
-            f"The vocabulary in {load_path} does not fit the model: expected "
-            f"{expected} words. Received: {len(vocabulary)}"
-        )
+    model, vocabulary = load_trained(load_path, "load_path")
+    model = model.with_batch_size(1)
     if arguments.first_word not in vocabulary:
         raise ValueError(
             "Option `first_word` must be a word of the vocabulary. "

@@ -16,8 +16,6 @@ import typing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import keras
-
 from keras_qrnn._checks import positive_integer
 from keras_qrnn._files import atomic_write
 from keras_qrnn.data import Corpus, Vocabulary, load_corpus
@@ -25,6 +23,7 @@ from keras_qrnn.training import (
     PRESETS,
     TrainingOptions,
     evaluate_perplexity,
+    load_trained,
     read_stream,
     train_language_model,
     tune_cache,
@@ -164,17 +163,7 @@ def evaluate(
     With a `cache_size` also that with a cache, whose two numbers are chosen on the
     validation split, the first of `splits`. Returns what it prints.
     """
-    if not (path / "model.keras").is_file():
-        raise FileNotFoundError(
-            f"Option `save_path`: {path} holds no model.keras. Train one first"
-        )
-    vocabulary = Vocabulary.load(path / "vocabulary.json")
-    model = keras.saving.load_model(path / "model.keras")
-    if model.get_config()["vocab_size"] != len(vocabulary):
-        raise ValueError(
-            f"The vocabulary in {path} does not fit the model: expected "
-            f"{model.get_config()['vocab_size']} words. Received: {len(vocabulary)}"
-        )
+    model, vocabulary = load_trained(path, "save_path")
     steps = replace(options, cell=model.cell).eval_steps
     weights = sum(math.prod(variable.shape) for variable in model.learned)
     cache, found = None, {"weights": weights}

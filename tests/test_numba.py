@@ -14,6 +14,7 @@ if keras.config.backend() != "torch":
     pytest.skip("Numba is for PyTorch", allow_module_level=True)
 
 import torch
+from torch.autograd import forward_ad
 
 import keras_qrnn
 from keras_qrnn.ops import torch as active
@@ -137,9 +138,31 @@ def test_loops_without_numba(monkeypatch):
         patch.setattr(importlib.util, "find_spec", find_spec)
         assert find_numba.__wrapped__() is None
     assert looked_for == ["numba"]
+
+    def no_llvm(name):
+        raise OSError("libllvmlite.so")
+
+    message = "Numba is installed but cannot be imported"
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", no_llvm)
+        with pytest.warns(UserWarning, match=message):
+            assert find_numba.__wrapped__() is None
     monkeypatch.setitem(sys.modules, "keras_qrnn.ops.numba", None)  # cannot import
-    with pytest.warns(UserWarning, match="Numba is installed but cannot be imported"):
+    with pytest.warns(UserWarning, match=message):
         assert find_numba.__wrapped__() is None
+
+
+def test_tensors_of_other_kinds():
+    """Those that are negated when read, or hold a tangent, which is refused."""
+    x = torch.rand(2, 3, 4)
+    negated = torch._neg_view(-x)
+    state = torch.zeros(3, 4)
+    got = find_numba().linear_scan(negated, negated, state, False)
+    assert torch.equal(got, find_numba().linear_scan(x, x, state, False))
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            keras_qrnn.fo_pool(dual, dual, dual)
 
 
 def test_compiled_and_exported_models_have_no_kernels():
@@ -164,6 +187,27 @@ if not child:
     os._exit(0 if torch.equal(fo_pool(z, z, z)[0], want) else 1)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+
+
+THREAD = """
+import threading, time, torch
+from keras_qrnn import fo_pool
+from keras_qrnn.ops import numba
+numba.PER_THREAD = 1
+torch.set_num_threads(2)
+z = torch.full((2, 3, 32), 0.5)
+want = fo_pool(z, z, z)[0]
+def later():
+    threading.main_thread().join()
+    print(torch.equal(fo_pool(z, z, z)[0], want))
+threading.Thread(target=later).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one():
+    command = [sys.executable, "-c", THREAD]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,16 +275,26 @@ def test_finetune_starts_from_the_weights_of_another_run(trained, small_ptb, tmp
     # Resumed, it goes on with its own weights.
     learning = {"learning_rate": 0.2, "weight_average": 0.5}
     run("learning", epoch=1, **learning)
-    cut = run("learning", epoch=2, resume=True, **learning)
+    spelled = trained / ".." / trained.name
+    cut = run("learning", spelled, epoch=2, resume=True, **learning)
+    with pytest.raises(ValueError, match=r"`resume`: .* finetune="):
+        run("learning", tmp_path, epoch=2, resume=True, **learning)
     whole = run("whole", epoch=2, **learning)
     assert cut[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
     assert cut[1]["val_perplexity"] != pytest.approx(expected, rel=1e-3)
-    with pytest.raises(FileNotFoundError, match=r"`finetune`: .* holds no model.keras"):
+    with pytest.raises(FileNotFoundError, match=r"`finetune` .* holds no model.keras"):
         run("refused", tmp_path)
     with pytest.raises(ValueError, match=r"`finetune`: .*\(9,\).*Received: .*\(24,\)"):
         run("refused", qrnn_size=3)
     with pytest.raises(ValueError, match=r"`finetune`: .* another vocabulary"):
         run("refused", words=Vocabulary.build(corpus.train[:50]))
+    damaged = shutil.copytree(trained, tmp_path / "damaged") / "model.keras"
+    whole = damaged.read_bytes()
+    middle = len(whole) // 2
+    for left in (whole[:middle], whole[:middle] + bytes(200) + whole[middle + 200 :]):
+        damaged.write_bytes(left)
+        with pytest.raises(ValueError, match=r"`finetune`: .* is not a whole model"):
+            run("refused", damaged.parent)
     assert not (tmp_path / "refused").exists()
 
 

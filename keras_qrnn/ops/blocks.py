@@ -43,4 +43,4 @@ def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:
     """
     if time is None or batch is None:
         return time
-    return min(time, max(1, rows // batch))
+    return min(time, max(1, rows // max(1, batch)))

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from numba import njit
+from torch.autograd import forward_ad
 
 # Elements for which one more thread is worth its start.
 PER_THREAD = 16384
@@ -161,10 +162,7 @@ def _scalar(dtype: torch.dtype) -> type[np.floating]:
 def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
     """Runs a kernel on all lanes; the last argument has the shape of a state."""
     size, (batch, units) = arguments[0].numel(), arguments[-1].shape
-    arguments = [
-        a.detach().numpy().reshape(-1) if isinstance(a, torch.Tensor) else a
-        for a in arguments
-    ]
+    arguments = [_flat(a) if isinstance(a, torch.Tensor) else a for a in arguments]
     parts = min(torch.get_num_threads(), 1 + size // PER_THREAD)
     if batch % parts == 0 or batch >= 4 * parts:
         bounds = [batch * n // parts for n in range(parts + 1)]
@@ -174,10 +172,21 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
         bounds = [units * n // parts for n in range(parts + 1)]
         lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
     arguments += batch, units
-    others = [_threads().submit(kernel, *arguments, *part) for part in lanes[1:]]
+    others = []
+    for part in lanes[1:]:
+        try:
+            others.append(_threads().submit(kernel, *arguments, *part))
+        except RuntimeError:  # the interpreter ends, and starts no more threads
+            kernel(*arguments, *part)
     kernel(*arguments, *lanes[0])
     for other in others:
         other.result()
+
+
+def _flat(tensor: torch.Tensor) -> np.ndarray:
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError("A QRNN's forward-mode derivatives on PyTorch")
+    return tensor.detach().resolve_neg().numpy().reshape(-1)
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def _numba() -> ModuleType | None:
         return None
     try:
         return importlib.import_module("keras_qrnn.ops.numba")
-    except ImportError as error:  # such as that of a NumPy which is too new for it
+    except Exception as error:  # noqa: BLE001 (a NumPy too new for it, LLVM not found)
         warnings.warn(
             "keras_qrnn: Numba is installed but cannot be imported, and the scan and "
             f"the pooling run without it. The reason: {error!r}",

@@ -1,5 +1,7 @@
 import math
 import os
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -278,16 +280,50 @@ def train_language_model(
     return history
 
 
-def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None:
+def load_trained(
+    directory: str | os.PathLike, option: str
+) -> tuple[LanguageModel, Vocabulary]:
+    """The best model of a run, and its vocabulary.
+
+    Args:
+        directory: the run's `save_path`.
+        option: name under which an error speaks of it.
+
+    Raises:
+        FileNotFoundError: if one of the two files is not there.
+        ValueError: if one is damaged, or if they do not belong together.
+    """
+    directory = Path(directory)
     for name in ("model.keras", "vocabulary.json"):
-        if not (run / name).is_file():
-            raise FileNotFoundError(f"Option `finetune`: {run} holds no {name}")
-    if Vocabulary.load(run / "vocabulary.json").words != vocabulary.words:
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"Option `{option}` must be a directory that train_lm.py wrote. "
+                f"Received: {directory}, which holds no {name}"
+            )
+    vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    try:
+        model = keras.saving.load_model(directory / "model.keras", compile=False)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"Option `{option}`: {directory / 'model.keras'} is not a whole model. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+    expected = model.get_config()["vocab_size"]
+    if expected != len(vocabulary):
+        raise ValueError(
+            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            f"Expected {expected} words. Received: {len(vocabulary)}"
+        )
+    return model, vocabulary
+
+
+def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None:
+    trained, words_of_run = load_trained(run, "finetune")
+    if words_of_run.words != vocabulary.words:
         raise ValueError(
             f"Option `finetune`: the run in {run} has another vocabulary than that of "
             "this corpus"
         )
-    trained = keras.saving.load_model(run / "model.keras", compile=False)
     found, expected = (
         {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.learned}
         for m in (trained, model)
@@ -312,6 +348,9 @@ def _check_options(path: Path, expected: dict) -> None:
     begun = range(len(meta["history"]) + bool(meta["step"]))
     if all(_learning_rate(found, n) == _learning_rate(expected, n) for n in begun):
         free |= set(SCHEDULE)
+    sources = [options["finetune"] for options in (found, expected)]
+    if all(sources) and len({Path(source).resolve() for source in sources}) == 1:
+        free.add("finetune")  # the same, spelled in another way
     other = [n for n in expected if n not in free and found.get(n) != expected[n]]
     if other:
         name = other[0]
