@@ -28,6 +28,7 @@ from keras import ops
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
+from keras_qrnn.ops.dispatch import backend
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.loop import TrainingOptions, build_language_model
 
@@ -86,9 +87,7 @@ def parts(
     logits = values(vocab)
 
     def loss(logits) -> keras.KerasTensor:  # noqa: ANN001
-        logits = ops.cast(logits, "float32")
-        picked = ops.take_along_axis(logits, tokens[:, :, None], axis=-1)
-        return ops.sum(ops.logsumexp(logits, axis=-1) - picked[:, :, 0])
+        return ops.sum(backend.cross_entropy(ops.cast(logits, "float32"), tokens))
 
     recurrent = []
     for layer, dropout in zip(model.recurrent, model.dropouts[1:], strict=True):

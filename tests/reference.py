@@ -16,6 +16,18 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def cross_entropy(logits, targets):
+    """Of a softmax over the last axis, for each target, and its gradient by logits."""
+    losses, d_logits = np.zeros(targets.shape), np.zeros(logits.shape)
+    for at in np.ndindex(targets.shape):
+        softmax = np.exp(logits[at].astype("float64") - logits[at].max())
+        softmax /= softmax.sum()
+        losses[at] = -np.log(softmax[targets[at]])
+        d_logits[at] = softmax
+        d_logits[at][targets[at]] -= 1
+    return losses, d_logits
+
+
 def linear_scan(decay, inputs, initial_state, reverse=False):
     states, state = np.zeros_like(inputs), initial_state
     order = range(inputs.shape[1])

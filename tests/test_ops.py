@@ -268,6 +268,61 @@ def test_second_gradients(pooling, by):
         assert_close(g, w, 1e-4)
 
 
+def cross_entropy_arguments(batch, time, classes):
+    rng = np.random.default_rng(batch + time + classes)
+    logits = rng.normal(0, 20, (batch, time, classes)).astype("float32")
+    return logits, rng.integers(0, classes, (batch, time)).astype("int32")
+
+
+sizes = st.integers(1, 7)
+pieces = st.sampled_from([1, 30, 2**19])
+
+
+@given(batch=sizes, time=sizes, classes=sizes, piece=pieces)
+def test_cross_entropy_values(batch, time, classes, piece):
+    logits, targets = cross_entropy_arguments(batch, time, classes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(active, "PIECE_LOGITS", piece, raising=False)
+        losses = active.cross_entropy(*map(ops.convert_to_tensor, (logits, targets)))
+    assert_close(losses, reference.cross_entropy(logits, targets)[0])
+
+
+@differentiable
+@given(batch=sizes, time=sizes, classes=sizes, piece=pieces)
+def test_cross_entropy_gradient(batch, time, classes, piece):
+    logits, targets = cross_entropy_arguments(batch, time, classes)
+    weight = np.random.default_rng(9).normal(size=targets.shape).astype("float32")
+
+    def loss(logits):
+        losses = active.cross_entropy(logits, ops.convert_to_tensor(targets))
+        return ops.sum(losses * ops.convert_to_tensor(weight))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(active, "PIECE_LOGITS", piece, raising=False)
+        _, [gradient] = value_and_gradients(loss, [logits])
+    _, by_logits = reference.cross_entropy(logits, targets)
+    assert_close(gradient, weight[..., None] * by_logits)
+
+
+@differentiable
+def test_second_gradients_of_the_cross_entropy():
+    logits, targets = cross_entropy_arguments(2, 3, 4)
+    logits /= 20
+
+    def loss(cross_entropy):
+        return lambda logits: ops.sum(ops.sin(cross_entropy(logits)))
+
+    def plain(logits):
+        targeted = ops.one_hot(targets, 4)
+        return ops.logsumexp(logits, axis=-1) - ops.sum(targeted * logits, axis=-1)
+
+    def fast(logits):
+        return active.cross_entropy(logits, ops.convert_to_tensor(targets))
+
+    [got], [expected] = (second_gradients(loss(f), [logits]) for f in (fast, plain))
+    assert_close(got, expected)
+
+
 @differentiable
 def test_second_gradients_of_the_scan():
     arrays = scan_arguments((2, 5, 3))

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.layers import QRNN, EmbeddingDropout
+from keras_qrnn.ops.dispatch import backend
 
 Tensor = keras.KerasTensor
 Shape = tuple[int | None, ...]
@@ -281,10 +282,10 @@ class LanguageModel(keras.Model):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        # Keras's own sparse cross-entropy makes one-hot targets on some backends.
-        logits = ops.cast(y_pred, "float32")
-        picked = ops.take_along_axis(logits, ops.expand_dims(y, -1), axis=-1)
-        cross_entropy = ops.logsumexp(logits, axis=-1) - ops.squeeze(picked, -1)
+        # Keras's own makes one-hot targets on some backends, and many passes over
+        # the logits, the largest tensor of the model, on all.
+        logits, y = ops.cast(y_pred, "float32"), ops.convert_to_tensor(y)
+        cross_entropy = backend.cross_entropy(logits, y)
         if sample_weight is None:
             sample_weight = ops.ones_like(cross_entropy)
         total = ops.sum(cross_entropy * ops.cast(sample_weight, "float32"))

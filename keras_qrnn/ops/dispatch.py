@@ -1,12 +1,14 @@
 """Picks the one backend module that is imported.
 
-A backend module has four functions, with time on axis 1 throughout:
+A backend module has five functions, with time on axis 1 throughout:
 
     linear_scan(decay, inputs, initial_state, reverse) -> states
     pool(gates, initial_state, keep, pooling, activate) -> (outputs, last cell)
     causal_conv(inputs, kernel, bias) -> pre-activations
     conv_pool(inputs, kernel, bias, initial_state, keep, pooling)
         -> (outputs, last cell): `causal_conv`, then `pool` with activations
+    cross_entropy(logits, targets) -> losses: of a softmax over the last axis of the
+        float32 logits, for each integer target, in nats
 """
 
 import importlib

@@ -314,3 +314,9 @@ def _conv_pool_in_pieces(
         0, pieces, lambda n, carry: write_piece(n * length, length, carry), carry
     )
     return write_piece(pieces * length, rest, carry) if rest else carry
+
+
+@jax.jit
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -54,3 +54,9 @@ def conv_pool(
 ) -> tuple[np.ndarray, np.ndarray]:
     gates = causal_conv(inputs, kernel, bias)
     return pool(gates, initial_state, keep, pooling, activate=True)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    picked = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    greatest = logits.max(-1)
+    return np.log(np.exp(logits - greatest[..., None]).sum(-1)) + greatest - picked

@@ -320,3 +320,12 @@ def conv_pool(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     gates = causal_conv(inputs, kernel, bias)
     return pool(gates, initial_state, keep, pooling, activate=True)
+
+
+# XLA makes two passes over the logits of what would be a dozen, with the gradient.
+@tf.function(jit_compile=True, reduce_retracing=True)
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    # No `gather`, whose gradient is a scatter: not always deterministic on a GPU.
+    is_target = tf.range(tf.shape(logits)[-1]) == tf.cast(targets[..., None], tf.int32)
+    picked = tf.reduce_sum(tf.where(is_target, logits, 0), axis=-1)
+    return tf.reduce_logsumexp(logits, axis=-1) - picked

@@ -22,6 +22,8 @@ from keras_qrnn.ops.blocks import block_length, piece_length
 
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
+# Logits that a core's cache holds.
+PIECE_LOGITS = 2**19
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
@@ -536,3 +538,43 @@ def conv_pool(
         keep_at = _keep_at(keep, (slice(None), at))
         outputs[:, at], state = pool(gates, state, keep_at, pooling, activate=True)
     return outputs, state
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    flat, classes = logits.flatten(0, -2), targets.flatten().long()
+    if logits.is_cpu and not torch.compiler.is_compiling():
+        losses = _CrossEntropy.apply(flat, classes)
+    else:
+        losses = functional.cross_entropy(flat, classes, reduction="none")
+    return losses.view(targets.shape)
+
+
+class _CrossEntropy(Function):
+    """In pieces that stay in a core's cache: of the logits' size nothing is made but
+    their gradient, in place."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):  # noqa: ANN001, ANN205
+        normalizer = logits.new_empty(len(logits))
+        for at in _rows(logits):
+            torch.logsumexp(logits[at], -1, out=normalizer[at])
+        ctx.save_for_backward(logits, targets, normalizer)
+        return normalizer - logits.gather(1, targets[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx, d_losses):  # noqa: ANN001, ANN205
+        logits, targets, normalizer = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+            gradient = torch.autograd.grad(losses, logits, d_losses, create_graph=True)
+            return *gradient, None
+        d_logits, d_losses = torch.empty_like(logits), d_losses[:, None]
+        for at in _rows(logits):
+            torch.sub(logits[at], normalizer[at, None], out=d_logits[at])
+            d_logits[at].exp_().mul_(d_losses[at])
+        return d_logits.scatter_add_(1, targets[:, None], -d_losses), None
+
+
+def _rows(logits: torch.Tensor) -> list[slice]:
+    count, length = len(logits), max(1, PIECE_LOGITS // logits.shape[1])
+    return [slice(start, start + length) for start in range(0, count, length)]

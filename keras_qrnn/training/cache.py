@@ -8,6 +8,7 @@ from keras import ops
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
+from keras_qrnn.ops.dispatch import backend
 
 THETAS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -46,8 +47,7 @@ class _Reader(keras.Model):
         tokens, targets = inputs
         hidden = self.model.hidden(tokens)
         logits = ops.cast(self.model.softmax_logits(hidden), "float32")
-        picked = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return ops.cast(hidden, "float32"), picked - ops.logsumexp(logits, axis=-1)
+        return ops.cast(hidden, "float32"), -backend.cross_entropy(logits, targets)
 
 
 def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> ReadStream:
