@@ -1,5 +1,7 @@
 """`linear_scan` and the poolings against the step-by-step reference."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -148,6 +150,40 @@ def test_convolution_equals_products(window, rows, use_bias, monkeypatch):
     assert_close(got[0], want[0])
     for g, w in zip(got[1], want[1], strict=True):
         assert_close(g, w)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="a choice of TensorFlow"
+)
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_product_equals_the_convolution(window, known):
+    """Values, gradients and those of second order; a graph may not know the sizes."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(window)
+    shapes = [(2, 7, 3), (window, 3, 8)]
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+    def loss(convolution):
+        return lambda *tensors: ops.sum(ops.sin(convolution(*tensors)))
+
+    signature = [tf.TensorSpec((None, None, 3)), tf.TensorSpec(shapes[1])]
+    product = tf.function(active._product, input_signature=None if known else signature)
+    assert product.get_concrete_function(*arrays).output_shapes == (
+        (2, 8 - window, 8) if known else (None, None, 8)
+    )
+    convolution = partial(tf.nn.conv1d, stride=1, padding="VALID")
+    (value, first), (expected_value, expected_first) = (
+        value_and_gradients(loss(f), arrays) for f in (product, convolution)
+    )
+    second, expected_second = (
+        second_gradients(loss(f), arrays) for f in (product, convolution)
+    )
+    got = [value, *first, *second]
+    expected = [expected_value, *expected_first, *expected_second]
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e)
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")

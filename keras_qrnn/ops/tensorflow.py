@@ -302,12 +302,45 @@ def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
 def causal_conv(
     inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
 ) -> tf.Tensor:
-    outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
+    # On a CPU the products of a bfloat16 convolution take half its time.
+    if inputs.dtype == tf.bfloat16 and not _has_gpu():
+        outputs = _product(inputs, kernel)
+    else:
+        outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
     if bias is None:
         return outputs
     # The faster one sums the bias's gradient in half precision, if it has that.
     half = outputs.dtype in (tf.float16, tf.bfloat16)
     return outputs + bias if half else tf.nn.bias_add(outputs, bias)
+
+
+@tf.custom_gradient
+def _product(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """The convolution as one product with the windows, which no gradient keeps."""
+    window, features, channels = kernel.shape
+    sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
+    batch, time, _ = (n if known is None else known for known, n in sizes)
+    time = time - window + 1
+    taps = tf.reshape(kernel, (-1, channels))
+
+    def windows() -> tf.Tensor:
+        shifted = [inputs[:, j : j + time] for j in range(window)]
+        return tf.reshape(tf.concat(shifted, axis=-1), (-1, window * features))
+
+    def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        d_outputs = tf.reshape(d_outputs, (-1, channels))
+        d_windows = tf.matmul(d_outputs, taps, transpose_b=True)
+        d_windows = tf.reshape(d_windows, (batch, time, window, features))
+        d_inputs = tf.add_n(
+            [
+                tf.pad(d_windows[:, :, j], [[0, 0], [j, window - 1 - j], [0, 0]])
+                for j in range(window)
+            ]
+        )
+        d_taps = tf.matmul(windows(), d_outputs, transpose_a=True)
+        return d_inputs, tf.reshape(d_taps, kernel.shape)
+
+    return tf.reshape(windows() @ taps, (batch, time, channels)), gradient
 
 
 def conv_pool(
