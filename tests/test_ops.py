@@ -304,6 +304,15 @@ def test_second_gradients(pooling, by):
         assert_close(g, w, 1e-4)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() not in ("tensorflow", "jax"), reason="XLA raises no errors"
+)
+def test_cross_entropy_of_no_class():
+    losses = active.cross_entropy(ops.zeros((1, 2, 3)), ops.convert_to_tensor([[2, 3]]))
+    assert np.isfinite(losses[0, 0])
+    assert np.isnan(losses[0, 1])
+
+
 def cross_entropy_arguments(batch, time, classes):
     rng = np.random.default_rng(batch + time + classes)
     logits = rng.normal(0, 20, (batch, time, classes)).astype("float32")

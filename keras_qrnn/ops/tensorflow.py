@@ -1,6 +1,7 @@
 """TensorFlow: one `tf.while_loop` under hand-written gradients."""
 
 import functools
+import sys
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -355,10 +356,13 @@ def conv_pool(
     return pool(gates, initial_state, keep, pooling, activate=True)
 
 
-# XLA makes two passes over the logits of what would be a dozen, with the gradient.
-@tf.function(jit_compile=True, reduce_retracing=True)
+# XLA makes two passes over the logits of what would be a dozen, with the gradient. (For
+# the GPU of a Mac there is no XLA.)
+@tf.function(jit_compile=sys.platform != "darwin", reduce_retracing=True)
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     # No `gather`, whose gradient is a scatter: not always deterministic on a GPU.
     is_target = tf.range(tf.shape(logits)[-1]) == tf.cast(targets[..., None], tf.int32)
     picked = tf.reduce_sum(tf.where(is_target, logits, 0), axis=-1)
-    return tf.reduce_logsumexp(logits, axis=-1) - picked
+    losses = tf.reduce_logsumexp(logits, axis=-1) - picked
+    # XLA raises no errors.
+    return tf.where(tf.reduce_any(is_target, axis=-1), losses, float("nan"))
