@@ -5,7 +5,7 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -321,8 +321,11 @@ def cross_entropy_arguments(batch, time, classes):
 
 sizes = st.integers(1, 7)
 pieces = st.sampled_from([1, 30, 2**19])
+# Each shape is compiled.
+few = settings(max_examples=10)
 
 
+@few
 @given(batch=sizes, time=sizes, classes=sizes, piece=pieces)
 def test_cross_entropy_values(batch, time, classes, piece):
     logits, targets = cross_entropy_arguments(batch, time, classes)
@@ -333,6 +336,7 @@ def test_cross_entropy_values(batch, time, classes, piece):
 
 
 @differentiable
+@few
 @given(batch=sizes, time=sizes, classes=sizes, piece=pieces)
 def test_cross_entropy_gradient(batch, time, classes, piece):
     logits, targets = cross_entropy_arguments(batch, time, classes)
