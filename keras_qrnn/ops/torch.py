@@ -367,7 +367,11 @@ def _pool_piece_gradient_(
 def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
     """How time is cut: see `ops/blocks.py`."""
     length = piece_length(time, batch, PIECE_ROWS) if is_cpu else time
-    return [slice(start, min(start + length, time)) for start in range(0, time, length)]
+    return _slices(time, length)
+
+
+def _slices(count: int, length: int) -> list[slice]:
+    return [slice(at, min(at + length, count)) for at in range(0, count, length)]
 
 
 def _keep_at(
@@ -576,5 +580,4 @@ class _CrossEntropy(Function):
 
 
 def _rows(logits: torch.Tensor) -> list[slice]:
-    count, length = len(logits), max(1, PIECE_LOGITS // logits.shape[1])
-    return [slice(start, start + length) for start in range(0, count, length)]
+    return _slices(len(logits), max(1, PIECE_LOGITS // logits.shape[1]))
