@@ -19,9 +19,19 @@ import keras
 import numpy as np
 
 from keras_qrnn._files import write_csv
+from keras_qrnn.training.environment import accelerator
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
+ON_GPU = accelerator(BACKEND) is not None
+# On a GPU a run is a burst of calls of about so many seconds: they are queued without
+# waiting for each, as those of a model's layers are.
+BURST = 0.01
+if BACKEND == "torch" and ON_GPU:
+    import torch
+
+    # TensorFloat-32 in all products of float32, as in JAX and in cuDNN's LSTM.
+    torch.set_float32_matmul_precision("high")
 
 
 def parse(
@@ -37,7 +47,10 @@ def parse(
     if options.results is None:
         # What PyTorch does with Numba stands beside what it does without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")
-        options.results = RESULTS / (f"{BACKEND}_numba" if numba else BACKEND)
+        variant = "_cuda" if ON_GPU else "_numba" if numba else ""
+        if getattr(options, "cuda_graphs", False):
+            variant += "_graphs"
+        options.results = RESULTS / f"{BACKEND}{variant}"
         if options.quick:
             options.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
     return options
@@ -151,6 +164,22 @@ def layer_calls(
     return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
 
 
+def captured(call: Callable) -> Callable:
+    """`call` as a CUDA graph: the GPU's part of it, without Python's (PyTorch only)."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def wait(results) -> None:  # noqa: ANN001
     """Returns when `results` have been computed."""
     if BACKEND == "jax":
@@ -182,19 +211,25 @@ def measure(
         For each name `min`, `median`, `max` in seconds and the number `runs`.
     """
 
-    def timed(call: Callable) -> float:
+    def timed(call: Callable, burst: int = 1) -> float:
         start = time.perf_counter()
-        wait(call())
-        return time.perf_counter() - start
+        for _ in range(burst):
+            results = call()
+        wait(results)
+        return (time.perf_counter() - start) / burst
 
     for call in calls.values():
         timed(call)  # compiles
     gc.collect()
-    times = {name: [timed(call)] for name, call in calls.items()}
+    bursts = dict.fromkeys(calls, 1)
+    if ON_GPU:
+        for name, call in calls.items():
+            bursts[name] = max(1, min(200, round(BURST / timed(call))))
+    times = {name: [timed(call, bursts[name])] for name, call in calls.items()}
     for n in range(1, max_rounds):
         for name, call in calls.items():
-            if n < 3 or n * times[name][0] < seconds:
-                times[name].append(timed(call))
+            if n < 3 or n * bursts[name] * times[name][0] < seconds:
+                times[name].append(timed(call, bursts[name]))
     return {
         name: {
             "min": min(t),

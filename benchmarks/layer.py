@@ -1,7 +1,7 @@
 """The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
 
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
-        [--dtype bfloat16]
+        [--dtype bfloat16] [--cuda_graphs]
 
 The floor is the layer's matrix product alone: one in inference, three in training
 (forward, and the gradients by its inputs and by its kernel). A training step is
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
+    captured,
     forward,
     forward_backward,
     int_list,
@@ -66,6 +67,7 @@ def benchmark(
     names: list[str] | None,
     seconds: float,
     dtype: str,
+    cuda_graphs: bool,
 ) -> list[dict]:
     rng = np.random.default_rng(0)
     x, cotangent = (
@@ -88,7 +90,7 @@ def benchmark(
     calls = {}
     for name in names or made:
         for mode, call in made[name]().items():
-            calls[mode, name] = call
+            calls[mode, name] = captured(call) if cuda_graphs else call
     rows = []
     for mode in ("inference", "training"):
         chosen = {key: call for key, call in calls.items() if key[0] == mode}
@@ -135,6 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--times", type=int_list, default="32,64,128,256,512")
     parser.add_argument("--dtype", default="float32", help="of inputs and weights")
     parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
+    parser.add_argument(
+        "--cuda_graphs", action="store_true", help="what the GPU does alone (PyTorch)"
+    )
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")
     units = UNITS
@@ -145,7 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
     names = options.names and options.names.split(",")
     for batch in options.batches:
         for time in options.times:
-            rows = benchmark(batch, time, units, names, options.seconds, options.dtype)
+            rows = benchmark(
+                batch, time, units, names, options.seconds, options.dtype,
+                options.cuda_graphs,
+            )  # fmt: skip
             merge_rows(path, rows, KEY)
             for row in rows:
                 print(

@@ -44,8 +44,14 @@ def compile_pool(capability, dtype, accumulator, pooling, mask, activate):
         types["mask"] = mask
     else:
         constants["mask"] = None
-    for kernel in (kernels._pool_kernel, kernels._pool_gradient_kernel):
-        size = compiled_size(kernel, capability, types, constants)
+    inference = {"cells": None}, {"last": f"*{accumulator}"}
+    for kernel, absent, present in (
+        (kernels._pool_kernel, {"last": None}, {}),
+        (kernels._pool_kernel, *inference),
+        (kernels._pool_gradient_kernel, {}, {}),
+    ):
+        of = {n: t for n, t in (types | present).items() if n not in absent}
+        size = compiled_size(kernel, capability, of, constants | absent)
         print(kernel.fn.__name__, capability, dtype, pooling, mask, activate, size)
 
 

@@ -35,9 +35,8 @@ def check_pool(kernels, dtype, pooling, keep, activate, shape, device=DEVICE):
     arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
     want = loops._pool_in_pieces(*arguments)
     got = kernels.pool(*arguments)
-    if hasattr(kernels, "pool_for_inference"):
-        want += want[0], want[1][-1]
-        got += kernels.pool_for_inference(*arguments)
+    want += want[0], want[1][-1]
+    got += kernels.pool_for_inference(*arguments)
     above = want[1], draw(time, batch, units, dtype=dtype)
     above = *above, draw(batch, units, dtype=accumulator)
     want += loops._pool_gradients_in_pieces(*arguments, *above)

@@ -200,8 +200,10 @@ def pool(
         keep = keep.transpose(0, 1)
     half = gates.dtype in (torch.float16, torch.bfloat16)
     kernels, run = _kernels(gates), _Pool.apply
-    if not torch.is_grad_enabled() and not half:
-        run = getattr(kernels, "pool_for_inference", run) if kernels else _pool_
+    if kernels and not torch.is_grad_enabled():
+        run = kernels.pool_for_inference
+    elif not torch.is_grad_enabled() and not half:
+        run = _pool_
     outputs, last = run(gates.transpose(0, 1), initial_state, keep, pooling, activate)
     return outputs.transpose(0, 1), last
 

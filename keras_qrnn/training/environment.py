@@ -22,8 +22,8 @@ def environment() -> dict[str, str]:
         cores = len(os.sched_getaffinity(0))
     backend = keras.config.backend()
     hardware = f"{model}, {cores} core{'s' if cores > 1 else ''}"
-    if accelerator := _accelerator(backend):
-        hardware = f"{accelerator}; {hardware}"
+    if device := accelerator(backend):
+        hardware = f"{device}; {hardware}"
     versions = [f"{backend} {importlib.import_module(backend).__version__}"]
     versions.append(f"keras {keras.__version__}")
     if backend == "torch" and importlib.util.find_spec("numba"):
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _accelerator(backend: str) -> str | None:
+def accelerator(backend: str) -> str | None:
     """The name of the device that the backend computes on, if it is not the CPU."""
     module = importlib.import_module(backend)
     if backend == "torch" and module.cuda.is_available():
