@@ -13,59 +13,69 @@ CAPABILITIES = (80, 90)  # of an A100 and an H100; both run 32 threads a warp
 # Of the arrays in the layer's dtype and in that of its accumulator.
 DTYPES = (("fp16", "fp32"), ("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64"))
 OUTER = ("gates", "outputs", "d_outputs", "d_gates")
-INNER = ("initial_state", "cells", "d_last", "d_initial")
-SIZES = dict.fromkeys(("time", "units", "width", "gates_width"), "i32")
-OFFSETS = dict.fromkeys(("first", "step", "last", "last_gates"), "i64")
+INNER = ("initial_state", "cells", "last", "d_last", "d_initial", "products", "ends")
+SIZES = dict.fromkeys(("time", "length", "units", "width", "gates_width"), "i32")
+SIZES |= dict.fromkeys(("first", "step"), "i64")
+# What is None in a launch: of all steps at once, of the first pass over chunks of them
+# and, where there is another, of the second.
+AT_ONCE = ("products", "ends")
+SCAN = {"at once": AT_ONCE, "first pass": ("initial_state", "states"), "second": ()}
+POOL = {
+    "at once": ("last", *AT_ONCE),
+    "inference": ("cells", *AT_ONCE),
+    "first pass": ("initial_state", "outputs", "cells", "last"),
+    "second": ("last",),
+}
+GRADIENT = {
+    "at once": AT_ONCE,
+    "first pass": ("d_last", "d_gates", "d_initial"),
+    "second": (),
+}
 
 
-def compiled_size(kernel, capability, types, constants):
-    """Bytes of machine code."""
-    constants = constants | {"LANES": kernels.LANES}
-    types = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    places = {(kernel.arg_names.index(name),): v for name, v in constants.items()}
-    source = ASTSource(kernel, signature=types, constexprs=places)
-    options = {"num_warps": kernels.LANES // 32}
+def compiled_sizes(kernel, capability, types, constants, launches):
+    """Prints bytes of machine code."""
     target = GPUTarget("cuda", capability, 32)
-    return len(triton.compile(source, target=target, options=options).asm["cubin"])
+    options = {"num_warps": kernels.LANES // 32}
+    for name, absent in launches.items():
+        given = constants | dict.fromkeys(absent) | {"LANES": kernels.LANES}
+        present = {n: t for n, t in types.items() if n not in given}
+        signature = {n: present.get(n, "constexpr") for n in kernel.arg_names}
+        places = {(kernel.arg_names.index(n),): value for n, value in given.items()}
+        source = ASTSource(kernel, signature=signature, constexprs=places)
+        code = triton.compile(source, target=target, options=options).asm["cubin"]
+        print(kernel.fn.__name__, capability, constants, name, len(code), flush=True)
 
 
 def compile_scan(capability, dtype):
-    arrays = ("decay", "inputs", "initial_state", "states")
-    types = dict.fromkeys(arrays, f"*{dtype}") | SIZES | OFFSETS
-    size = compiled_size(kernels._scan_kernel, capability, types, {})
-    print("scan", capability, dtype, size, flush=True)
+    arrays = ("decay", "inputs", "initial_state", "states", "products", "ends")
+    types = SIZES | dict.fromkeys(arrays, f"*{dtype}")
+    compiled_sizes(kernels._scan_kernel, capability, types, {}, SCAN)
 
 
 def compile_pool(capability, dtype, accumulator, pooling, mask, activate):
-    types = SIZES | OFFSETS | dict.fromkeys(OUTER, f"*{dtype}")
+    types = SIZES | dict.fromkeys(OUTER, f"*{dtype}")
     types |= dict.fromkeys(INNER, f"*{accumulator}")
     constants = {"KEEP": 0.9, "POOLING": pooling, "ACTIVATE": activate}
     if mask:
         types["mask"] = mask
     else:
         constants["mask"] = None
-    inference = {"cells": None}, {"last": f"*{accumulator}"}
-    for kernel, absent, present in (
-        (kernels._pool_kernel, {"last": None}, {}),
-        (kernels._pool_kernel, *inference),
-        (kernels._pool_gradient_kernel, {}, {}),
-    ):
-        of = {n: t for n, t in (types | present).items() if n not in absent}
-        size = compiled_size(kernel, capability, of, constants | absent)
-        print(kernel.fn.__name__, capability, dtype, pooling, mask, activate, size)
+    pairs = (kernels._pool_kernel, POOL), (kernels._pool_gradient_kernel, GRADIENT)
+    for kernel, launches in pairs:
+        compiled_sizes(kernel, capability, types, constants, launches)
 
 
 def main():
     for capability in CAPABILITIES:
         for dtype in ("fp32", "fp64"):
             compile_scan(capability, dtype)
-        for dtype, accumulator in DTYPES:
-            for pooling in ("f", "fo", "ifo"):
-                compile_pool(capability, dtype, accumulator, pooling, None, True)
-                compile_pool(capability, dtype, accumulator, pooling, "*i1", True)
-                compile_pool(
-                    capability, dtype, accumulator, pooling, f"*{accumulator}", False
-                )
+    for dtypes in DTYPES:
+        for pooling in ("f", "fo", "ifo"):
+            compile_pool(90, *dtypes, pooling, "*i1", True)
+    for dtypes in DTYPES[1:3]:
+        compile_pool(80, *dtypes, "fo", None, True)
+        compile_pool(90, *dtypes, "ifo", f"*{dtypes[1]}", False)
 
 
 if __name__ == "__main__":

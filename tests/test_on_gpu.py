@@ -10,9 +10,11 @@ import sys
 import types
 from pathlib import Path
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.dispatch import backend as active
@@ -81,6 +83,48 @@ def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
 
 
 @only_torch
+@pytest.mark.parametrize("time", [33, 37])  # the last chunk has one step, or several
+@pytest.mark.parametrize("keep", ["none", "number", "steps"])
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_kernels_in_chunks_do_what_the_loops_do(
+    dtype, pooling, keep, time, monkeypatch
+):
+    monkeypatch.setattr(active._triton(), "SHORTEST", 8)
+    assert active._triton().chunk_length(time, 10) == 16
+    kernels.check_pool(active._triton(), dtype, pooling, keep, True, (2, time, 5))
+
+
+@only_torch
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [33, 37])
+def test_scan_in_chunks(time, reverse, monkeypatch):
+    monkeypatch.setattr(active._triton(), "SHORTEST", 8)
+    arrays = test_ops.scan_arguments((2, time, 5))
+    decay, inputs, state = (
+        torch.asarray(a, device=kernels.DEVICE, dtype=torch.float64) for a in arrays
+    )
+    got = active._triton().linear_scan(
+        decay.transpose(0, 1), inputs.transpose(0, 1), state, reverse
+    )
+    expected = reference.linear_scan(*arrays, reverse)
+    test_ops.assert_close(got.transpose(0, 1), expected)
+
+
+@only_torch
+@hypothesis.given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_chunks_fill_the_gpu(time, lanes):
+    length = active._triton().chunk_length(time, lanes)
+    chunks = -(-time // length)
+    if chunks == 1:
+        assert length == time
+    else:
+        assert length % 8 == 0
+        assert length >= active._triton().SHORTEST
+        assert lanes * chunks <= active._triton().FULL
+
+
+@only_torch
 @pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-5), ("float64", 1e-14)])
 def test_tanh_of_the_kernels(dtype, room):
     kernels.check_tanh(active._triton(), dtype, room)
@@ -114,7 +158,7 @@ def test_kernels_compile_for_cuda(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     sizes = [int(line.split()[-1]) for line in done.stdout.splitlines()]
-    assert len(sizes) == 2 * (2 + 2 * 4 * 3 * 3)
+    assert len(sizes) == 2 * 2 * 3 + (4 * 3 + 2 * 2) * (4 + 3)
     assert min(sizes) > 1000
 
 

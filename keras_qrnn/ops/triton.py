@@ -4,6 +4,11 @@ A lane is one unit of one sequence; it keeps its state in a register over a loop
 over time, and reads and writes every array once. Memory answers late: what several
 steps need is asked for before the first of them is computed. All arrays are
 time-major and contiguous.
+
+Where there are too few lanes for a GPU, time is cut in chunks that run side by side,
+twice. A chunk maps the state before it to `product * state + end`: the first pass
+finds the two numbers; in the second each chunk starts from what those before it make
+of the initial state.
 """
 
 import torch
@@ -14,6 +19,9 @@ import triton.language as tl
 LANES = 32
 # Steps whose values are read together: the number that `_read` spells out.
 STEPS = tl.constexpr(8)
+# Lanes, times chunks, that fill a GPU, and the fewest steps of a chunk.
+FULL = 2**16 - 1
+SHORTEST = 32
 
 
 def linear_scan(
@@ -24,12 +32,12 @@ def linear_scan(
 ) -> torch.Tensor:
     """The states, of the shape `(time, batch, units)` of `decay` and `inputs`."""
     decay, inputs = decay.contiguous(), inputs.contiguous()
-    states = torch.empty_like(inputs)
-    time, width = len(inputs), inputs[0].numel()
+    states, time = torch.empty_like(inputs), len(inputs)
+    width = initial_state.numel()
     first, step = ((time - 1) * width, -width) if reverse else (0, width)
     _launch(
-        _scan_kernel, width,
-        decay, inputs, initial_state.contiguous(), states, time, width, first, step,
+        _scan_kernel, time, initial_state.contiguous(), (states,),
+        decay, inputs, width, first, step,
     )  # fmt: skip
     return states
 
@@ -81,10 +89,10 @@ def _pool_to(
     """Fills `outputs` and, if given, `cells` and the last of them."""
     gates, initial_state = gates.contiguous(), initial_state.contiguous()
     mask, number = _mask_and_number(keep, outputs.shape)
+    units, width = initial_state.shape[1], initial_state.numel()
     _launch(
-        _pool_kernel, initial_state.numel(),
-        gates, initial_state, mask, outputs, cells, last, len(gates),
-        initial_state.shape[1], initial_state.numel(), gates[0].numel(),
+        _pool_kernel, len(gates), initial_state, (outputs, cells, last),
+        gates, mask, units, width, gates[0].numel(),
         KEEP=number, POOLING=pooling, ACTIVATE=activate,
     )  # fmt: skip
 
@@ -103,14 +111,11 @@ def pool_gradients(
     gates, initial_state = gates.contiguous(), initial_state.contiguous()
     d_gates, d_initial = torch.empty_like(gates), torch.empty_like(initial_state)
     mask, number = _mask_and_number(keep, cells.shape)
-    width, gates_width = initial_state.numel(), gates[0].numel()
-    before_last = len(gates) - 1
+    units, width = initial_state.shape[1], initial_state.numel()
     _launch(
-        _pool_gradient_kernel, width,
-        gates, initial_state, mask, cells, d_outputs.contiguous(),
-        d_last.contiguous(), d_gates, d_initial, len(gates),
-        initial_state.shape[1], width, gates_width,
-        before_last * width, before_last * gates_width,
+        _pool_gradient_kernel, len(gates), d_last.to(cells.dtype).contiguous(),
+        (d_gates, d_initial), gates, initial_state, mask, cells,
+        d_outputs.contiguous(), units, width, gates[0].numel(),
         KEEP=number, POOLING=pooling, ACTIVATE=activate,
     )  # fmt: skip
     return d_gates, d_initial
@@ -124,11 +129,36 @@ def _mask_and_number(
     return None, 1.0 if keep is None else keep
 
 
-def _launch(kernel: triton.JITFunction, lanes: int, *arguments, **constants) -> None:
-    with torch.cuda.device_of(arguments[0]):
-        kernel[(triton.cdiv(lanes, LANES),)](
-            *arguments, **constants, LANES=LANES, num_warps=LANES // 32
-        )
+def _launch(
+    kernel: triton.JITFunction,
+    time: int,
+    state: torch.Tensor,
+    results: tuple[torch.Tensor | None, ...],
+    *arguments,
+    **constants,
+) -> None:
+    """Runs `kernel` from `state`; it fills `results`."""
+    lanes, length = state.numel(), chunk_length(time, state.numel())
+    chunks = triton.cdiv(time, length)
+    products = ends = None
+    passes = [(state, *results)]
+    if chunks > 1:
+        products, ends = state.new_empty((2, chunks, lanes))
+        passes = [(None,) * len(passes[0]), *passes]
+    with torch.cuda.device_of(state):
+        for written in passes:
+            kernel[(triton.cdiv(lanes, LANES), chunks)](
+                *written, products, ends, time, length, *arguments,
+                **constants, LANES=LANES, num_warps=LANES // 32,
+            )  # fmt: skip
+
+
+def chunk_length(time: int, lanes: int) -> int:
+    """Steps of a chunk: of all there are, where two chunks or none would run."""
+    chunks = min(FULL // max(lanes, 1), time // SHORTEST)
+    if chunks < 3:
+        return time
+    return triton.cdiv(time, chunks * STEPS.value) * STEPS.value
 
 
 @triton.jit
@@ -151,12 +181,63 @@ def _read(at, step, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _before(initial_state, products, ends, lane, inside, width, chunk):
+    """The state in which `chunk` starts: of the first pass, zeros."""
+    if initial_state is None:
+        state = tl.full(lane.shape, 0, products.dtype.element_ty)
+    else:
+        state = tl.load(initial_state + lane, inside, other=0)
+        if products is not None:
+            state, _ = _scan(
+                products, ends, None, lane, width, state, state, inside, chunk
+            )
+    return state
+
+
+@triton.jit
+def _scan(
+    decay, inputs, states, at, step, state, product, inside, time
+):  # fmt: skip
+    """The last state and `product` times all decays."""
+    blocks = time // STEPS
+    for _ in range(blocks):
+        state, product = _scan_steps(
+            decay, inputs, states, at, step, state, product, inside, STEPS
+        )
+        at += STEPS * step
+    for _ in range(blocks * STEPS, time):
+        state, product = _scan_steps(
+            decay, inputs, states, at, step, state, product, inside, 1
+        )
+        at += step
+    return state, product
+
+
+@triton.jit
+def _scan_steps(
+    decay, inputs, states, at, step, state, product, inside, COUNT: tl.constexpr
+):  # fmt: skip
+    ds = _read(decay + at, step, inside, COUNT)
+    xs = _read(inputs + at, step, inside, COUNT)
+    for n in tl.static_range(COUNT):
+        state = ds[n] * state + xs[n]
+        product *= ds[n]
+        if states is not None:
+            tl.store(states + at, state, inside)
+        at += step
+    return state, product
+
+
+@triton.jit
 def _scan_kernel(
-    decay,
-    inputs,
     initial_state,
     states,
+    products,
+    ends,
     time,
+    length,
+    decay,
+    inputs,
     width,
     first,
     step,
@@ -164,28 +245,18 @@ def _scan_kernel(
 ):
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
-    state = tl.load(initial_state + lane, inside)
-    at = lane + first
-    blocks = time // STEPS
-    for _ in range(blocks):
-        state = _scan_steps(decay, inputs, states, at, step, state, inside, STEPS)
-        at += STEPS * step
-    for _ in range(blocks * STEPS, time):
-        state = _scan_steps(decay, inputs, states, at, step, state, inside, 1)
-        at += step
-
-
-@triton.jit
-def _scan_steps(
-    decay, inputs, states, at, step, state, inside, COUNT: tl.constexpr
-):  # fmt: skip
-    ds = _read(decay + at, step, inside, COUNT)
-    xs = _read(inputs + at, step, inside, COUNT)
-    for n in tl.static_range(COUNT):
-        state = ds[n] * state + xs[n]
-        tl.store(states + at, state, inside)
-        at += step
-    return state
+    chunk = tl.program_id(1).to(tl.int64)
+    start = chunk * length
+    count = tl.minimum(length, time - start)
+    state = _before(initial_state, products, ends, lane, inside, width, chunk)
+    product = tl.full(state.shape, 1, state.dtype)
+    at = lane + first + start * step
+    state, product = _scan(
+        decay, inputs, states, at, step, state, product, inside, count
+    )
+    if initial_state is None:
+        tl.store(products + chunk * width + lane, product, inside)
+        tl.store(ends + chunk * width + lane, state, inside)
 
 
 @triton.jit
@@ -220,13 +291,16 @@ def _candidate(value, like, ACTIVATE: tl.constexpr):
 
 @triton.jit
 def _pool_kernel(
-    gates,
     initial_state,
-    mask,
     outputs,
     cells,
     last,
+    products,
+    ends,
     time,
+    length,
+    gates,
+    mask,
     units,
     width,
     gates_width,
@@ -238,34 +312,42 @@ def _pool_kernel(
     GATES: tl.constexpr = len(POOLING) + 1
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
-    at = lane
-    z_at = lane // units * (GATES * units) + lane % units
-    cell = tl.load(initial_state + lane, inside, other=0)
-    blocks = time // STEPS
+    chunk = tl.program_id(1).to(tl.int64)
+    start = chunk * length
+    count = tl.minimum(length, time - start)
+    cell = _before(initial_state, products, ends, lane, inside, width, chunk)
+    product = tl.full(cell.shape, 1, cell.dtype)
+    at = lane + start * width
+    z_at = lane // units * (GATES * units) + lane % units + start * gates_width
+    blocks = count // STEPS
     for _ in range(blocks):
-        cell = _pool_steps(
-            gates, mask, outputs, cells, units, width, gates_width,
-            at, z_at, inside, cell, KEEP, POOLING, ACTIVATE, STEPS,
+        cell, product = _pool_steps(
+            outputs, cells, gates, mask, units, width, gates_width,
+            at, z_at, inside, cell, product, KEEP, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at += STEPS * width
         z_at += STEPS * gates_width
-    for _ in range(blocks * STEPS, time):
-        cell = _pool_steps(
-            gates, mask, outputs, cells, units, width, gates_width,
-            at, z_at, inside, cell, KEEP, POOLING, ACTIVATE, 1,
+    for _ in range(blocks * STEPS, count):
+        cell, product = _pool_steps(
+            outputs, cells, gates, mask, units, width, gates_width,
+            at, z_at, inside, cell, product, KEEP, POOLING, ACTIVATE, 1,
         )  # fmt: skip
         at += width
         z_at += gates_width
+    if initial_state is None:
+        tl.store(products + chunk * width + lane, product, inside)
+        tl.store(ends + chunk * width + lane, cell, inside)
     if last is not None:
-        tl.store(last + lane, cell, inside)
+        ends_here = tl.where(start + count == time, width, 0)
+        tl.store(last + lane, cell, lane < ends_here)
 
 
 @triton.jit
 def _pool_steps(
-    gates,
-    mask,
     outputs,
     cells,
+    gates,
+    mask,
     units,
     width,
     gates_width,
@@ -273,16 +355,17 @@ def _pool_steps(
     z_at,
     inside,
     cell,
+    product,
     KEEP: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The cell state after `COUNT` steps."""
+    """The cell state after `COUNT` steps, and `product` times their decays."""
     z_at += gates
     zs = _read(z_at, gates_width, inside, COUNT)
     fs = _read(z_at + units, gates_width, inside, COUNT)
-    if POOLING != "f":
+    if POOLING != "f" and outputs is not None:
         os = _read(z_at + 2 * units, gates_width, inside, COUNT)
     if POOLING == "ifo":
         is_ = _read(z_at + 3 * units, gates_width, inside, COUNT)
@@ -300,32 +383,35 @@ def _pool_steps(
             cell = (1 - update) * cell + factor * i * z
         else:
             cell = (1 - update) * cell + update * z
+        product *= 1 - update
         if cells is not None:
             tl.store(cells + at, cell, inside)
-        output = cell
-        if POOLING != "f":
-            output *= _gate(os[n], cell, ACTIVATE)
-        tl.store(outputs + at, output, inside)
+        if outputs is not None:
+            output = cell
+            if POOLING != "f":
+                output *= _gate(os[n], cell, ACTIVATE)
+            tl.store(outputs + at, output, inside)
         at += width
-    return cell
+    return cell, product
 
 
 @triton.jit
 def _pool_gradient_kernel(
+    d_last,
+    d_gates,
+    d_initial,
+    products,
+    ends,
+    time,
+    length,
     gates,
     initial_state,
     mask,
     cells,
     d_outputs,
-    d_last,
-    d_gates,
-    d_initial,
-    time,
     units,
     width,
     gates_width,
-    last,
-    last_gates,
     KEEP: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
@@ -334,112 +420,119 @@ def _pool_gradient_kernel(
     GATES: tl.constexpr = len(POOLING) + 1
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
-    # Of the last step, from which the loop goes back.
-    at = lane + last
-    z_at = lane // units * (GATES * units) + lane % units + last_gates
+    # Steps and chunks are counted from the last step, from which the loop goes back.
+    chunk = tl.program_id(1).to(tl.int64)
+    start = chunk * length
+    count = tl.minimum(length, time - start)
+    adjoint = _before(d_last, products, ends, lane, inside, width, chunk)
+    product = tl.full(adjoint.shape, 1, adjoint.dtype)
+    step = time - 1 - start
+    at = lane + step * width
+    z_at = lane // units * (GATES * units) + lane % units + step * gates_width
     initial = tl.load(initial_state + lane, inside, other=0)
     cell = tl.load(cells + at, inside, other=0)
-    adjoint = tl.load(d_last + lane, inside, other=0).to(cell.dtype)
-    # Before the first step of all there is no other.
-    blocks = (time - 1) // STEPS
+    # The first step of all has no cell state before it: it is no part of a block.
+    blocks = tl.minimum(count, step) // STEPS
     for _ in range(blocks):
-        adjoint, cell = _pool_gradient_steps(
-            gates, mask, cells, d_outputs, d_gates, units, width, gates_width,
-            at, z_at, inside, adjoint, cell, initial,
-            KEEP, POOLING, ACTIVATE, STEPS, True,
+        adjoint, product, cell = _pool_gradient_steps(
+            d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
+            at, z_at, inside, inside, adjoint, product, cell, initial,
+            KEEP, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at -= STEPS * width
         z_at -= STEPS * gates_width
-    for _ in range(blocks * STEPS, time - 1):
-        adjoint, cell = _pool_gradient_steps(
-            gates, mask, cells, d_outputs, d_gates, units, width, gates_width,
-            at, z_at, inside, adjoint, cell, initial,
-            KEEP, POOLING, ACTIVATE, 1, True,
+    for _ in range(blocks * STEPS, count):
+        adjoint, product, cell = _pool_gradient_steps(
+            d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
+            at, z_at, inside, inside & (at >= width), adjoint, product, cell, initial,
+            KEEP, POOLING, ACTIVATE, 1,
         )  # fmt: skip
         at -= width
         z_at -= gates_width
-    adjoint, cell = _pool_gradient_steps(
-        gates, mask, cells, d_outputs, d_gates, units, width, gates_width,
-        at, z_at, inside, adjoint, cell, initial,
-        KEEP, POOLING, ACTIVATE, 1, False,
-    )  # fmt: skip
-    tl.store(d_initial + lane, adjoint, inside)
+    if d_last is None:
+        tl.store(products + chunk * width + lane, product, inside)
+        tl.store(ends + chunk * width + lane, adjoint, inside)
+    else:
+        ends_here = tl.where(start + count == time, width, 0)
+        tl.store(d_initial + lane, adjoint, lane < ends_here)
 
 
 @triton.jit
 def _pool_gradient_steps(
+    d_gates,
     gates,
     mask,
     cells,
     d_outputs,
-    d_gates,
     units,
     width,
     gates_width,
     at,
     z_at,
     inside,
+    has_previous,
     adjoint,
+    product,
     cell,
     initial,
     KEEP: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr,
 ):
-    """The adjoint and the cell state before `COUNT` steps, the last one first."""
+    """The adjoint, `product` and the cell state before `COUNT` steps, going back."""
     step, gates_step = -width, -gates_width
     z_from = gates + z_at
-    zs = _read(z_from, gates_step, inside, COUNT)
     fs = _read(z_from + units, gates_step, inside, COUNT)
     if POOLING != "f":
         os = _read(z_from + 2 * units, gates_step, inside, COUNT)
-    if POOLING == "ifo":
-        is_ = _read(z_from + 3 * units, gates_step, inside, COUNT)
     if mask is not None:
         factors = _read(mask + at, step, inside, COUNT)
-    if HAS_PREVIOUS:
-        before = _read(cells + at + step, step, inside, COUNT)
     d_os = _read(d_outputs + at, step, inside, COUNT)
-    d_z_at = d_gates + z_at
+    if d_gates is not None:
+        zs = _read(z_from, gates_step, inside, COUNT)
+        if POOLING == "ifo":
+            is_ = _read(z_from + 3 * units, gates_step, inside, COUNT)
+        before = _read(cells + at + step, step, has_previous, COUNT)
+        d_z_at = d_gates + z_at
     for n in tl.static_range(COUNT):
-        z = _candidate(zs[n], cell, ACTIVATE)
-        f = _gate(fs[n], cell, ACTIVATE)
-        factor = tl.full(cell.shape, KEEP, cell.dtype)
+        f = _gate(fs[n], adjoint, ACTIVATE)
+        factor = tl.full(adjoint.shape, KEEP, adjoint.dtype)
         if mask is not None:
-            factor = factors[n].to(cell.dtype)
+            factor = factors[n].to(adjoint.dtype)
         update = factor * (1 - f)
-        previous = initial
-        if HAS_PREVIOUS:
-            previous = before[n]
-        d_output = d_os[n].to(cell.dtype)
+        d_output = d_os[n].to(adjoint.dtype)
         if POOLING == "f":
             adjoint += d_output
         else:
-            o = _gate(os[n], cell, ACTIVATE)
+            o = _gate(os[n], adjoint, ACTIVATE)
             adjoint += d_output * o
-            d_o = d_output * cell
+        if d_gates is not None:
+            z = _candidate(zs[n], adjoint, ACTIVATE)
+            previous = tl.where(has_previous, before[n], initial)
+            if POOLING != "f":
+                d_o = d_output * cell
+                if ACTIVATE:
+                    d_o *= o * (1 - o)
+                tl.store(d_z_at + 2 * units, d_o, inside)
+            if POOLING == "ifo":
+                i = _gate(is_[n], adjoint, ACTIVATE)
+                d_z = adjoint * factor * i
+                d_f = adjoint * factor * previous
+                d_i = adjoint * factor * z
+                if ACTIVATE:
+                    d_i *= i * (1 - i)
+                tl.store(d_z_at + 3 * units, d_i, inside)
+            else:
+                d_z = adjoint * update
+                d_f = adjoint * factor * (previous - z)
             if ACTIVATE:
-                d_o *= o * (1 - o)
-            tl.store(d_z_at + 2 * units, d_o, inside)
-        if POOLING == "ifo":
-            i = _gate(is_[n], cell, ACTIVATE)
-            d_z = adjoint * factor * i
-            d_f = adjoint * factor * previous
-            d_i = adjoint * factor * z
-            if ACTIVATE:
-                d_i *= i * (1 - i)
-            tl.store(d_z_at + 3 * units, d_i, inside)
-        else:
-            d_z = adjoint * update
-            d_f = adjoint * factor * (previous - z)
-        if ACTIVATE:
-            d_z *= 1 - z * z
-            d_f *= f * (1 - f)
-        tl.store(d_z_at, d_z, inside)
-        tl.store(d_z_at + units, d_f, inside)
+                d_z *= 1 - z * z
+                d_f *= f * (1 - f)
+            tl.store(d_z_at, d_z, inside)
+            tl.store(d_z_at + units, d_f, inside)
+            cell = previous
+            d_z_at += gates_step
         adjoint *= 1 - update
-        cell = previous
-        d_z_at += gates_step
-    return adjoint, cell
+        product *= 1 - update
+    return adjoint, product, cell
