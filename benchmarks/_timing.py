@@ -48,8 +48,8 @@ def parse(
         # What PyTorch does with Numba stands beside what it does without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")
         variant = "_cuda" if ON_GPU else "_numba" if numba else ""
-        if getattr(options, "cuda_graphs", False):
-            variant += "_graphs"
+        if getattr(options, "gpu_time", False):
+            variant += "_gpu_time"
         options.results = RESULTS / f"{BACKEND}{variant}"
         if options.quick:
             options.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
@@ -164,22 +164,6 @@ def layer_calls(
     return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
 
 
-def captured(call: Callable) -> Callable:
-    """`call` as a CUDA graph: the GPU's part of it, without Python's (PyTorch only)."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def wait(results) -> None:  # noqa: ANN001
     """Returns when `results` have been computed."""
     if BACKEND == "jax":
@@ -197,8 +181,28 @@ def wait(results) -> None:  # noqa: ANN001
         tf.test.experimental.sync_devices()
 
 
+def gpu_seconds(call: Callable, burst: int, busy: float) -> float:
+    """What the GPU takes for one of `burst` calls, without Python's part (PyTorch).
+
+    It first sleeps for `busy` seconds, in which the calls are queued.
+    """
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(round(busy * 2e9))  # cycles
+    start.record()
+    for _ in range(burst):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / burst
+
+
 def measure(
-    calls: dict[str, Callable], seconds: float = 1.0, max_rounds: int = 30
+    calls: dict[str, Callable],
+    seconds: float = 1.0,
+    max_rounds: int = 30,
+    gpu_time: bool = False,
 ) -> dict[str, dict]:
     """Times of each call, run in turns, so that a slow spell meets all alike.
 
@@ -206,6 +210,7 @@ def measure(
         calls: functions without arguments, by name.
         seconds: about how long each of them is run, warm-up not counted.
         max_rounds: the most runs of each; there are at least 3.
+        gpu_time: whether to take `gpu_seconds`.
 
     Returns:
         For each name `min`, `median`, `max` in seconds and the number `runs`.
@@ -221,15 +226,22 @@ def measure(
     for call in calls.values():
         timed(call)  # compiles
     gc.collect()
+    wall = {name: timed(call) for name, call in calls.items()}
     bursts = dict.fromkeys(calls, 1)
     if ON_GPU:
-        for name, call in calls.items():
-            bursts[name] = max(1, min(200, round(BURST / timed(call))))
-    times = {name: [timed(call, bursts[name])] for name, call in calls.items()}
+        bursts = {n: max(1, min(200, round(BURST / t))) for n, t in wall.items()}
+
+    def run(name: str) -> float:
+        if gpu_time:
+            busy = 1.5 * bursts[name] * wall[name]
+            return gpu_seconds(calls[name], bursts[name], busy)
+        return timed(calls[name], bursts[name])
+
+    times = {name: [run(name)] for name in calls}
     for n in range(1, max_rounds):
-        for name, call in calls.items():
-            if n < 3 or n * bursts[name] * times[name][0] < seconds:
-                times[name].append(timed(call, bursts[name]))
+        for name in calls:
+            if n < 3 or n * bursts[name] * wall[name] < seconds:
+                times[name].append(run(name))
     return {
         name: {
             "min": min(t),

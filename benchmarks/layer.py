@@ -1,7 +1,7 @@
 """The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
 
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
-        [--dtype bfloat16] [--cuda_graphs]
+        [--dtype bfloat16] [--gpu_time]
 
 The floor is the layer's matrix product alone: one in inference, three in training
 (forward, and the gradients by its inputs and by its kernel). A training step is
@@ -16,7 +16,6 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
-    captured,
     forward,
     forward_backward,
     int_list,
@@ -67,7 +66,7 @@ def benchmark(
     names: list[str] | None,
     seconds: float,
     dtype: str,
-    cuda_graphs: bool,
+    gpu_time: bool,
 ) -> list[dict]:
     rng = np.random.default_rng(0)
     x, cotangent = (
@@ -90,11 +89,11 @@ def benchmark(
     calls = {}
     for name in names or made:
         for mode, call in made[name]().items():
-            calls[mode, name] = captured(call) if cuda_graphs else call
+            calls[mode, name] = call
     rows = []
     for mode in ("inference", "training"):
         chosen = {key: call for key, call in calls.items() if key[0] == mode}
-        for (_, name), spread in measure(chosen, seconds).items():
+        for (_, name), spread in measure(chosen, seconds, gpu_time=gpu_time).items():
             cell = {"batch": batch, "time": time, "units": units, "dtype": dtype}
             rows.append(cell | {"mode": mode, "name": name} | spread | environment())
     return rows
@@ -138,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help="of inputs and weights")
     parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
     parser.add_argument(
-        "--cuda_graphs", action="store_true", help="what the GPU does alone (PyTorch)"
+        "--gpu_time", action="store_true", help="without Python's part (PyTorch, GPU)"
     )
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")
@@ -152,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         for time in options.times:
             rows = benchmark(
                 batch, time, units, names, options.seconds, options.dtype,
-                options.cuda_graphs,
+                options.gpu_time,
             )  # fmt: skip
             merge_rows(path, rows, KEY)
             for row in rows:
