@@ -226,9 +226,9 @@ def measure(
     for call in calls.values():
         timed(call)  # compiles
     gc.collect()
-    wall = {name: timed(call) for name, call in calls.items()}
-    bursts = dict.fromkeys(calls, 1)
+    bursts, wall = dict.fromkeys(calls, 1), {}
     if ON_GPU:
+        wall = {name: timed(call) for name, call in calls.items()}
         bursts = {n: max(1, min(200, round(BURST / t))) for n, t in wall.items()}
 
     def run(name: str) -> float:
@@ -240,7 +240,7 @@ def measure(
     times = {name: [run(name)] for name in calls}
     for n in range(1, max_rounds):
         for name in calls:
-            if n < 3 or n * bursts[name] * wall[name] < seconds:
+            if n < 3 or n * bursts[name] * times[name][0] < seconds:
                 times[name].append(run(name))
     return {
         name: {

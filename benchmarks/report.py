@@ -2,9 +2,10 @@
 
     python benchmarks/report.py [--readme README.md]
 
-Speed, from benchmarks/results, goes between `<!-- speed:begin -->` and
-`<!-- speed:end -->`; what language models reached, from results, between
-`<!-- results:begin -->` and `<!-- results:end -->`.
+Speed on a CPU, from benchmarks/results, goes between `<!-- speed:begin -->` and
+`<!-- speed:end -->`, that on a GPU between `<!-- gpu:begin -->` and `<!-- gpu:end -->`;
+what language models reached, from results, between `<!-- results:begin -->` and
+`<!-- results:end -->`.
 """
 
 import argparse
@@ -26,6 +27,22 @@ RUNS = {
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
+ON_GPU = {
+    "jax_cuda": "JAX, compiled",
+    "torch_cuda_gpu_time": "PyTorch, the GPU's part",
+    "torch_cuda": "PyTorch, called from Python",
+}
+# Figure 4 of arXiv 1611.01576: inference with a QRNN of 320 units, times faster than
+# cuDNN's LSTM, by batch and, in this order, time.
+PAPER_TIMES = (32, 64, 128, 256, 512)
+PAPER_SPEEDUP = {
+    8: (5.5, 8.8, 11.0, 12.4, 16.9),
+    16: (5.5, 6.7, 7.8, 8.3, 10.8),
+    32: (4.2, 4.5, 4.9, 4.9, 6.4),
+    64: (3.0, 3.0, 3.0, 3.0, 3.7),
+    128: (2.1, 1.9, 2.0, 2.0, 2.4),
+    256: (1.4, 1.4, 1.3, 1.3, 1.3),
+}
 Cells = dict[tuple[int, ...], dict[str, float]]
 
 
@@ -83,6 +100,12 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
     return markdown(header, body)
 
 
+SCAN_TITLE = (
+    "`linear_scan`, batch x time x units, as a multiple of the time of passes over the "
+    "same memory (`a * b + c`; one forward, three with the gradient)"
+)
+
+
 def scan_table(results: dict[str, list[dict]]) -> str:
     """Each backend's scan in passes over the same memory."""
     body, key = [], ("batch", "time", "units")
@@ -98,7 +121,7 @@ def scan_table(results: dict[str, list[dict]]) -> str:
                 else ""
                 for s in shapes
             ]
-            body.append([f"{BACKENDS[backend]}, {direction}", *ratios])
+            body.append([f"{(BACKENDS | ON_GPU)[backend]}, {direction}", *ratios])
     return markdown(["", *(" x ".join(map(str, shape)) for shape in shapes)], body)
 
 
@@ -175,12 +198,83 @@ def runs_table(directory: Path) -> str:
     return markdown(header, body)
 
 
+def files_of(directory: Path, name: str, places: dict) -> dict[str, list[dict]]:
+    """The rows of the file called `name` in each of `places` that has it."""
+    found = {place: read_rows(directory / place / name) for place in places}
+    return {place: rows for place, rows in found.items() if rows}
+
+
+def speedups(rows: list[dict], mode: str, dtype: str) -> dict[tuple[int, int], float]:
+    """Times faster than the fastest LSTM, by batch and time."""
+    cells = medians(rows, ("batch", "time"), mode=mode, dtype=dtype)
+    return {key: best(cell, "LSTM") / cell["QRNN"] for key, cell in cells.items()}
+
+
+def paper_speedup(batch: int, time: int) -> float:
+    return PAPER_SPEEDUP[batch][PAPER_TIMES.index(time)]
+
+
+def spread_of(ratios: dict[tuple[int, int], float]) -> list[str]:
+    values = list(ratios.values())
+    return [
+        f"{len(values)} of {len(PAPER_SPEEDUP) * len(PAPER_TIMES)}",
+        f"{min(values):.1f} to {max(values):.1f}",
+        f"{geometric_mean(values):.1f}",
+        f"{sum(value >= 1 for value in values)}",
+    ]
+
+
+def gpu_section(directory: Path) -> str | None:
+    """The speed on a GPU, None if it was never measured."""
+    layer = files_of(directory, "layer.csv", ON_GPU)
+    if not layer:
+        return None
+    places = {
+        f"{r['hardware']}; {r['versions']}; {r['date']}": None
+        for rows in layer.values()
+        for r in rows
+    }
+    body, tables = [], []
+    for place, rows in layer.items():
+        for dtype in sorted({row["dtype"] for row in rows}, reverse=True):
+            name = f"{ON_GPU[place]}, {dtype}"
+            training = speedups(rows, "training", dtype)
+            body.append([f"{name}, training", *spread_of(training), ""])
+            inference = speedups(rows, "inference", dtype)
+            ahead = sum(r > paper_speedup(*key) for key, r in inference.items())
+            body.append([f"{name}, inference", *spread_of(inference), f"{ahead}"])
+            lines = [
+                [
+                    f"{batch}",
+                    *(
+                        f"{inference[batch, time]:.1f} ({paper_speedup(batch, time)})"
+                        if (batch, time) in inference
+                        else ""
+                        for time in PAPER_TIMES
+                    ),
+                ]
+                for batch in sorted({batch for batch, _ in inference})
+            ]
+            header = ["batch \\ time", *map(str, PAPER_TIMES)]
+            tables.append(f"**{name}, inference**\n\n{markdown(header, lines)}")
+    header = ["", "cells measured", "times faster than the fastest LSTM"]
+    header += ["geometric mean", "cells at least as fast", "cells ahead of the paper's"]
+    parts = ["Measured on: " + ". ".join(places) + ".", markdown(header, body)]
+    parts.append(
+        "<details>\n<summary>By batch and time, and in brackets the paper's, and the "
+        "scan</summary>"
+    )
+    parts += tables
+    if scan := files_of(directory, "scan.csv", ON_GPU):
+        parts.append(f"**{SCAN_TITLE}**\n\n{scan_table(scan)}")
+    return "\n\n".join([*parts, "</details>"])
+
+
 def section(directory: Path) -> str:
-    """The whole speed section, of those result files that there are."""
+    """The speed on a CPU, of those result files that there are."""
 
     def all_of(name: str) -> dict[str, list[dict]]:
-        found = {backend: read_rows(directory / backend / name) for backend in BACKENDS}
-        return {backend: rows for backend, rows in found.items() if rows}
+        return files_of(directory, name, BACKENDS)
 
     layer, parts = all_of("layer.csv"), []
     if not layer:
@@ -206,8 +300,7 @@ def section(directory: Path) -> str:
     tables = (
         (
             "scan.csv",
-            "`linear_scan`, batch x time x units, as a multiple of the time of passes "
-            "over the same memory (`a * b + c`; one forward, three with the gradient)",
+            SCAN_TITLE,
             scan_table,
         ),
         (
@@ -257,6 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=root.parent / "results")
     options = parser.parse_args(arguments)
     write_section(options.readme, "speed", section(options.results))
+    if gpu := gpu_section(options.results):
+        write_section(options.readme, "gpu", gpu)
     if any((options.runs / name).is_dir() for name in RUNS):
         write_section(options.readme, "results", runs_table(options.runs))
 

@@ -106,10 +106,14 @@ def layer_rows(mode, medians):
 def test_report(script, tmp_path):
     report = script("report")
     medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
-    names = ("speed", "results")
+    names = ("speed", "gpu", "results")
     rows = layer_rows("training", medians) + layer_rows("inference", medians)
     script("_timing").merge_rows(
         tmp_path / "torch" / "layer.csv", rows, ("mode", "name")
+    )
+    on_gpu = [row | {"batch": 8, "time": 512, "date": "today"} for row in rows]
+    script("_timing").merge_rows(
+        tmp_path / "jax_cuda" / "layer.csv", on_gpu, ("mode", "name")
     )
     readme = tmp_path / "README.md"
     sections = [f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->" for n in names]
@@ -134,6 +138,9 @@ def test_report(script, tmp_path):
         "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1800 | v; cpu |"
         in once
     )
+    line = "JAX, compiled, float32, inference | 1 of 30 | 2.0 to 2.0 | 2.0 | 1 | 0 |"
+    assert line in once
+    assert "| 8 |  |  |  |  | 2.0 (16.9) |" in once
     assert "old" not in once
     assert once.startswith("before\n") and once.endswith("after\n")
     report.main(arguments)
