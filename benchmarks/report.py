@@ -11,7 +11,6 @@ what language models reached, from results, between `<!-- results:begin -->` and
 import argparse
 import json
 import math
-import statistics
 from pathlib import Path
 
 from _timing import read_rows
@@ -23,14 +22,14 @@ RUNS = {
     "qrnn_zoneout": ("QRNN with zoneout, the paper's recipe", "82.1", "78.3"),
     "qrnn": ("QRNN without zoneout", "82.9", "79.9"),
     "lstm": ("LSTM of that size", "85.7", "82.0"),
-    "awd": ("`--preset awd`", "60.6", "58.3"),
+    "awd": ("`--preset awd`, 3 layers of 1150", "60.6", "58.3"),
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
 ON_GPU = {
     "jax_cuda": "JAX, compiled",
-    "torch_cuda_gpu_time": "PyTorch, the GPU's part",
     "torch_cuda": "PyTorch, called from Python",
+    "torch_cuda_gpu_time": "PyTorch, the GPU's part",
 }
 # Figure 4 of arXiv 1611.01576: inference with a QRNN of 320 units, times faster than
 # cuDNN's LSTM, by batch and, in this order, time.
@@ -77,33 +76,26 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
             continue
         large = {k: c for k, c in cells.items() if k[0] * k[1] >= 4096} or cells
         # On PyTorch a step of Keras's LSTM takes up to a minute in the largest cells.
-        keras_lstm = [
-            c["keras LSTM"] / c["QRNN"] for c in cells.values() if "keras LSTM" in c
-        ]
+        than_keras = []
+        for name in ("keras LSTM", "keras GRU"):
+            ratios = [c[name] / c["QRNN"] for c in cells.values() if name in c]
+            than_keras.append(
+                f"{geometric_mean(ratios):.1f} ({len(ratios)} cells)" if ratios else ""
+            )
         fastest = [best(c, "LSTM") / c["QRNN"] for c in cells.values()]
-        over_floor = [c["QRNN"] / c["floor"] for c in large.values()]
+        over_product = [c["QRNN"] / c["floor"] for c in large.values()]
         body.append(
             [
                 BACKENDS[backend],
-                f"{geometric_mean(keras_lstm):.1f} ({len(keras_lstm)} cells)"
-                if keras_lstm
-                else "",
+                *than_keras,
                 f"{min(fastest):.2f} to {max(fastest):.1f}",
                 f"{sum(ratio >= 1 for ratio in fastest)} of {len(fastest)}",
-                f"{geometric_mean(over_floor):.2f}",
-                f"{max(over_floor):.2f}",
+                f"{geometric_mean(over_product):.2f} (at most {max(over_product):.2f})",
             ]
         )
-    header = ["", "times faster than Keras's LSTM, geometric mean"]
-    header += ["than the fastest LSTM, by cell", "cells in which at least as fast"]
-    header += ["time over the floor, batch x time from 4096, geometric mean", "worst"]
+    header = ["times faster than", "Keras's LSTM", "Keras's GRU", "the fastest LSTM"]
+    header += ["cells in which at least as fast", "time in matrix products' time"]
     return markdown(header, body)
-
-
-SCAN_TITLE = (
-    "`linear_scan`, batch x time x units, as a multiple of the time of passes over the "
-    "same memory (`a * b + c`; one forward, three with the gradient)"
-)
 
 
 def scan_table(results: dict[str, list[dict]]) -> str:
@@ -121,7 +113,7 @@ def scan_table(results: dict[str, list[dict]]) -> str:
                 else ""
                 for s in shapes
             ]
-            body.append([f"{(BACKENDS | ON_GPU)[backend]}, {direction}", *ratios])
+            body.append([f"{BACKENDS[backend]}, {direction}", *ratios])
     return markdown(["", *(" x ".join(map(str, shape)) for shape in shapes)], body)
 
 
@@ -183,18 +175,18 @@ def runs_table(directory: Path) -> str:
             continue
         run = json.loads(path.read_text("utf-8"))
         log = read_rows(path.with_name("log.csv"))
-        # Not the sum: a run may have been stopped, or had company, for some of them.
-        seconds = statistics.median(float(row["seconds"]) for row in log)
         best = min(log, key=lambda row: float(row["val_perplexity"]))["epoch"]
-        reached = [f"{run[k]:.1f}" if k in run else "" for k in ("valid", "test")]
+        reached = [
+            f"{run[k]:.1f}" if k in run else "not read" for k in ("valid", "test")
+        ]
         cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
-        cells = [f"[{title}](results/{name})", *reached, *published, cached]
+        both = [f"{r} ({p})" for r, p in zip(reached, published, strict=True)]
+        cells = [f"[{title}](results/{name})", *both, cached]
         cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]
-        cells += [f"{seconds:.0f}", f"{run['versions']}; {run['hardware']}"]
+        cells.append(run["options"]["dtype_policy"])
         body.append(cells)
-    header = ["run", "valid", "test", "valid, published", "test, published"]
-    header += ["test with cache", "million weights", "best epoch"]
-    header += ["seconds an epoch, median", "with"]
+    header = ["perplexity (published)", "valid", "test", "test with cache"]
+    header += ["million weights", "best epoch", "dtype policy"]
     return markdown(header, body)
 
 
@@ -202,6 +194,21 @@ def files_of(directory: Path, name: str, places: dict) -> dict[str, list[dict]]:
     """The rows of the file called `name` in each of `places` that has it."""
     found = {place: read_rows(directory / place / name) for place in places}
     return {place: rows for place, rows in found.items() if rows}
+
+
+def measured_on(results: dict[str, list[dict]]) -> str:
+    """The machines, each with its versions and dates."""
+    machines = {}
+    for rows in results.values():
+        for row in rows:
+            versions, dates = machines.setdefault(row["hardware"], ({}, set()))
+            versions |= dict.fromkeys(row["versions"].split(", "))
+            dates.add(row["date"])
+    return "\n".join(
+        f"Measured on: {hardware}; {', '.join(versions)}; "
+        f"{' to '.join(sorted({min(dates), max(dates)}))}."
+        for hardware, (versions, dates) in machines.items()
+    )
 
 
 def speedups(rows: list[dict], mode: str, dtype: str) -> dict[tuple[int, int], float]:
@@ -220,7 +227,7 @@ def spread_of(ratios: dict[tuple[int, int], float]) -> list[str]:
         f"{len(values)} of {len(PAPER_SPEEDUP) * len(PAPER_TIMES)}",
         f"{min(values):.1f} to {max(values):.1f}",
         f"{geometric_mean(values):.1f}",
-        f"{sum(value >= 1 for value in values)}",
+        f"{sum(value >= 1 for value in values)} of {len(values)}",
     ]
 
 
@@ -229,11 +236,6 @@ def gpu_section(directory: Path) -> str | None:
     layer = files_of(directory, "layer.csv", ON_GPU)
     if not layer:
         return None
-    places = {
-        f"{r['hardware']}; {r['versions']}; {r['date']}": None
-        for rows in layer.values()
-        for r in rows
-    }
     body, tables = [], []
     for place, rows in layer.items():
         for dtype in sorted({row["dtype"] for row in rows}, reverse=True):
@@ -242,7 +244,13 @@ def gpu_section(directory: Path) -> str | None:
             body.append([f"{name}, training", *spread_of(training), ""])
             inference = speedups(rows, "inference", dtype)
             ahead = sum(r > paper_speedup(*key) for key, r in inference.items())
-            body.append([f"{name}, inference", *spread_of(inference), f"{ahead}"])
+            body.append(
+                [
+                    f"{name}, inference",
+                    *spread_of(inference),
+                    f"{ahead} of {len(inference)}",
+                ]
+            )
             lines = [
                 [
                     f"{batch}",
@@ -259,15 +267,11 @@ def gpu_section(directory: Path) -> str | None:
             tables.append(f"**{name}, inference**\n\n{markdown(header, lines)}")
     header = ["", "cells measured", "times faster than the fastest LSTM"]
     header += ["geometric mean", "cells at least as fast", "cells ahead of the paper's"]
-    parts = ["Measured on: " + ". ".join(places) + ".", markdown(header, body)]
+    parts = [measured_on(layer), markdown(header, body)]
     parts.append(
-        "<details>\n<summary>By batch and time, and in brackets the paper's, and the "
-        "scan</summary>"
+        "<details>\n<summary>By batch and time, and in brackets the paper's</summary>"
     )
-    parts += tables
-    if scan := files_of(directory, "scan.csv", ON_GPU):
-        parts.append(f"**{SCAN_TITLE}**\n\n{scan_table(scan)}")
-    return "\n\n".join([*parts, "</details>"])
+    return "\n\n".join([*parts, *tables, "</details>"])
 
 
 def section(directory: Path) -> str:
@@ -282,10 +286,7 @@ def section(directory: Path) -> str:
             f"Expected result files such as {directory / 'jax' / 'layer.csv'}: "
             "run benchmarks/layer.py first"
         )
-    places = {
-        f"{r['hardware']}; {r['versions']}": None for x in layer.values() for r in x
-    }
-    parts.append("Measured on: " + ". ".join(places) + ".")
+    parts.append(measured_on(layer))
     dtypes = {row["dtype"] for rows in layer.values() for row in rows}
     for dtype in sorted(dtypes, key=lambda dtype: (dtype != "float32", dtype)):
         for mode in ("training", "inference"):
@@ -300,7 +301,8 @@ def section(directory: Path) -> str:
     tables = (
         (
             "scan.csv",
-            SCAN_TITLE,
+            "`linear_scan`, batch x time x units, as a multiple of the time of passes "
+            "over the same memory (`a * b + c`; one forward, three with the gradient)",
             scan_table,
         ),
         (

@@ -67,7 +67,10 @@ def text_of(words: list[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--load_path", default="lm-qrnn_model", help="of train_lm.py")
+    parser.add_argument(
+        "--load_path", default="lm-qrnn_model",
+        help="directory that train_lm.py wrote (default lm-qrnn_model)",
+    )  # fmt: skip
     parser.add_argument("--save_path", help="where to write (default: load_path)")
     parser.add_argument("--out_filename", default="sample.txt", help="in save_path")
     parser.add_argument(

@@ -99,6 +99,7 @@ def layer_rows(mode, medians):
         "mode": mode,
         "hardware": "cpu",
         "versions": "v",
+        "date": "today",
     }
     return [columns | {"name": n, "median": m} for n, m in medians.items()]
 
@@ -108,38 +109,32 @@ def test_report(script, tmp_path):
     medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
     names = ("speed", "gpu", "results")
     rows = layer_rows("training", medians) + layer_rows("inference", medians)
-    script("_timing").merge_rows(
-        tmp_path / "torch" / "layer.csv", rows, ("mode", "name")
-    )
-    on_gpu = [row | {"batch": 8, "time": 512, "date": "today"} for row in rows]
-    script("_timing").merge_rows(
-        tmp_path / "jax_cuda" / "layer.csv", on_gpu, ("mode", "name")
-    )
+    for place in ("torch", "jax_cuda"):
+        path = tmp_path / place / "layer.csv"
+        script("_timing").merge_rows(path, rows, ("mode", "name"))
     readme = tmp_path / "README.md"
     sections = [f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->" for n in names]
     readme.write_text("\n".join(["before", *sections, "after\n"]))
     run = tmp_path / "runs" / "lstm"
     script("_timing").write_csv(
         run / "log.csv",
-        [
-            {"epoch": n, "val_perplexity": p, "seconds": 1800}
-            for n, p in ((1, 9), (2, 8))
-        ],
+        [{"epoch": n, "val_perplexity": p} for n, p in ((1, 9), (2, 8))],
     )
     record = {"valid": 8.04, "test": 7.0, "weights": 2_500_000}
     record |= {"versions": "v", "hardware": "cpu"}
+    record["options"] = {"dtype_policy": "float32"}
     (run / "run.json").write_text(json.dumps(record))
     arguments = ["--readme", str(readme), "--results", str(tmp_path)]
     arguments += ["--runs", str(run.parent)]
     report.main(arguments)
     once = readme.read_text()
-    assert "| PyTorch | 4.0 (1 cells) | 2.00 to 2.0 | 1 of 1 | 1.50 | 1.50 |" in once
-    assert (
-        "(results/lstm) | 8.0 | 7.0 | 85.7 | 82.0 |  | 2.5 | 2 of 2 | 1800 | v; cpu |"
-        in once
-    )
-    line = "JAX, compiled, float32, inference | 1 of 30 | 2.0 to 2.0 | 2.0 | 1 | 0 |"
+    line = "| PyTorch | 4.0 (1 cells) |  | 2.00 to 2.0 | 1 of 1 | 1.50 (at most 1.50) |"
     assert line in once
+    line = "(results/lstm) | 8.0 (85.7) | 7.0 (82.0) |  | 2.5 | 2 of 2 | float32 |"
+    assert line in once
+    assert "Measured on: cpu; v; today." in once
+    line = "| JAX, compiled, float32, inference | 1 of 30 | 2.0 to 2.0 | 2.0 | 1 of 1 |"
+    assert f"{line} 0 of 1 |" in once
     assert "| 8 |  |  |  |  | 2.0 (16.9) |" in once
     assert "old" not in once
     assert once.startswith("before\n") and once.endswith("after\n")

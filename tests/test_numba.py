@@ -22,7 +22,7 @@ from tests import kernels, reference, test_layer, test_ops
 
 find_numba = active._numba
 if find_numba() is None:
-    pytest.skip("pip install keras-qrnn[numba]", allow_module_level=True)
+    pytest.skip("pip install '.[numba]'", allow_module_level=True)
 
 FULL = ["float32", "float64"]
 

@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     sys.exit(
         f"search.py: error: the search needs Keras Tuner, and {error}: "
-        "pip install keras-qrnn[tuning]"
+        "pip install '.[tuning]' in a checkout of keras-qrnn"
     )
 
 from keras_tuner.errors import FatalError

@@ -78,7 +78,7 @@ def load_corpus(
     if importlib.util.find_spec("datasets") is None:
         raise ImportError(
             "Penn Treebank is loaded with Hugging Face `datasets`, which is not "
-            "installed: pip install keras-qrnn[lm]"
+            "installed: pip install '.[lm]' in a checkout of keras-qrnn"
         )
     if data_dir is not None:
         return _from_directory(Path(data_dir))

@@ -146,7 +146,7 @@ class RunFiles(keras.callbacks.Callback):
         except ImportError as error:
             raise ImportError(
                 "Event files are written with tensorboardX, which is not installed: "
-                "pip install keras-qrnn[lm]"
+                "pip install '.[lm]' in a checkout of keras-qrnn"
             ) from error
         # What an interrupted run wrote beyond its checkpoint is not shown.
         self._writer = SummaryWriter(

@@ -16,7 +16,7 @@ def pyplot() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "Plots are drawn with matplotlib, which is not installed: "
-            "pip install keras-qrnn[lm]"
+            "pip install '.[lm]' in a checkout of keras-qrnn"
         ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
