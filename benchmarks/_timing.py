@@ -44,6 +44,8 @@ def parse(
     parser.add_argument("--results", type=Path, help="directory of the result files")
     parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
     options = parser.parse_args(arguments)
+    if getattr(options, "gpu_time", False) and not (ON_GPU and BACKEND == "torch"):
+        parser.error("--gpu_time is for PyTorch on a GPU")
     if options.results is None:
         # What PyTorch does with Numba stands beside what it does without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")
@@ -240,7 +242,10 @@ def measure(
     times = {name: [run(name)] for name in calls}
     for n in range(1, max_rounds):
         for name in calls:
-            if n < 3 or n * bursts[name] * times[name][0] < seconds:
+            if (
+                n < 3
+                or n * bursts[name] * max(times[name][0], wall.get(name, 0)) < seconds
+            ):
                 times[name].append(run(name))
     return {
         name: {

@@ -25,6 +25,7 @@ POOL = {
     "inference": ("cells", *AT_ONCE),
     "first pass": ("initial_state", "outputs", "cells", "last"),
     "second": ("last",),
+    "second, inference": ("cells",),
 }
 GRADIENT = {
     "at once": AT_ONCE,

@@ -8,7 +8,7 @@ from keras_qrnn.ops import torch as loops
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KEEPS = {
     "none": lambda rng, batch, time, units: None,
-    "number": lambda rng, batch, time, units: 0.75,
+    "number": lambda rng, batch, time, units: 0.7,
     "steps": lambda rng, batch, time, units: rng.random((time, batch, 1)) < 0.7,
     "units": lambda rng, batch, time, units: rng.random((time, batch, units)) < 0.7,
     "factors": lambda rng, batch, time, units: rng.random((time, batch, 1)),
@@ -32,7 +32,10 @@ def check_pool(kernels, dtype, pooling, keep, activate, shape, device=DEVICE):
     gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
     if not activate:
         gates = gates.sigmoid()
-    arguments = gates, draw(batch, units, dtype=accumulator), keep, pooling, activate
+    state = draw(
+        units, batch, dtype=accumulator
+    ).T  # in no order that is taken for granted
+    arguments = gates, state, keep, pooling, activate
     want = loops._pool_in_pieces(*arguments)
     got = kernels.pool(*arguments)
     want += want[0], want[1][-1]

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -89,6 +90,24 @@ def test_measure_runs_in_turns(script):
     spreads = script("_timing").measure(calls, seconds=0, max_rounds=9)
     assert "".join(order) == "abababab"  # one run to compile, three that count
     assert spreads["a"]["runs"] == 3
+
+
+def test_measure_on_a_gpu(script, monkeypatch):
+    timing, seen = script("_timing"), []
+    monkeypatch.setattr(timing, "ON_GPU", True)
+    monkeypatch.setattr(timing, "BURST", 0.03)
+
+    def gpu_seconds(call, burst, busy):
+        assert busy >= burst * 0.01  # as long as it takes to queue the calls
+        seen.append(burst)
+        return 0.001
+
+    monkeypatch.setattr(timing, "gpu_seconds", gpu_seconds)
+    calls = {"a": lambda: time.sleep(0.01)}
+    assert timing.measure(calls, 0, gpu_time=True)["a"]["median"] == 0.001
+    assert len(seen) == 3 and set(seen) <= {1, 2, 3}
+    bursts = timing.measure(calls, 0)["a"]
+    assert 0.01 <= bursts["median"] < 0.03
 
 
 def layer_rows(mode, medians):

@@ -8,7 +8,8 @@ A backend module has five functions, with time on axis 1 throughout:
     conv_pool(inputs, kernel, bias, initial_state, keep, pooling)
         -> (outputs, last cell): `causal_conv`, then `pool` with activations
     cross_entropy(logits, targets) -> losses: of a softmax over the last axis of the
-        float32 logits, for each integer target, in nats
+        float32 logits, for each integer target, in nats; a target that is no class
+        gives NaN (TensorFlow, JAX) or an error (PyTorch, NumPy)
 """
 
 import importlib

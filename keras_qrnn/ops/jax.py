@@ -319,4 +319,5 @@ def _conv_pool_in_pieces(
 @jax.jit
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    picked = jnp.where(targets < 0, jnp.nan, picked)  # not counted from the end
     return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -57,6 +57,8 @@ def conv_pool(
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    if targets.size and targets.min() < 0:  # not counted from the end
+        raise IndexError(f"Expected targets from 0. Received: {targets.min()}")
     picked = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     greatest = logits.max(-1)
     return np.log(np.exp(logits - greatest[..., None]).sum(-1)) + greatest - picked

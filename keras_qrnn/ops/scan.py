@@ -19,7 +19,9 @@ def linear_scan(
 
     The gradient is hand-written: the adjoint of the recurrence is the same
     recurrence run the other way, so it costs one more scan and can itself be
-    differentiated. Half-precision arguments are accumulated in float32.
+    differentiated. Half-precision arguments are accumulated in float32. Where time
+    is cut in blocks the decays of a block are multiplied, and with decays above 1
+    such a product can overflow where the states themselves would not.
 
     Args:
         decay: float tensor of shape `(batch, time, units)`.

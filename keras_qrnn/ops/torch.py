@@ -551,7 +551,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if logits.is_cpu and not torch.compiler.is_compiling():
         losses = _CrossEntropy.apply(flat, classes)
     else:
-        losses = functional.cross_entropy(flat, classes, reduction="none")
+        options = {"reduction": "none", "ignore_index": torch.iinfo(torch.long).min}
+        losses = functional.cross_entropy(flat, classes, **options)
     return losses.view(targets.shape)
 
 

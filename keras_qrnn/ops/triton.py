@@ -6,9 +6,9 @@ steps need is asked for before the first of them is computed. All arrays are
 time-major and contiguous.
 
 Where there are too few lanes for a GPU, time is cut in chunks that run side by side,
-twice. A chunk maps the state before it to `product * state + end`: the first pass
-finds the two numbers; in the second each chunk starts from what those before it make
-of the initial state.
+and what decides the state is read twice. A chunk maps the state before it to
+`product * state + end`: the first pass finds the two numbers; in the second each chunk
+starts from what those before it make of the initial state.
 """
 
 import torch
@@ -71,7 +71,10 @@ def pool_for_inference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and the last cell state: of the others nothing is written."""
     state = initial_state.to(torch.promote_types(gates.dtype, torch.float32))
-    outputs, last = gates.new_empty((len(gates), *state.shape)), torch.empty_like(state)
+    outputs, last = (
+        gates.new_empty((len(gates), *state.shape)),
+        state.new_empty(state.shape),
+    )
     _pool_to(outputs, None, last, gates, state, keep, pooling, activate)
     return outputs, last
 
@@ -243,6 +246,7 @@ def _scan_kernel(
     step,
     LANES: tl.constexpr,
 ):
+    width, step = tl.cast(width, tl.int64), tl.cast(step, tl.int64)
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
     chunk = tl.program_id(1).to(tl.int64)
@@ -310,6 +314,7 @@ def _pool_kernel(
     LANES: tl.constexpr,
 ):
     GATES: tl.constexpr = len(POOLING) + 1
+    width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
     chunk = tl.program_id(1).to(tl.int64)
@@ -418,6 +423,7 @@ def _pool_gradient_kernel(
     LANES: tl.constexpr,
 ):
     GATES: tl.constexpr = len(POOLING) + 1
+    width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = lane < width
     # Steps and chunks are counted from the last step, from which the loop goes back.
