@@ -94,7 +94,10 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
             ]
         )
     header = ["times faster than", "Keras's LSTM", "Keras's GRU", "the fastest LSTM"]
-    header += ["cells in which at least as fast", "time in matrix products' time"]
+    header += [
+        "cells in which at least as fast",
+        "time over that of the matrix products",
+    ]
     return markdown(header, body)
 
 
@@ -271,7 +274,13 @@ def gpu_section(directory: Path) -> str | None:
     parts.append(
         "<details>\n<summary>By batch and time, and in brackets the paper's</summary>"
     )
-    return "\n\n".join([*parts, *tables, "</details>"])
+    parts += [*tables, "</details>"]
+    for place in layer:
+        if (directory / place / "layer.png").exists():
+            path = f"benchmarks/results/{place}/layer.png"
+            alt = f"{ON_GPU[place]}, times faster by batch and time"
+            parts.append(f"![{alt}]({path})")
+    return "\n\n".join(parts)
 
 
 def section(directory: Path) -> str:
