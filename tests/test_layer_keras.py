@@ -89,7 +89,9 @@ def test_unknown_argument():
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_functional_with_unknown_sizes(jit_compile, run_eagerly):
     if jit_compile and (run_eagerly or keras.config.backend() == "torch"):
-        pytest.skip("not a combination of this backend (torch.compile is not ours)")
+        pytest.skip(
+            "not a combination of this backend (for torch.compile see test_compile)"
+        )
     inputs = keras.Input((None, 3))
     x, cell, window = QRNN(
         5, return_sequences=True, return_state=True, zoneout=0.1, dropout=0.1

@@ -165,7 +165,7 @@ def test_tensors_of_other_kinds():
             keras_qrnn.fo_pool(dual, dual, dual)
 
 
-def test_compiled_and_exported_models_have_no_kernels():
+def test_an_exported_model_has_no_kernels():
     layer = keras_qrnn.QRNN(4, return_sequences=True)
     x = torch.ones((2, 5, 3))
     want = layer(x)

@@ -4,13 +4,14 @@ The loops are kernels on a GPU, where each operation would be a launch, and on a
 where Numba is installed: `ops/triton.py` and `ops/numba.py`. Memory is kept time-major
 inside, so that a step is one contiguous slice; what goes in and out is a
 `(batch, time, ...)` view of it, and a stack of layers pays for a transposition only at
-its ends.
+its ends. To `torch.compile` a loop over time is one operation.
 """
 
 import functools
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -24,11 +25,12 @@ from keras_qrnn.ops.blocks import block_length, piece_length
 PIECE_ROWS = 2048
 # Logits that a core's cache holds.
 PIECE_LOGITS = 2**19
+ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
     """`ops/triton.py` or `ops/numba.py` where it can run, None elsewhere."""
-    # What is compiled, exported or traced must be operations of PyTorch.
+    # What is exported or traced must be operations of PyTorch.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if tensor.is_cuda:
@@ -72,6 +74,47 @@ def _triton() -> ModuleType | None:
     return kernels
 
 
+def _is_compiling() -> bool:
+    """Whether `torch.compile` traces, not `torch.export`, which uses it too."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _one_operation(schema: str, like: Callable) -> Callable:
+    """Makes a function one operation to `torch.compile`, which otherwise would unroll
+    its loop and take the longer to compile the more steps there are.
+
+    Args:
+        schema: types of arguments and results, as `torch.library` writes them.
+        like: of the same arguments, empty tensors of the results' shapes and dtypes.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        def run(*arguments) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            results = function(*arguments)
+            if isinstance(results, torch.Tensor):
+                return results.contiguous()
+            first, second = results  # which must not be one tensor
+            return first.contiguous(), (
+                second.clone() if second is first else second.contiguous()
+            )
+
+        operation = torch.library.custom_op(
+            f"keras_qrnn::{function.__name__.strip('_')}",
+            run,
+            mutates_args=(),
+            schema=schema,
+        )
+        operation.register_fake(like)
+
+        @functools.wraps(function)
+        def choose(*arguments) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            return (operation if _is_compiling() else function)(*arguments)
+
+        return choose
+
+    return decorate
+
+
 def linear_scan(
     decay: torch.Tensor,
     inputs: torch.Tensor,
@@ -93,11 +136,7 @@ class _LinearScan(Function):
 
     @staticmethod
     def forward(ctx, decay, inputs, initial_state, reverse):  # noqa: ANN001, ANN205
-        if kernels := _kernels(inputs):
-            states = kernels.linear_scan(decay, inputs, initial_state, reverse)
-        else:
-            states = inputs.clone(memory_format=torch.contiguous_format)
-            _scan_(decay.contiguous(), states, initial_state, reverse)
+        states = _scan(decay, inputs, initial_state, reverse)
         ctx.reverse = reverse
         ctx.save_for_backward(decay, initial_state, states)
         return states
@@ -112,10 +151,29 @@ class _LinearScan(Function):
         # a[t] = gradient[t] + decay[t + 1] * a[t + 1]: the scan, the other way.
         zeros = torch.zeros_like(initial_state)
         following = _previous(decay, zeros, not ctx.reverse)
-        adjoint = _LinearScan.apply(following, gradient, zeros, not ctx.reverse)
+        scan = _LinearScan.apply if torch.is_grad_enabled() else _scan
+        adjoint = scan(following, gradient, zeros, not ctx.reverse)
         first = -1 if ctx.reverse else 0
         d_decay = adjoint * _previous(states, initial_state, ctx.reverse)
         return d_decay, adjoint, decay[first] * adjoint[first], None
+
+
+@_one_operation(
+    "(Tensor decay, Tensor inputs, Tensor initial_state, bool reverse) -> Tensor",
+    lambda decay, inputs, initial_state, reverse: inputs.new_empty(inputs.shape),
+)
+def _scan(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial_state: torch.Tensor,
+    reverse: bool,
+) -> torch.Tensor:
+    """The states of time-major tensors."""
+    if kernels := _kernels(inputs):
+        return kernels.linear_scan(decay, inputs, initial_state, reverse)
+    states = inputs.clone(memory_format=torch.contiguous_format)
+    _scan_(decay.contiguous(), states, initial_state, reverse)
+    return states
 
 
 def _previous(
@@ -202,7 +260,7 @@ def pool(
     kernels, run = _kernels(gates), _Pool.apply
     if kernels and not torch.is_grad_enabled():
         run = kernels.pool_for_inference
-    elif not torch.is_grad_enabled() and not half:
+    elif not torch.is_grad_enabled() and not half and not _is_compiling():
         run = _pool_
     outputs, last = run(gates.transpose(0, 1), initial_state, keep, pooling, activate)
     return outputs.transpose(0, 1), last
@@ -242,10 +300,10 @@ class _Pool(Function):
     @staticmethod
     def forward(ctx, gates, initial_state, keep, pooling, activate):  # noqa: ANN001, ANN205
         state = initial_state.to(torch.promote_types(gates.dtype, torch.float32))
-        pool = _kernels(gates).pool if _kernels(gates) else _pool_in_pieces
-        outputs, cells = pool(gates, state, keep, pooling, activate)
-        ctx.arguments = pooling, activate, keep if isinstance(keep, float) else None
         mask = keep if isinstance(keep, torch.Tensor) else None
+        number = keep if mask is None else None
+        outputs, cells = _pool(gates, state, mask, number, pooling, activate)
+        ctx.arguments = number, pooling, activate
         ctx.save_for_backward(gates, initial_state, mask, cells)
         # The last state must not keep the sequence alive, nor be changed with it.
         return outputs, cells[-1].clone()
@@ -253,21 +311,66 @@ class _Pool(Function):
     @staticmethod
     def backward(ctx, d_outputs, d_last):  # noqa: ANN001, ANN205
         gates, initial_state, mask, cells = ctx.saved_tensors
-        pooling, activate, keep = ctx.arguments
+        number, pooling, activate = ctx.arguments
         state = initial_state.to(cells.dtype)
-        arguments = gates, state, keep if mask is None else mask, pooling, activate
         if torch.is_grad_enabled():  # for a second derivative
-            wanted = ctx.needs_input_grad[:2]
+            keep, wanted = number if mask is None else mask, ctx.needs_input_grad[:2]
             d_gates, d_state = _differentiable_gradients(
-                *arguments, d_outputs, d_last, wanted
+                gates, state, keep, pooling, activate, d_outputs, d_last, wanted
             )
         else:
-            kernels = _kernels(gates)
-            run = kernels.pool_gradients if kernels else _pool_gradients_in_pieces
-            d_gates, d_state = run(*arguments, cells, d_outputs, d_last)
+            d_gates, d_state = _pool_gradients(
+                gates, state, mask, number, pooling, activate, cells, d_outputs, d_last
+            )
         if d_state is not None:
             d_state = d_state.to(initial_state.dtype)
         return d_gates, d_state, None, None, None
+
+
+@_one_operation(
+    "(Tensor gates, Tensor state, Tensor? mask, float? number, str pooling, "
+    "bool activate) -> (Tensor, Tensor)",
+    lambda gates, state, *_: (
+        gates.new_empty((*gates.shape[:2], state.shape[1])),
+        state.new_empty((*gates.shape[:2], state.shape[1])),
+    ),
+)
+def _pool(
+    gates: torch.Tensor,
+    state: torch.Tensor,
+    mask: torch.Tensor | None,
+    number: float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and cell states."""
+    run = kernels.pool if (kernels := _kernels(gates)) else _pool_in_pieces
+    return run(gates, state, number if mask is None else mask, pooling, activate)
+
+
+@_one_operation(
+    "(Tensor gates, Tensor state, Tensor? mask, float? number, str pooling, "
+    "bool activate, Tensor cells, Tensor d_outputs, Tensor d_last) -> (Tensor, Tensor)",
+    lambda gates, state, *_: (
+        gates.new_empty(gates.shape),
+        state.new_empty(state.shape),
+    ),
+)
+def _pool_gradients(
+    gates: torch.Tensor,
+    state: torch.Tensor,
+    mask: torch.Tensor | None,
+    number: float | None,
+    pooling: str,
+    activate: bool,
+    cells: torch.Tensor,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by gates and initial state."""
+    kernels, keep = _kernels(gates), number if mask is None else mask
+    run = kernels.pool_gradients if kernels else _pool_gradients_in_pieces
+    return run(gates, state, keep, pooling, activate, cells, d_outputs, d_last)
 
 
 def _pool_in_pieces(
@@ -454,9 +557,8 @@ def causal_conv(
 ) -> torch.Tensor:
     inputs = inputs.transpose(0, 1).contiguous()
     # oneDNN's float32 convolution is twice as fast as the BLAS product.
-    onednn = inputs.is_cpu and torch.backends.mkldnn.is_available()
     product = _products
-    if onednn and inputs.dtype == torch.float32:
+    if ONEDNN and inputs.is_cpu and inputs.dtype == torch.float32:
         product = _Conv2D.apply
     return product(inputs, kernel, bias).transpose(0, 1)
 
@@ -532,7 +634,7 @@ def conv_pool(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
     pieces = _pieces(time, batch, inputs.is_cpu)
-    if len(pieces) == 1 or torch.is_grad_enabled():
+    if len(pieces) == 1 or torch.is_grad_enabled() or _is_compiling():
         gates = causal_conv(inputs, kernel, bias)
         return pool(gates, initial_state, keep, pooling, activate=True)
     units = initial_state.shape[1]

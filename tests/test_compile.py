@@ -1,0 +1,123 @@
+"""`torch.compile`: to it a loop over time is one operation."""
+
+import importlib
+
+import keras
+import numpy as np
+import pytest
+
+if keras.config.backend() != "torch":
+    pytest.skip("torch.compile is PyTorch's", allow_module_level=True)
+
+import torch
+
+from keras_qrnn import QRNN, linear_scan
+from keras_qrnn.ops.dispatch import backend as active
+from tests import kernels
+
+TESTS = ("test_schema", "test_faketensor")
+
+
+def arguments_of_pool(dtype, pooling, keep):
+    rng, dtype = np.random.default_rng(0), getattr(torch, dtype)
+    accumulator = torch.promote_types(dtype, torch.float32)
+
+    def draw(*shape, dtype=dtype):
+        return torch.asarray(rng.normal(size=shape)).to(dtype)
+
+    keep = kernels.KEEPS[keep](rng, 2, 5, 3)
+    mask = torch.asarray(keep) if isinstance(keep, np.ndarray) else None
+    number = keep if mask is None else None
+    gates = draw(2, 5, (len(pooling) + 1) * 3).transpose(0, 1)
+    state = draw(3, 2, dtype=accumulator).T
+    above = draw(5, 2, 3, dtype=accumulator), draw(2, 5, 3).transpose(0, 1)
+    arguments = gates, state, mask, number, pooling, True
+    return arguments, (*above, draw(2, 3, dtype=accumulator))
+
+
+@pytest.mark.parametrize("place", ["loops", "triton", "numba"])
+@pytest.mark.parametrize("keep", ["none", "number", "units"])
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_results_are_as_announced(dtype, pooling, keep, place, monkeypatch):
+    """Their shapes, dtypes and order in memory, and that none is an argument."""
+    if place != "loops":
+        pytest.importorskip(place)
+        if (place, dtype) == ("numba", "bfloat16"):
+            pytest.skip("NumPy has no bfloat16")
+        module = importlib.import_module(f"keras_qrnn.ops.{place}")
+        monkeypatch.setattr(active, "_kernels", lambda tensor: module)
+    operations = torch.ops.keras_qrnn
+    arguments, above = arguments_of_pool(dtype, pooling, keep)
+    torch.library.opcheck(operations.pool, arguments, test_utils=TESTS)
+    arguments += above
+    torch.library.opcheck(operations.pool_gradients, arguments, test_utils=TESTS)
+    sequence = torch.rand((2, 5, 3), dtype=torch.float64).transpose(0, 1)
+    for reverse in (False, True):
+        arguments = sequence, sequence, sequence[0], reverse
+        torch.library.opcheck(operations.scan, arguments, test_utils=TESTS)
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    # All but the machine code, for which it needs a C++ compiler.
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+def test_compiled_layer(pooling, policy):
+    layer = QRNN(4, 3, pooling, return_sequences=True, zoneout=0.1, dtype=policy)
+    x = torch.rand((2, 6, 3), requires_grad=True)
+    mask = torch.tensor([[True] * 6, [True, False, True, True, False, False]])
+
+    def call(x):
+        return layer(layer(x, mask=mask)[..., :3], training=False)
+
+    def gradients(outputs):
+        return torch.autograd.grad((outputs * outputs).sum(), [x, layer.kernel.value])
+
+    layer(x)
+    run = compiled(call)
+    torch.testing.assert_close(run(x), call(x))
+    torch.testing.assert_close(gradients(run(x)), gradients(call(x)))
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), call(x))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_compiled_scan(reverse):
+    arguments = [torch.rand(shape) for shape in ((2, 6, 3), (2, 6, 3), (2, 3))]
+    for argument in arguments:
+        argument.requires_grad_()
+
+    def gradients(scan):
+        states = scan(*arguments, reverse)
+        return states, *torch.autograd.grad((states * states).sum(), arguments)
+
+    torch.testing.assert_close(gradients(compiled(linear_scan)), gradients(linear_scan))
+
+
+def test_what_is_compiled_does_not_grow_with_time():
+    layer, sizes = QRNN(4, return_sequences=True), []
+    layer.build((None, None, 3))
+
+    def count(module, _):
+        graphs = [m for m in module.modules() if isinstance(m, torch.fx.GraphModule)]
+        sizes.append(sum(len(graph.graph.nodes) for graph in graphs))
+        return module.forward
+
+    for time in (8, 64, 512):
+        torch._dynamo.reset()
+        run = torch.compile(layer, backend=count, fullgraph=True, dynamic=False)
+        run(torch.rand((2, time, 3)))
+    assert len(sizes) == 3 and len(set(sizes)) == 1
+
+
+def test_an_export_needs_no_operation_of_this_package():
+    layer = QRNN(4, return_sequences=True)
+    x = torch.rand((2, 5, 3))
+    want = layer(x)
+    exported = torch.export.export(layer, (x,), strict=True)
+    assert "keras_qrnn" not in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(x), want)
