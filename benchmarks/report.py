@@ -330,7 +330,7 @@ def section(directory: Path) -> str:
     parts.append("<details>\n<summary>The scan, the language model, memory</summary>")
     for name, title, table in tables:
         if results := all_of(name):
-            parts.append(f"**{title}**\n\n{table(results)}")
+            parts += [f"**{title}**", measured_on(results), table(results)]
     parts.append("</details>")
     if lengths := all_of("length.csv"):
         parts.append("The time of a layer grows with the length, as the length does:")
