@@ -90,13 +90,17 @@ def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Arr
 def _sequential(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    def step(state: jax.Array, at_t: tuple) -> tuple[jax.Array, jax.Array]:
-        state = at_t[0] * state + at_t[1]
-        return state, state
+    # In the memory of the inputs: `lax.scan` would transpose what goes in and out.
+    time = inputs.shape[1]
 
-    time_major = (decay.swapaxes(0, 1), inputs.swapaxes(0, 1))
-    _, states = lax.scan(step, initial_state, time_major, reverse=reverse)
-    return states.swapaxes(0, 1)
+    def step(n: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+        state, states = carry
+        t = time - 1 - n if reverse else n
+        state *= lax.dynamic_index_in_dim(decay, t, 1, keepdims=False)
+        state += lax.dynamic_index_in_dim(states, t, 1, keepdims=False)
+        return state, lax.dynamic_update_index_in_dim(states, state, t, 1)
+
+    return lax.fori_loop(0, time, step, (initial_state, inputs))[1]
 
 
 def _associative(
