@@ -240,12 +240,10 @@ def measure(
         return timed(calls[name], bursts[name])
 
     times = {name: [run(name)] for name in calls}
+    spent = {n: bursts[n] * max(t, wall.get(n, 0)) for n, (t,) in times.items()}
     for n in range(1, max_rounds):
         for name in calls:
-            if (
-                n < 3
-                or n * bursts[name] * max(times[name][0], wall.get(name, 0)) < seconds
-            ):
+            if n < 3 or n * spent[name] < seconds:
                 times[name].append(run(name))
     return {
         name: {

@@ -26,7 +26,7 @@ from _timing import (
     read_rows,
     tensor,
 )
-from report import best, medians
+from report import speedups
 
 from keras_qrnn import QRNN
 from keras_qrnn.training.environment import environment
@@ -101,19 +101,15 @@ def benchmark(
 
 def plot(path: Path, rows: list[dict]) -> None:
     """How many times faster than the fastest LSTM, batch by time."""
-    tables = {
-        mode: medians(rows, ("batch", "time"), mode=mode)
-        for mode in ("training", "inference")
-    }
+    tables = {mode: speedups(rows, mode=mode) for mode in ("training", "inference")}
     figure, axes = pyplot().subplots(
         1, len(tables), figsize=(6 * len(tables), 4.2), squeeze=False, layout="tight"
     )
-    for axis, (mode, cells) in zip(axes[0], tables.items(), strict=True):
-        batches = sorted({batch for batch, _ in cells})
-        times = sorted({time for _, time in cells})
+    for axis, (mode, ratios) in zip(axes[0], tables.items(), strict=True):
+        batches = sorted({batch for batch, _ in ratios})
+        times = sorted({time for _, time in ratios})
         values = np.full((len(batches), len(times)), np.nan)
-        for (batch, time), cell in cells.items():
-            ratio = best(cell, "LSTM") / cell["QRNN"]
+        for (batch, time), ratio in ratios.items():
             values[batches.index(batch), times.index(time)] = ratio
         middle = np.sqrt(np.nanmin(values) * np.nanmax(values))
         for (row, column), ratio in np.ndenumerate(values):

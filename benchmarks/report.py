@@ -64,8 +64,13 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def best(cell: dict[str, float], part: str) -> float:
-    return min(seconds for name, seconds in cell.items() if part in name)
+def speedups(rows: list[dict], **chosen: str) -> dict[tuple[int, int], float]:
+    """Times faster than the fastest LSTM, by batch and time."""
+    cells = medians(rows, ("batch", "time"), **chosen)
+    return {
+        key: min(s for name, s in cell.items() if "LSTM" in name) / cell["QRNN"]
+        for key, cell in cells.items()
+    }
 
 
 def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
@@ -82,7 +87,7 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
             than_keras.append(
                 f"{geometric_mean(ratios):.1f} ({len(ratios)} cells)" if ratios else ""
             )
-        fastest = [best(c, "LSTM") / c["QRNN"] for c in cells.values()]
+        fastest = speedups(rows, mode=mode, dtype=dtype).values()
         over_product = [c["QRNN"] / c["floor"] for c in large.values()]
         body.append(
             [
@@ -214,12 +219,6 @@ def measured_on(results: dict[str, list[dict]]) -> str:
     )
 
 
-def speedups(rows: list[dict], mode: str, dtype: str) -> dict[tuple[int, int], float]:
-    """Times faster than the fastest LSTM, by batch and time."""
-    cells = medians(rows, ("batch", "time"), mode=mode, dtype=dtype)
-    return {key: best(cell, "LSTM") / cell["QRNN"] for key, cell in cells.items()}
-
-
 def paper_speedup(batch: int, time: int) -> float:
     return PAPER_SPEEDUP[batch][PAPER_TIMES.index(time)]
 
@@ -243,9 +242,9 @@ def gpu_section(directory: Path) -> str | None:
     for place, rows in layer.items():
         for dtype in sorted({row["dtype"] for row in rows}, reverse=True):
             name = f"{ON_GPU[place]}, {dtype}"
-            training = speedups(rows, "training", dtype)
+            training = speedups(rows, mode="training", dtype=dtype)
             body.append([f"{name}, training", *spread_of(training), ""])
-            inference = speedups(rows, "inference", dtype)
+            inference = speedups(rows, mode="inference", dtype=dtype)
             ahead = sum(r > paper_speedup(*key) for key, r in inference.items())
             body.append(
                 [

@@ -2,9 +2,10 @@
 
 import csv
 import importlib
+import itertools
 import json
 import sys
-import time
+import types
 from pathlib import Path
 
 import keras
@@ -93,21 +94,24 @@ def test_measure_runs_in_turns(script):
 
 
 def test_measure_on_a_gpu(script, monkeypatch):
-    timing, seen = script("_timing"), []
+    timing, seen, clock = script("_timing"), [], itertools.count(step=0.005)
+    # A reading of the clock takes 5 ms, and a call reads it once.
+    fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(timing, "time", fake)
     monkeypatch.setattr(timing, "ON_GPU", True)
     monkeypatch.setattr(timing, "BURST", 0.03)
 
     def gpu_seconds(call, burst, busy):
-        assert busy >= burst * 0.01  # as long as it takes to queue the calls
-        seen.append(burst)
+        seen.append((burst, busy))
         return 0.001
 
     monkeypatch.setattr(timing, "gpu_seconds", gpu_seconds)
-    calls = {"a": lambda: time.sleep(0.01)}
+    calls = {"a": fake.perf_counter}
     assert timing.measure(calls, 0, gpu_time=True)["a"]["median"] == 0.001
-    assert len(seen) == 3 and set(seen) <= {1, 2, 3}
-    bursts = timing.measure(calls, 0)["a"]
-    assert 0.01 <= bursts["median"] < 0.03
+    # A call alone takes 10 ms, and the GPU is kept busy while they are queued.
+    assert seen == [(3, pytest.approx(1.5 * 3 * 0.01))] * 3
+    # Of three in a burst each takes a third of four readings.
+    assert timing.measure(calls, 0)["a"]["median"] == pytest.approx(0.02 / 3)
 
 
 def layer_rows(mode, medians):

@@ -184,6 +184,15 @@ def _read(at, step, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _place(width, time, length, LANES: tl.constexpr):
+    """A program's lanes, its chunk, and the chunk's first step and number of steps."""
+    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    chunk = tl.program_id(1).to(tl.int64)
+    start = chunk * length
+    return lane, lane < width, chunk, start, tl.minimum(length, time - start)
+
+
+@triton.jit
 def _before(initial_state, products, ends, lane, inside, width, chunk):
     """The state in which `chunk` starts: of the first pass, zeros."""
     if initial_state is None:
@@ -198,9 +207,7 @@ def _before(initial_state, products, ends, lane, inside, width, chunk):
 
 
 @triton.jit
-def _scan(
-    decay, inputs, states, at, step, state, product, inside, time
-):  # fmt: skip
+def _scan(decay, inputs, states, at, step, state, product, inside, time):
     """The last state and `product` times all decays."""
     blocks = time // STEPS
     for _ in range(blocks):
@@ -247,11 +254,7 @@ def _scan_kernel(
     LANES: tl.constexpr,
 ):
     width, step = tl.cast(width, tl.int64), tl.cast(step, tl.int64)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    inside = lane < width
-    chunk = tl.program_id(1).to(tl.int64)
-    start = chunk * length
-    count = tl.minimum(length, time - start)
+    lane, inside, chunk, start, count = _place(width, time, length, LANES)
     state = _before(initial_state, products, ends, lane, inside, width, chunk)
     product = tl.full(state.shape, 1, state.dtype)
     at = lane + first + start * step
@@ -315,11 +318,7 @@ def _pool_kernel(
 ):
     GATES: tl.constexpr = len(POOLING) + 1
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    inside = lane < width
-    chunk = tl.program_id(1).to(tl.int64)
-    start = chunk * length
-    count = tl.minimum(length, time - start)
+    lane, inside, chunk, start, count = _place(width, time, length, LANES)
     cell = _before(initial_state, products, ends, lane, inside, width, chunk)
     product = tl.full(cell.shape, 1, cell.dtype)
     at = lane + start * width
@@ -424,12 +423,8 @@ def _pool_gradient_kernel(
 ):
     GATES: tl.constexpr = len(POOLING) + 1
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    inside = lane < width
     # Steps and chunks are counted from the last step, from which the loop goes back.
-    chunk = tl.program_id(1).to(tl.int64)
-    start = chunk * length
-    count = tl.minimum(length, time - start)
+    lane, inside, chunk, start, count = _place(width, time, length, LANES)
     adjoint = _before(d_last, products, ends, lane, inside, width, chunk)
     product = tl.full(adjoint.shape, 1, adjoint.dtype)
     step = time - 1 - start
