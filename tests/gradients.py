@@ -27,16 +27,34 @@ def value_and_gradients(function, arrays):
     else:
         import tensorflow as tf
 
-        tensors = [tf.constant(a) for a in arrays]
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            value = function(*tensors)
-        gradients = tape.gradient(value, tensors)
+        def step(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            gradients = tape.gradient(
+                value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            return value, *gradients
+
+        value, *gradients = eagerly_and_in_a_graph(step, arrays)
     gradients = [
         np.zeros_like(a) if g is None else keras.ops.convert_to_numpy(g)
         for a, g in zip(arrays, gradients, strict=True)
     ]
     return keras.ops.convert_to_numpy(value), gradients
+
+
+def eagerly_and_in_a_graph(step, arrays):
+    """`step(*tensors)` of TensorFlow, run as it is and in a graph, where XLA compiles:
+    the first, of which the second must differ by rounding only."""
+    import tensorflow as tf
+
+    tensors = [tf.constant(a) for a in arrays]
+    eager, graph = step(*tensors), tf.function(step, autograph=False)(*tensors)
+    for e, g in zip(eager, graph, strict=True):
+        scale = max(1, np.abs(e).max(initial=0))
+        np.testing.assert_allclose(g / scale, e / scale, rtol=0, atol=3e-6)
+    return eager
 
 
 def second_gradients(function, arrays):
@@ -63,13 +81,15 @@ def second_gradients(function, arrays):
     else:
         import tensorflow as tf
 
-        tensors = [tf.constant(a) for a in arrays]
-        with tf.GradientTape() as outer_tape:
-            outer_tape.watch(tensors)
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                value = function(*tensors)
-            first = tape.gradient(value, tensors)
-            total = tf.add_n([tf.reduce_sum(tf.sin(g)) for g in first])
-        gradients = outer_tape.gradient(total, tensors)
+        def step(*tensors):
+            with tf.GradientTape() as outer_tape:
+                outer_tape.watch(tensors)
+                with tf.GradientTape() as tape:
+                    tape.watch(tensors)
+                    value = function(*tensors)
+                first = tape.gradient(value, tensors)
+                total = tf.add_n([tf.reduce_sum(tf.sin(g)) for g in first])
+            return outer_tape.gradient(total, tensors)
+
+        gradients = eagerly_and_in_a_graph(step, arrays)
     return [keras.ops.convert_to_numpy(g) for g in gradients]

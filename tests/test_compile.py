@@ -112,12 +112,3 @@ def test_what_is_compiled_does_not_grow_with_time():
         run = torch.compile(layer, backend=count, fullgraph=True, dynamic=False)
         run(torch.rand((2, time, 3)))
     assert len(sizes) == 3 and len(set(sizes)) == 1
-
-
-def test_an_export_needs_no_operation_of_this_package():
-    layer = QRNN(4, return_sequences=True)
-    x = torch.rand((2, 5, 3))
-    want = layer(x)
-    exported = torch.export.export(layer, (x,), strict=True)
-    assert "keras_qrnn" not in exported.graph_module.code
-    torch.testing.assert_close(exported.module()(x), want)

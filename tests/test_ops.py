@@ -1,5 +1,6 @@
 """`linear_scan` and the poolings against the step-by-step reference."""
 
+import sys
 from functools import partial
 
 import keras
@@ -157,7 +158,7 @@ def test_convolution_equals_products(window, rows, use_bias, monkeypatch):
 )
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_product_equals_the_convolution(window, known):
+def test_convolution_equals_tensorflows(window, known):
     """Values, gradients and those of second order; a graph may not know the sizes."""
     import tensorflow as tf
 
@@ -169,21 +170,33 @@ def test_product_equals_the_convolution(window, known):
         return lambda *tensors: ops.sum(ops.sin(convolution(*tensors)))
 
     signature = [tf.TensorSpec((None, None, 3)), tf.TensorSpec(shapes[1])]
-    product = tf.function(active._product, input_signature=None if known else signature)
-    assert product.get_concrete_function(*arrays).output_shapes == (
-        (2, 8 - window, 8) if known else (None, None, 8)
-    )
-    convolution = partial(tf.nn.conv1d, stride=1, padding="VALID")
+    own = tf.function(active._convolution, input_signature=None if known else signature)
+    plain = partial(tf.nn.conv1d, stride=1, padding="VALID")
     (value, first), (expected_value, expected_first) = (
-        value_and_gradients(loss(f), arrays) for f in (product, convolution)
+        value_and_gradients(loss(f), arrays) for f in (own, plain)
     )
-    second, expected_second = (
-        second_gradients(loss(f), arrays) for f in (product, convolution)
-    )
+    second, expected_second = (second_gradients(loss(f), arrays) for f in (own, plain))
     got = [value, *first, *second]
     expected = [expected_value, *expected_first, *expected_second]
     for g, e in zip(got, expected, strict=True):
         assert_close(g, e)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="a choice of TensorFlow"
+)
+def test_xla_compiles_what_has_a_known_length():
+    import tensorflow as tf
+
+    def compiled(time):
+        scan = tf.function(lambda x: active.linear_scan(x, x, x[:, 0], False))
+        traced = scan.get_concrete_function(tf.TensorSpec((None, time, 3)))
+        functions = traced.graph.as_graph_def().library.function
+        return [len(f.node_def) for f in functions if f.attr["_XlaMustCompile"].b]
+
+    assert compiled(None) == []
+    assert bool(compiled(8)) == (sys.platform != "darwin" and not active._has_gpu())
+    assert compiled(8) == compiled(512)  # what is compiled does not grow
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")

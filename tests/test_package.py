@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 
 import keras_qrnn
@@ -99,27 +98,3 @@ def test_default_precision_of_jax():
     )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
-
-
-@pytest.mark.skipif(keras.config.backend() != "jax", reason="an export of JAX")
-@pytest.mark.parametrize("window", [1, 2, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_jax_export_of_any_batch_and_time(window, masked):
-    import jax
-    from jax import export
-
-    layer = keras_qrnn.QRNN(4, window, return_sequences=True)
-    layer.build((None, None, 3))
-    batch, time, _ = shape = export.symbolic_shape("batch, time, 3")
-    arguments = [jax.ShapeDtypeStruct(shape, "float32")]
-    rng = np.random.default_rng(0)
-    values = [rng.normal(size=(2, 7, 3)).astype("float32")]
-    if masked:
-        arguments.append(jax.ShapeDtypeStruct((batch, time), "bool"))
-        values.append(rng.random((2, 7)) < 0.6)
-
-    def call(x, mask=None):
-        return layer(x, mask=mask)
-
-    exported = export.export(jax.jit(call))(*arguments)
-    assert np.abs(exported.call(*values) - call(*values)).max() < 1e-6

@@ -1,12 +1,34 @@
-"""TensorFlow: one `tf.while_loop` under hand-written gradients."""
+"""TensorFlow: one `tf.while_loop` under hand-written gradients, compiled by XLA where
+that is worth it."""
 
 import functools
 import sys
 from collections.abc import Callable
 
 import tensorflow as tf
+from keras import ops
 
 from keras_qrnn.ops.blocks import block_length
+
+
+def _run(function: Callable, *arguments) -> tf.Tensor | tuple[tf.Tensor, ...]:
+    """Calls `function`, on a CPU compiled where the sequence it is about, the first
+    argument, will not come in many lengths."""
+    compiles = _is_compiled(arguments[0])
+    return (_by_xla(function) if compiles else function)(*arguments)
+
+
+def _is_compiled(sequence: tf.Tensor) -> bool:
+    """XLA takes a tenth of a second for each shape that it meets. Lengths that a graph
+    does not know, and those of eager calls, may be as many as there are calls."""
+    in_graph = not tf.executing_eagerly()
+    has_xla = sys.platform != "darwin"  # a Mac's GPU has none
+    return in_graph and has_xla and not _has_gpu() and sequence.shape[1] is not None
+
+
+@functools.cache
+def _by_xla(function: Callable) -> Callable:
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def linear_scan(
@@ -33,20 +55,32 @@ def _linear_scan(
     def scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
-        states = _scan(decay, inputs, initial_state, reverse)
+        states = _run(_scan, decay, inputs, initial_state, reverse)
+        # A graph made for batches of any size may have run.
+        states.set_shape(inputs.shape)
 
         def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            adjoint = _adjoint(decay, d_states, reverse)
-            first = -1 if reverse else 0
-            return (
-                adjoint * _previous(states, initial_state, reverse),
-                adjoint,
-                decay[:, first] * adjoint[:, first],
-            )
+            return _run(_scan_gradient, decay, initial_state, states, d_states, reverse)
 
         return states, gradient
 
     return scan(decay, inputs, initial_state)
+
+
+def _scan_gradient(
+    decay: tf.Tensor,
+    initial_state: tf.Tensor,
+    states: tf.Tensor,
+    d_states: tf.Tensor,
+    reverse: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    adjoint = _adjoint(decay, d_states, reverse)
+    first = -1 if reverse else 0
+    return (
+        adjoint * _previous(states, initial_state, reverse),
+        adjoint,
+        decay[:, first] * adjoint[:, first],
+    )
 
 
 def _adjoint(
@@ -82,7 +116,9 @@ def _scan(
     length = block_length(time, batch * units if known else None)
     # Run eagerly, a loop would dispatch every step: then it runs as a graph.
     eager = tf.executing_eagerly()
-    if _has_gpu() and time is not None:
+    if _is_compiled(inputs):
+        states = _in_place(decay, inputs, initial_state, reverse)
+    elif _has_gpu() and time is not None:
         states = _halving(decay, inputs, initial_state, reverse)
     elif _has_gpu():
         steps = tf.cast(tf.shape(inputs)[1], tf.float32)
@@ -106,6 +142,43 @@ def _has_gpu() -> bool:
     which device it will run.
     """
     return bool(tf.config.list_logical_devices("GPU"))
+
+
+def _in_place(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    """For XLA, which runs the loop in the memory of the inputs.
+
+    Its gradient, of another loop, is for second derivatives only: TensorFlow has none
+    for this one, and asks for that of `states` in `_linear_scan`.
+    """
+
+    @tf.custom_gradient
+    def scan(
+        decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable]:
+        time = inputs.shape[1]
+
+        def step(n: tf.Tensor, state: tf.Tensor, states: tf.Tensor) -> tuple:
+            t = time - 1 - n if reverse else n
+            state = decay[:, t] * state + states[:, t]
+            return n + 1, state, ops.slice_update(states, [0, t, 0], state[:, None])
+
+        start = 0, tf.ensure_shape(initial_state, inputs[:, 0].shape), inputs
+        _, _, states = tf.while_loop(
+            lambda n, *_: n < time, step, start, maximum_iterations=time
+        )
+
+        def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            arguments = decay, inputs, initial_state
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                again = _sequential(*arguments, reverse)
+            return tape.gradient(again, arguments, d_states)
+
+        return states, gradient
+
+    return scan(decay, inputs, initial_state)
 
 
 def _halving(
@@ -221,22 +294,36 @@ def pool(
     def fused(
         gates: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        z, f, o, i = _activations(gates, pooling, activate)
-        decay = _decay(f, keep)
-        inputs = z - decay * z if i is None else _times(keep, i * z)
-        state = tf.cast(initial_state, accumulator)
-        cells = _linear_scan(decay, inputs, state, reverse=False)
-        outputs = cells if o is None else o * cells
+        outputs, cells = _run(_pool, gates, initial_state, keep, pooling, activate)
+        for sequence in (outputs, cells):
+            sequence.set_shape((*gates.shape[:2], None))
 
         def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
-            return _pool_gradient(
-                gates, initial_state, keep, pooling, activate, cells,
-                tf.cast(d_outputs, accumulator), d_last,
+            return _run(
+                _pool_gradient, gates, initial_state, keep, pooling, activate, cells,
+                d_outputs, d_last,
             )  # fmt: skip
 
-        return (tf.cast(outputs, gates.dtype), cells[:, -1]), gradient
+        return (outputs, cells[:, -1]), gradient
 
     return fused(gates, initial_state)
+
+
+def _pool(
+    gates: tf.Tensor,
+    initial_state: tf.Tensor,
+    keep: tf.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Outputs and cell states."""
+    z, f, o, i = _activations(gates, pooling, activate)
+    decay = _decay(f, keep)
+    inputs = z - decay * z if i is None else _times(keep, i * z)
+    state = tf.cast(initial_state, z.dtype)
+    cells = _linear_scan(decay, inputs, state, reverse=False)
+    outputs = cells if o is None else o * cells
+    return tf.cast(outputs, gates.dtype), cells
 
 
 def _pool_gradient(
@@ -251,6 +338,7 @@ def _pool_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     # The activations are recomputed: only what cannot be is kept. (A graph finds
     # them to be those of the forward pass, and keeps them in place of the gates.)
+    d_outputs = tf.cast(d_outputs, cells.dtype)
     z, f, o, i = _activations(gates, pooling, activate)
     decay = _decay(f, keep)
     # A graph runs what it can as soon as it can, and the results take memory from
@@ -303,11 +391,10 @@ def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
 def causal_conv(
     inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
 ) -> tf.Tensor:
-    # On a CPU the products of a bfloat16 convolution take half its time.
-    if inputs.dtype == tf.bfloat16 and not _has_gpu():
-        outputs = _product(inputs, kernel)
-    else:
+    if _has_gpu():
         outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
+    else:
+        outputs = _convolution(inputs, kernel)
     if bias is None:
         return outputs
     # The faster one sums the bias's gradient in half precision, if it has that.
@@ -316,32 +403,25 @@ def causal_conv(
 
 
 @tf.custom_gradient
-def _product(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """The convolution as one product with the windows, which no gradient keeps."""
-    window, features, channels = kernel.shape
-    sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
-    batch, time, _ = (n if known is None else known for known, n in sizes)
-    time = time - window + 1
-    taps = tf.reshape(kernel, (-1, channels))
-
-    def windows() -> tf.Tensor:
-        shifted = [inputs[:, j : j + time] for j in range(window)]
-        return tf.reshape(tf.concat(shifted, axis=-1), (-1, window * features))
+def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """TensorFlow's but for the kernel's gradient: on a CPU products of matrices are
+    faster, in bfloat16 twice as fast."""
 
     def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        d_outputs = tf.reshape(d_outputs, (-1, channels))
-        d_windows = tf.matmul(d_outputs, taps, transpose_b=True)
-        d_windows = tf.reshape(d_windows, (batch, time, window, features))
-        d_inputs = tf.add_n(
-            [
-                tf.pad(d_windows[:, :, j], [[0, 0], [j, window - 1 - j], [0, 0]])
-                for j in range(window)
-            ]
+        d_inputs = tf.nn.conv1d_transpose(
+            d_outputs, kernel, tf.shape(inputs), strides=1, padding="VALID"
         )
-        d_taps = tf.matmul(windows(), d_outputs, transpose_a=True)
-        return d_inputs, tf.reshape(d_taps, kernel.shape)
+        time, rows = tf.shape(d_outputs)[1], _rows(d_outputs)
+        taps = (inputs[:, j : j + time] for j in range(kernel.shape[0]))
+        return d_inputs, tf.stack(
+            [tf.matmul(_rows(tap), rows, transpose_a=True) for tap in taps]
+        )
 
-    return tf.reshape(windows() @ taps, (batch, time, channels)), gradient
+    return tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID"), gradient
+
+
+def _rows(sequences: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(sequences, (-1, sequences.shape[-1]))
 
 
 def conv_pool(
