@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_qrnn
-from keras_qrnn.ops.blocks import SMALL_STEP, block_length, piece_length
+from keras_qrnn.ops.blocks import SMALL_STEP, is_cut_in_blocks, piece_length
 from keras_qrnn.ops.dispatch import backend as active
 from tests import reference
 from tests.gradients import second_gradients, value_and_gradients
@@ -88,11 +88,12 @@ def test_initial_state_defaults_to_zeros():
     )
 
 
-def test_block_length_covers_both_algorithms():
-    assert block_length(1000, SMALL_STEP) < 1000
-    assert block_length(1000, SMALL_STEP + 1) == 1000
-    assert block_length(63, 1) == 63
-    assert block_length(None, 1) is None
+def test_what_is_cut_in_blocks():
+    assert is_cut_in_blocks(64, SMALL_STEP)
+    assert not is_cut_in_blocks(64, SMALL_STEP + 1)
+    assert not is_cut_in_blocks(63, 1)
+    assert not is_cut_in_blocks(None, 1)
+    assert not is_cut_in_blocks(64, None)
 
 
 def test_piece_length():
@@ -104,7 +105,7 @@ def test_piece_length():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("time", [64, 65, 72, 80, 81, 300])
+@pytest.mark.parametrize("time", [64, 65, 72, 80, 81, 300, 1100])
 def test_blocked_scan_equals_sequential(time, reverse):
     narrow = scan_arguments((1, time, 3))
     wide = [np.tile(a, (1,) * (a.ndim - 1) + (SMALL_STEP,)) for a in narrow]

@@ -2,10 +2,10 @@
 
 Step by step, a scan of `time` steps pays the cost of a step's dispatch `time`
 times. Where a step is small that cost is all there is. Then time is cut in
-blocks of `length`: all blocks advance together, each from a zero state, keeping
-the running product of their decays (`length` steps); each block's last state is
-carried into the next (`time / length` steps); one elementwise pass adds the
-carried states. More arithmetic, far fewer steps.
+blocks: all blocks advance together, each from a zero state, keeping the running
+product of their decays; the state at each block's end follows from the one at the
+end of the block before, a scan of as many steps as there are blocks; one
+elementwise pass adds what each block was handed. More arithmetic, far fewer steps.
 
 Inference convolves and pools a long sequence in pieces, one after the other. The
 gates of all steps are the largest array of a layer, and on a CPU the pages of a
@@ -15,22 +15,19 @@ last, and only what is computed from them may live for a piece (PyTorch; XLA fus
 it away).
 """
 
-import math
-
 # Up to this many elements a step costs its dispatch and little else.
 SMALL_STEP = 4096
 
 
-def block_length(time: int | None, width: int | None) -> int | None:
-    """Steps in a block; `time` itself where one block is best.
+def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
+    """Whether a scan in blocks is faster than one step by step.
 
     Args:
         time: number of steps, None where it is not known while tracing.
         width: elements in one step, batch * units; None likewise.
     """
-    if time is None or width is None or width > SMALL_STEP or time < 64:
-        return time
-    return math.isqrt(time)
+    known = time is not None and width is not None
+    return known and width <= SMALL_STEP and time >= 64
 
 
 def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:

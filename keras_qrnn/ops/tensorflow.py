@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from keras import ops
 
-from keras_qrnn.ops.blocks import block_length
+from keras_qrnn.ops.blocks import is_cut_in_blocks
 
 
 def _run(function: Callable, *arguments) -> tf.Tensor | tuple[tf.Tensor, ...]:
@@ -112,35 +112,25 @@ def _scan(
     shape = (initial_state.shape[0], None, None)
     decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
     batch, time, units = inputs.shape
-    known = batch is not None and units is not None
-    length = block_length(time, batch * units if known else None)
-    # Run eagerly, a loop would dispatch every step: then it runs as a graph.
-    eager = tf.executing_eagerly()
+    width = None if None in (batch, units) else batch * units
     if _is_compiled(inputs):
-        states = _in_place(decay, inputs, initial_state, reverse)
+        scan = _in_place
     elif _has_gpu() and time is not None:
-        states = _halving(decay, inputs, initial_state, reverse)
-    elif _has_gpu():
-        steps = tf.cast(tf.shape(inputs)[1], tf.float32)
-        length = tf.cast(tf.math.ceil(tf.sqrt(steps)), tf.int32)
-        states = _blocked(decay, inputs, initial_state, reverse, length)
-    elif length == time:
-        scan = _sequential_graph if eager else _sequential
-        states = scan(decay, inputs, initial_state, reverse)
+        scan = _halving
     else:
-        scan = _blocked_graph if eager else _blocked
-        length = tf.constant(length) if eager else length
-        states = scan(decay, inputs, initial_state, reverse, length)
+        # Fewer steps for a GPU, which launches kernels for every one.
+        cut = _has_gpu() or is_cut_in_blocks(time, width)
+        scan = _blocked if cut else _sequential
+        # Run eagerly, a loop would dispatch every step: then it runs as a graph.
+        scan = _as_graph(scan) if tf.executing_eagerly() else scan
+    states = scan(decay, inputs, initial_state, reverse)
     return tf.ensure_shape(states, (batch, time, units))
 
 
 @functools.cache
 def _has_gpu() -> bool:
-    """A GPU launches kernels for every step of a loop: there, fewer steps win.
-
-    Whether the machine has one that TensorFlow may use: a graph does not know on
-    which device it will run.
-    """
+    """Whether the machine has one that TensorFlow may use: a graph does not know on
+    which device it will run."""
     return bool(tf.config.list_logical_devices("GPU"))
 
 
@@ -241,15 +231,12 @@ def _steps(
 
 
 def _blocked(
-    decay: tf.Tensor,
-    inputs: tf.Tensor,
-    initial_state: tf.Tensor,
-    reverse: bool,
-    length: int | tf.Tensor,
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """The scan in `length + time / length` steps: see `ops/blocks.py`."""
+    """The scan in as many blocks as a block has steps: see `ops/blocks.py`."""
     sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
     batch, time, units = (n if known is None else known for known, n in sizes)
+    length = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(time, tf.float32))), tf.int32)
     blocks = -(-time // length)
     # Padding lies behind the last step in scan order.
     rest = [blocks * length - time, 0] if reverse else [0, blocks * length - time]
@@ -274,9 +261,10 @@ def _blocked(
     return states[:, rest[0] : rest[0] + time]
 
 
-# Traced anew for a few shapes only, then for shapes of unknown sizes.
-_sequential_graph = tf.function(_sequential, reduce_retracing=True)
-_blocked_graph = tf.function(_blocked, reduce_retracing=True)
+@functools.cache
+def _as_graph(scan: Callable) -> Callable:
+    # Traced anew for a few shapes only, then for shapes of unknown sizes.
+    return tf.function(scan, reduce_retracing=True, autograph=False)
 
 
 def pool(

@@ -10,6 +10,7 @@ its ends. To `torch.compile` a loop over time is one operation.
 import functools
 import importlib
 import importlib.util
+import itertools
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -19,8 +20,10 @@ from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from keras_qrnn.ops.blocks import block_length, piece_length
+from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 
+# Steps in a block: see `ops/blocks.py`.
+BLOCK = 16
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
 # Logits that a core's cache holds.
@@ -189,10 +192,8 @@ def _scan_(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
 ) -> None:
     """Turns `inputs` into the states, in place; time-major."""
-    time, width = inputs.shape[0], inputs[0].numel()
-    length = block_length(time, width)
-    if length < time:
-        _blocked_scan_(decay, inputs, initial, reverse, length)
+    if is_cut_in_blocks(inputs.shape[0], inputs[0].numel()):
+        _blocked_scan_(decay, inputs, initial, reverse)
         return
     decays, states = decay.unbind(0), inputs.unbind(0)
     if reverse:
@@ -203,40 +204,29 @@ def _scan_(
 
 
 def _blocked_scan_(
-    decay: torch.Tensor,
-    inputs: torch.Tensor,
-    initial: torch.Tensor,
-    reverse: bool,
-    length: int,
+    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
 ) -> None:
-    """The scan in `length + time / length` steps: see `ops/blocks.py`.
+    """The scan in blocks, whose ends are a scan again: see `ops/blocks.py`.
 
     What does not fill a block is scanned step by step, before or after.
     """
     time = inputs.shape[0]
-    blocks, rest = divmod(time, length)
+    blocks, rest = divmod(time, BLOCK)
     at = slice(rest, None) if reverse else slice(0, time - rest)
     remainder = slice(0, rest) if reverse else slice(time - rest, None)
-    step = inputs.shape[1:]
-    # (blocks, length, batch, units) -> one slice of all blocks for each step.
-    states = inputs[at].view(blocks, length, *step)
-    products = decay[at].view(blocks, length, *step).clone()
-    order = range(length - 1, -1, -1) if reverse else range(length)
-    last = None
-    for t in order:
-        if last is not None:
-            states[:, t].addcmul_(products[:, t], states[:, last])
-            products[:, t].mul_(products[:, last])
-        last = t
-    # The state before each block: the one before, carried through its product.
-    carried = torch.empty_like(states[:, 0])
-    state = initial
-    for b in range(blocks - 1, -1, -1) if reverse else range(blocks):
-        carried[b] = state
-        state = torch.addcmul(states[b, last], products[b, last], state)
-    states.addcmul_(products, carried[:, None])
+    # (blocks, steps, batch, units) -> one slice of all blocks for each step.
+    states = inputs[at].unflatten(0, (blocks, BLOCK))
+    products = decay[at].unflatten(0, (blocks, BLOCK)).clone()
+    order = range(BLOCK - 1, -1, -1) if reverse else range(BLOCK)
+    for last, t in itertools.pairwise(order):
+        states[:, t].addcmul_(products[:, t], states[:, last])
+        products[:, t].mul_(products[:, last])
+    ends = states[:, order[-1]].clone()
+    _scan_(products[:, order[-1]], ends, initial, reverse)
+    states.addcmul_(products, _previous(ends, initial, reverse)[:, None])
     if rest:
-        _scan_steps_(decay[remainder], inputs[remainder], state, reverse)
+        end = ends[0] if reverse else ends[-1]
+        _scan_steps_(decay[remainder], inputs[remainder], end, reverse)
 
 
 def _scan_steps_(
