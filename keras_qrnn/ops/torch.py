@@ -216,11 +216,13 @@ def _blocked_scan_(
     remainder = slice(0, rest) if reverse else slice(time - rest, None)
     # (blocks, steps, batch, units) -> one slice of all blocks for each step.
     states = inputs[at].unflatten(0, (blocks, BLOCK))
-    products = decay[at].unflatten(0, (blocks, BLOCK)).clone()
+    decays = decay[at].unflatten(0, (blocks, BLOCK))
+    products = torch.empty_like(decays)
     order = range(BLOCK - 1, -1, -1) if reverse else range(BLOCK)
+    products[:, order[0]] = decays[:, order[0]]
     for last, t in itertools.pairwise(order):
-        states[:, t].addcmul_(products[:, t], states[:, last])
-        products[:, t].mul_(products[:, last])
+        states[:, t].addcmul_(decays[:, t], states[:, last])
+        torch.mul(decays[:, t], products[:, last], out=products[:, t])
     ends = states[:, order[-1]].clone()
     _scan_(products[:, order[-1]], ends, initial, reverse)
     states.addcmul_(products, _previous(ends, initial, reverse)[:, None])
