@@ -137,21 +137,42 @@ def test_eager_scans_compile_once():
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("rows", [4, 2048])
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_convolution_equals_products(window, rows, use_bias, monkeypatch):
+@pytest.mark.parametrize("name", ["_Convolution", "_Products"])
+def test_convolution_equals_pytorchs(name, window, rows, use_bias, monkeypatch):
+    import torch
+
     monkeypatch.setattr(active, "PIECE_ROWS", rows)
     rng = np.random.default_rng(window)
     shapes = [(7, 2, 3), (window, 3, 8), (8,)][: 3 if use_bias else 2]
     arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
 
+    def plain(x, kernel, bias):
+        images, weight = x.permute(1, 2, 0), kernel.permute(2, 1, 0)
+        return torch.nn.functional.conv1d(images, weight, bias).permute(2, 0, 1)
+
     def loss(function, *tensors):
         tensors = tensors if use_bias else (*tensors, None)
         return ops.sum(ops.sin(function(*tensors)))
 
-    got = value_and_gradients(lambda *a: loss(active._Conv2D.apply, *a), arrays)
-    want = value_and_gradients(lambda *a: loss(active._products, *a), arrays)
+    own = getattr(active, name).apply
+    got = value_and_gradients(lambda *a: loss(own, *a), arrays)
+    want = value_and_gradients(lambda *a: loss(plain, *a), arrays)
     assert_close(got[0], want[0])
     for g, w in zip(got[1], want[1], strict=True):
         assert_close(g, w)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("at_home", [False, True])
+def test_convolution_by_processor(at_home, dtype, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(active, "ONEDNN", True)
+    monkeypatch.setattr(active, "MKL_AT_HOME", at_home)
+    inputs = torch.zeros((1, 1, 1), dtype=getattr(torch, dtype))
+    convolves = dtype == "float32" and not at_home
+    assert active._takes_convolution(inputs) == convolves
 
 
 @pytest.mark.skipif(
@@ -201,7 +222,8 @@ def test_xla_compiles_what_has_a_known_length():
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-def test_second_derivative_of_the_convolution():
+@pytest.mark.parametrize("name", ["_Convolution", "_Products"])
+def test_second_derivative_of_the_convolution(name):
     import torch
 
     rng = np.random.default_rng(0)
@@ -209,8 +231,9 @@ def test_second_derivative_of_the_convolution():
         torch.tensor(rng.normal(size=shape), requires_grad=True)
         for shape in [(5, 2, 3), (2, 3, 4), (4,)]
     ]
-    assert torch.autograd.gradcheck(active._Conv2D.apply, tensors)
-    assert torch.autograd.gradgradcheck(active._Conv2D.apply, tensors)
+    own = getattr(active, name).apply
+    assert torch.autograd.gradcheck(own, tensors)
+    assert torch.autograd.gradgradcheck(own, tensors)
 
 
 def pool_arguments(pooling, shape, activated):

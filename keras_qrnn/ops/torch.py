@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
@@ -29,6 +29,11 @@ PIECE_ROWS = 2048
 # Logits that a core's cache holds.
 PIECE_LOGITS = 2**19
 ONEDNN = torch.backends.mkldnn.is_available()
+# MKL on a processor of Intel's, whose name newer versions of PyTorch tell.
+CPU = getattr(torch.cpu, "get_capabilities", dict)()
+MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").startswith(
+    "Intel"
+)
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType | None:
@@ -548,14 +553,59 @@ def causal_conv(
     inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     inputs = inputs.transpose(0, 1).contiguous()
-    # oneDNN's float32 convolution is twice as fast as the BLAS product.
-    product = _products
-    if ONEDNN and inputs.is_cpu and inputs.dtype == torch.float32:
-        product = _Conv2D.apply
-    return product(inputs, kernel, bias).transpose(0, 1)
+    run = _Convolution if _takes_convolution(inputs) else _Products
+    return run.apply(inputs, kernel, bias).transpose(0, 1)
 
 
-class _Conv2D(Function):
+def _takes_convolution(inputs: torch.Tensor) -> bool:
+    """oneDNN's float32 convolution is twice as fast as the products of MKL on other
+    processors than Intel's, for which MKL is made: there it is up to twice as slow."""
+    float32 = inputs.dtype == torch.float32
+    return ONEDNN and inputs.is_cpu and float32 and not MKL_AT_HOME
+
+
+class _Products(Function):
+    """One matrix product for each tap, on views: the window is never copied."""
+
+    @staticmethod
+    def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(inputs, kernel)
+        outputs = None
+        for tap, seen in zip(kernel, _seen(inputs, len(kernel)), strict=True):
+            if outputs is not None:
+                outputs.addmm_(seen, tap)
+            elif bias is None:
+                outputs = torch.mm(seen, tap)
+            else:
+                outputs = torch.addmm(bias, seen, tap)
+        time = inputs.shape[0] - len(kernel) + 1
+        return outputs.view(time, inputs.shape[1], kernel.shape[2])
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        inputs, kernel = ctx.saved_tensors
+        d_inputs = d_kernel = d_bias = None
+        rows = gradient.reshape(-1, kernel.shape[2])
+        if ctx.needs_input_grad[0]:
+            d_inputs = torch.zeros_like(inputs)
+            for tap, d_seen in zip(kernel, _seen(d_inputs, len(kernel)), strict=True):
+                d_seen.addmm_(rows, tap.T)
+        if ctx.needs_input_grad[1]:
+            taps = _seen(inputs, len(kernel))
+            d_kernel = torch.stack([seen.T @ rows for seen in taps])
+        if ctx.needs_input_grad[2]:
+            d_bias = rows.sum(0)
+        return d_inputs, d_kernel, d_bias
+
+
+def _seen(inputs: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
+    """What each tap of a window sees, as rows: views."""
+    time = inputs.shape[0] - window + 1
+    for j in range(window):
+        yield inputs[j : j + time].view(-1, inputs.shape[2])
+
+
+class _Convolution(Function):
     """The convolution of one image of time by batch pixels, channels last.
 
     So it needs no copy of its inputs. Each of its three products is given the
@@ -596,24 +646,6 @@ def _image(sequence: torch.Tensor) -> torch.Tensor:
 def _channels_last(kernel: torch.Tensor) -> torch.Tensor:
     """The kernel as a convolution's weight, features innermost in memory."""
     return kernel.permute(2, 0, 1).contiguous()[:, :, None].permute(0, 3, 1, 2)
-
-
-def _products(
-    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """One matrix product for each tap, on views: the window is never copied."""
-    window, features, channels = kernel.shape
-    time = inputs.shape[0] - window + 1
-    outputs = None
-    for j in range(window):
-        x = inputs[j : j + time].reshape(-1, features)
-        if outputs is not None:
-            outputs.addmm_(x, kernel[j])
-        elif bias is None:
-            outputs = torch.mm(x, kernel[j])
-        else:
-            outputs = torch.addmm(bias, x, kernel[j])
-    return outputs.view(time, inputs.shape[1], channels)
 
 
 def conv_pool(
