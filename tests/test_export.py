@@ -75,11 +75,12 @@ def test_litert_needs_no_operations_of_tensorflow():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="an export of PyTorch")
-def test_torch_export_needs_no_operation_of_this_package():
+@pytest.mark.parametrize("time", [5, 100])
+def test_torch_export_needs_no_operation_of_this_package(time):
     import torch
 
     layer = QRNN(4, return_sequences=True)
-    x = torch.rand((2, 5, 3))
+    x = torch.rand((2, time, 3))
     want = layer(x)
     exported = torch.export.export(layer, (x,), strict=True)
     assert "keras_qrnn" not in exported.graph_module.code

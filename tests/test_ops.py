@@ -431,6 +431,28 @@ def test_second_gradients_of_the_scan():
         assert_close(g, w, 1e-4)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="a choice of TensorFlow"
+)
+def test_second_gradients_after_another_batch():
+    """What has been compiled for batches of any size is taken for one of known size."""
+    import tensorflow as tf
+
+    arrays = scan_arguments((2, 9, 6))[1:]
+    arrays = [arrays[0], arrays[1][:, :3]]
+
+    def loss(gates, state):
+        outputs, last = active.pool(gates, state, None, "f", activate=True)
+        return ops.sum(outputs**2) + ops.sum(last**3)
+
+    want = second_gradients(loss, arrays)
+    signature = [tf.TensorSpec((None, 9, 6)), tf.TensorSpec((None, 3))]
+    active._by_xla.cache_clear()
+    tf.function(loss, input_signature=signature, autograph=False)(*arrays)
+    for got, expected in zip(second_gradients(loss, arrays), want, strict=True):
+        assert_close(got, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

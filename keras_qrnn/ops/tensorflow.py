@@ -73,8 +73,9 @@ def _scan_gradient(
     states: tf.Tensor,
     d_states: tf.Tensor,
     reverse: bool,
+    scan: Callable | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    adjoint = _adjoint(decay, d_states, reverse)
+    adjoint = _adjoint(decay, d_states, reverse, scan=scan)
     first = -1 if reverse else 0
     return (
         adjoint * _previous(states, initial_state, reverse),
@@ -84,17 +85,22 @@ def _scan_gradient(
 
 
 def _adjoint(
-    decay: tf.Tensor, gradient: tf.Tensor, reverse: bool, last: tf.Tensor | None = None
+    decay: tf.Tensor,
+    gradient: tf.Tensor,
+    reverse: bool,
+    last: tf.Tensor | None = None,
+    scan: Callable | None = None,
 ) -> tf.Tensor:
     """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
 
     Args:
         last: a gradient of the last state in addition.
+        scan: what runs it, `_linear_scan` if None.
     """
     ones = tf.ones_like(decay[:, 0])
     last = tf.zeros_like(ones) if last is None else last
     following = _previous(decay, ones, not reverse)
-    return _linear_scan(following, gradient, last, not reverse)
+    return (scan or _linear_scan)(following, gradient, last, not reverse)
 
 
 def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
@@ -139,8 +145,8 @@ def _in_place(
 ) -> tf.Tensor:
     """For XLA, which runs the loop in the memory of the inputs.
 
-    Its gradient, of another loop, is for second derivatives only: TensorFlow has none
-    for this one, and asks for that of `states` in `_linear_scan`.
+    Its gradient is for second derivatives only: TensorFlow has none for the loop, and
+    asks for that of `states` in `_linear_scan`.
     """
 
     @tf.custom_gradient
@@ -160,11 +166,10 @@ def _in_place(
         )
 
         def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            arguments = decay, inputs, initial_state
-            with tf.GradientTape() as tape:
-                tape.watch(arguments)
-                again = _sequential(*arguments, reverse)
-            return tape.gradient(again, arguments, d_states)
+            again = _in_place(decay, inputs, initial_state, reverse)
+            return _scan_gradient(
+                decay, initial_state, again, d_states, reverse, _in_place
+            )
 
         return states, gradient
 

@@ -216,7 +216,7 @@ def _blocked_scan_(
     What does not fill a block is scanned step by step, before or after.
     """
     time = inputs.shape[0]
-    blocks, rest = divmod(time, BLOCK)
+    blocks, rest = time // BLOCK, time % BLOCK  # `divmod` knows no symbols
     at = slice(rest, None) if reverse else slice(0, time - rest)
     remainder = slice(0, rest) if reverse else slice(time - rest, None)
     # (blocks, steps, batch, units) -> one slice of all blocks for each step.
@@ -227,7 +227,7 @@ def _blocked_scan_(
     products[:, order[0]] = decays[:, order[0]]
     for last, t in itertools.pairwise(order):
         states[:, t].addcmul_(decays[:, t], states[:, last])
-        torch.mul(decays[:, t], products[:, last], out=products[:, t])
+        products[:, t] = decays[:, t] * products[:, last]
     ends = states[:, order[-1]].clone()
     _scan_(products[:, order[-1]], ends, initial, reverse)
     states.addcmul_(products, _previous(ends, initial, reverse)[:, None])
