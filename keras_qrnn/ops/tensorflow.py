@@ -73,7 +73,7 @@ def _scan_gradient(
     states: tf.Tensor,
     d_states: tf.Tensor,
     reverse: bool,
-    scan: Callable | None = None,
+    scan: Callable = _linear_scan,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     adjoint = _adjoint(decay, d_states, reverse, scan=scan)
     first = -1 if reverse else 0
@@ -89,18 +89,18 @@ def _adjoint(
     gradient: tf.Tensor,
     reverse: bool,
     last: tf.Tensor | None = None,
-    scan: Callable | None = None,
+    scan: Callable = _linear_scan,
 ) -> tf.Tensor:
     """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
 
     Args:
         last: a gradient of the last state in addition.
-        scan: what runs it, `_linear_scan` if None.
+        scan: what runs it.
     """
     ones = tf.ones_like(decay[:, 0])
     last = tf.zeros_like(ones) if last is None else last
     following = _previous(decay, ones, not reverse)
-    return (scan or _linear_scan)(following, gradient, last, not reverse)
+    return scan(following, gradient, last, not reverse)
 
 
 def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
