@@ -4,6 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import keras
 import pytest
@@ -34,13 +36,17 @@ def _with_numba():
         yield
 
 
-@pytest.fixture
-def many_threads(monkeypatch):
-    """Also small arrays are shared out."""
+@pytest.fixture(params=["openmp", "own"])
+def many_threads(request, monkeypatch):
+    """Also small arrays are shared out, to PyTorch's threads or to others."""
+    if request.param == "own":
+        monkeypatch.setattr(find_numba(), "_openmp", lambda: None)
+    elif find_numba()._openmp() is None:
+        pytest.skip("no OpenMP here that can be called by GOMP_parallel")
     monkeypatch.setattr(find_numba(), "PER_THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    yield
+    yield request.param
     torch.set_num_threads(before)
 
 
@@ -72,6 +78,39 @@ def test_threads_share_all_lanes(many_threads, shape):
     """Out of the sequences and out of the units; where the shares differ too."""
     arguments = "float32", "ifo", "units", True, shape, "cpu"
     kernels.check_pool(find_numba(), *arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no list of threads")
+def test_lanes_run_at_the_same_time(many_threads):
+    """In PyTorch's threads where those are taken: no other must compete with them."""
+    torch.ones(2**20).add_(1)
+    find_numba()._threads.cache_clear()
+    present = {path.name for path in Path("/proc/self/task").iterdir()}
+    met, lanes = threading.Barrier(3), []
+
+    def kernel(_, state, *lane):
+        met.wait(timeout=60)
+        lanes.append((lane, str(threading.get_native_id())))
+
+    find_numba()._launch(kernel, torch.ones(3, 5, 7), torch.ones(3, 7))
+    parts, threads = zip(*sorted(lanes), strict=True)
+    assert parts == tuple((3, 7, n, n + 1, 0, 7) for n in range(3))
+    assert len(set(threads)) == 3
+    assert present.issuperset(threads) == (many_threads == "openmp")
+
+
+def test_an_error_in_a_thread_is_raised(many_threads):
+    def kernel(_, state, batch, units, start, *lane):
+        if start == 1:
+            raise MemoryError("of the second lane")
+
+    with pytest.raises(MemoryError, match="of the second lane"):
+        find_numba()._launch(kernel, torch.ones(3, 5, 7), torch.ones(3, 7))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other names, other libraries")
+def test_openmp_is_found():
+    assert find_numba()._openmp() is not None
 
 
 @given(

@@ -3,14 +3,19 @@
 Every array is read and written once. The innermost loop runs over the units of one
 step, which are independent of each other and become vector instructions; threads
 share out the sequences or, where there are few, the units.
+
+The threads are PyTorch's own where they can be had. After an operation of PyTorch's
+its OpenMP threads wait for the next one in a loop that keeps the cores busy for
+milliseconds, and threads of any other kind would have to share the cores with them.
 """
 
+import ctypes
 import functools
 import itertools
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -19,6 +24,10 @@ from torch.autograd import forward_ad
 
 # Elements for which one more thread is worth its start.
 PER_THREAD = 16384
+# The process that PyTorch's threads are of: one forked from it has none of them.
+PROCESS = os.getpid()
+# What a thread of OpenMP's runs: a function of a pointer.
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 # A product and a sum may be one instruction; nothing else may change a result.
 compiled = functools.partial(
     njit, nogil=True, fastmath={"contract"}, error_model="numpy"
@@ -172,21 +181,51 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
         bounds = [units * n // parts for n in range(parts + 1)]
         lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
     arguments += batch, units
-    others = []
-    for part in lanes[1:]:
+    left, errors = iter(lanes), []
+
+    def run(*_) -> None:
         try:
-            others.append(_threads().submit(kernel, *arguments, *part))
+            for lane in left:
+                kernel(*arguments, *lane)
+        except BaseException as error:  # noqa: BLE001 (C, which calls, knows none)
+            errors.append(error)
+
+    _in_threads(run, len(lanes))
+    if errors:
+        raise errors[0]
+
+
+def _in_threads(run: Callable[..., None], count: int) -> None:
+    """Calls `run` in at least one and at most as many threads as PyTorch has, this
+    one among them; in no more than `count` where they are not PyTorch's."""
+    parallel = _openmp() if count > 1 and os.getpid() == PROCESS else None
+    if parallel:
+        # All of them, as PyTorch does: those left out would end, to be started again.
+        parallel(TASK(run), None, torch.get_num_threads(), 0)
+        return
+    others = []
+    for _ in range(count - 1):
+        try:
+            others.append(_threads().submit(run))
         except RuntimeError:  # the interpreter ends, and starts no more threads
-            kernel(*arguments, *part)
-    kernel(*arguments, *lanes[0])
-    for other in others:
-        other.result()
+            break
+    run()
+    wait(others)
 
 
-def _flat(tensor: torch.Tensor) -> np.ndarray:
-    if forward_ad.unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError("A QRNN's forward-mode derivatives on PyTorch")
-    return tensor.detach().resolve_neg().numpy().reshape(-1)
+@functools.cache
+def _openmp() -> Callable | None:
+    """What compiled C calls for a parallel region, of the library PyTorch has loaded.
+
+    None where there is none by that name, as on Windows.
+    """
+    if os.name == "nt":
+        return None
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if parallel is not None:
+        parallel.argtypes = TASK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+        parallel.restype = None
+    return parallel
 
 
 @functools.cache
@@ -196,6 +235,12 @@ def _threads() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # a forked process has none of these threads
     os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _flat(tensor: torch.Tensor) -> np.ndarray:
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError("A QRNN's forward-mode derivatives on PyTorch")
+    return tensor.detach().resolve_neg().numpy().reshape(-1)
 
 
 # The kernels see flat arrays: Numba counts the references of slices, and threads would
