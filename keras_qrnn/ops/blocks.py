@@ -2,10 +2,11 @@
 
 Step by step, a scan of `time` steps pays the cost of a step's dispatch `time`
 times. Where a step is small that cost is all there is. Then time is cut in
-blocks: all blocks advance together, each from a zero state, keeping the running
-product of their decays; the state at each block's end follows from the one at the
-end of the block before, a scan of as many steps as there are blocks; one
-elementwise pass adds what each block was handed. More arithmetic, far fewer steps.
+blocks: all blocks advance together, each from a zero state, and their decays are
+multiplied; the state at each block's end follows from the one at the end of the block
+before, a scan of as many steps as there are blocks; what each block was handed is
+added to its states by one elementwise pass (TensorFlow), or all blocks advance once
+more, from it (PyTorch). More arithmetic, far fewer steps.
 
 Inference convolves and pools a long sequence in pieces, one after the other. The
 gates of all steps are the largest array of a layer, and on a CPU the pages of a

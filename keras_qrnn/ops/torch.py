@@ -10,7 +10,6 @@ its ends. To `torch.compile` a loop over time is one operation.
 import functools
 import importlib
 import importlib.util
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -197,51 +196,42 @@ def _scan_(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
 ) -> None:
     """Turns `inputs` into the states, in place; time-major."""
-    if is_cut_in_blocks(inputs.shape[0], inputs[0].numel()):
-        _blocked_scan_(decay, inputs, initial, reverse)
-        return
-    decays, states = decay.unbind(0), inputs.unbind(0)
-    if reverse:
-        decays, states = decays[::-1], states[::-1]
-    state = initial
-    for d, x in zip(decays, states, strict=True):
-        state = torch.addcmul(x, d, state, out=x)
-
-
-def _blocked_scan_(
-    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
-) -> None:
-    """The scan in blocks, whose ends are a scan again: see `ops/blocks.py`.
-
-    What does not fill a block is scanned step by step, before or after.
-    """
     time = inputs.shape[0]
+    if not is_cut_in_blocks(time, inputs[0].numel()):
+        _scan_steps_(decay, inputs, initial, 0, reverse)
+        return
     blocks, rest = time // BLOCK, time % BLOCK  # `divmod` knows no symbols
     at = slice(rest, None) if reverse else slice(0, time - rest)
-    remainder = slice(0, rest) if reverse else slice(time - rest, None)
-    # (blocks, steps, batch, units) -> one slice of all blocks for each step.
-    states = inputs[at].unflatten(0, (blocks, BLOCK))
-    decays = decay[at].unflatten(0, (blocks, BLOCK))
-    products = torch.empty_like(decays)
-    order = range(BLOCK - 1, -1, -1) if reverse else range(BLOCK)
-    products[:, order[0]] = decays[:, order[0]]
-    for last, t in itertools.pairwise(order):
-        states[:, t].addcmul_(decays[:, t], states[:, last])
-        products[:, t] = decays[:, t] * products[:, last]
-    ends = states[:, order[-1]].clone()
-    _scan_(products[:, order[-1]], ends, initial, reverse)
-    states.addcmul_(products, _previous(ends, initial, reverse)[:, None])
-    if rest:
+    # (blocks, steps, batch, units): a slice of all blocks is a step of each.
+    d, x = (tensor[at].unflatten(0, (blocks, BLOCK)) for tensor in (decay, inputs))
+    products, ends = d.prod(1), torch.zeros_like(x[:, 0])
+    for d_t, x_t in _in_order(d, x, 1, reverse):
+        torch.addcmul(x_t, d_t, ends, out=ends)
+    _scan_(products, ends, initial, reverse)
+    _scan_steps_(d, x, _previous(ends, initial, reverse), 1, reverse)
+    if rest:  # what does not fill a block, before or after
+        at = slice(0, rest) if reverse else slice(time - rest, None)
         end = ends[0] if reverse else ends[-1]
-        _scan_steps_(decay[remainder], inputs[remainder], end, reverse)
+        _scan_steps_(decay[at], inputs[at], end, 0, reverse)
 
 
 def _scan_steps_(
-    decay: torch.Tensor, inputs: torch.Tensor, state: torch.Tensor, reverse: bool
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    state: torch.Tensor,
+    axis: int,
+    reverse: bool,
 ) -> None:
-    steps = range(inputs.shape[0])
-    for t in reversed(steps) if reverse else steps:
-        state = torch.addcmul(inputs[t], decay[t], state, out=inputs[t])
+    for d, x in _in_order(decay, inputs, axis, reverse):
+        state = x.addcmul_(d, state)
+
+
+def _in_order(
+    decay: torch.Tensor, inputs: torch.Tensor, axis: int, reverse: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The steps along `axis`, in scan order."""
+    steps = [*zip(decay.unbind(axis), inputs.unbind(axis), strict=True)]
+    return reversed(steps) if reverse else iter(steps)
 
 
 def pool(
