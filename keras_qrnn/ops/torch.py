@@ -21,7 +21,8 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 
-# Steps in a block: see `ops/blocks.py`.
+# Steps in a block of a long scan, half as many in one of a short one: see
+# `ops/blocks.py`.
 BLOCK = 16
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
@@ -200,10 +201,11 @@ def _scan_(
     if not is_cut_in_blocks(time, inputs[0].numel()):
         _scan_steps_(decay, inputs, initial, 0, reverse)
         return
-    blocks, rest = time // BLOCK, time % BLOCK  # `divmod` knows no symbols
+    block = BLOCK if time >= BLOCK**2 else BLOCK // 2
+    blocks, rest = time // block, time % block  # `divmod` knows no symbols
     at = slice(rest, None) if reverse else slice(0, time - rest)
     # (blocks, steps, batch, units): a slice of all blocks is a step of each.
-    d, x = (tensor[at].unflatten(0, (blocks, BLOCK)) for tensor in (decay, inputs))
+    d, x = (tensor[at].unflatten(0, (blocks, block)) for tensor in (decay, inputs))
     products, ends = d.prod(1), torch.zeros_like(x[:, 0])
     for d_t, x_t in _in_order(d, x, 1, reverse):
         torch.addcmul(x_t, d_t, ends, out=ends)
@@ -402,9 +404,11 @@ def _pool_gradients_in_pieces(
     d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
     d_state = d_last
     for at in reversed(_pieces(*gates.shape[:2], gates.is_cpu)):
-        before = cells[at.start - 1] if at.start else initial_state
+        previous = cells[at.start - 1 : at.stop - 1]
+        if at.start == 0:
+            previous = _previous(cells[at], initial_state, reverse=False)
         d_state = _pool_piece_gradient_(
-            d_gates[at], gates[at], before, cells[at], _keep_at(keep, at),
+            d_gates[at], gates[at], previous, cells[at], _keep_at(keep, at),
             pooling, activate, d_outputs[at], d_state,
         )  # fmt: skip
     return d_gates, d_state
@@ -413,7 +417,7 @@ def _pool_gradients_in_pieces(
 def _pool_piece_gradient_(
     d_gates: torch.Tensor,
     gates: torch.Tensor,
-    initial_state: torch.Tensor,
+    previous: torch.Tensor,
     cells: torch.Tensor,
     keep: torch.Tensor | float | None,
     pooling: str,
@@ -426,9 +430,11 @@ def _pool_piece_gradient_(
     d_outputs = d_outputs.to(z.dtype)
     decay = f if keep is None else _decay_(f.clone(), keep)
 
-    adjoint = d_outputs.clone(memory_format=torch.contiguous_format)
-    if o is not None:
-        adjoint.mul_(o)
+    adjoint = torch.empty_like(z)
+    if o is None:
+        adjoint.copy_(d_outputs)
+    else:
+        torch.mul(d_outputs, o, out=adjoint)
     adjoint[-1] += d_last
     if len(adjoint) > 1:
         _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
@@ -436,24 +442,31 @@ def _pool_piece_gradient_(
     d_z, d_f, *d_rest = d_gates.split(z.shape[-1], dim=-1)
     d_initial = decay[0] * adjoint[0]
     if o is not None:
-        d_o = d_outputs.mul(cells)
-        d_rest[0].copy_(_times_d_sigmoid_(d_o, o) if activate else d_o)
-    previous = _previous(cells, initial_state, reverse=False)
+        _sigmoid_gradient(d_rest[0], cells * d_outputs, o, activate)
     if i is None:
         d_forget = _times_keep_((previous - z).mul_(adjoint), keep)
         d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
     else:
         adjoint = _times_keep_(adjoint, keep)
-        d_forget = previous.mul_(adjoint)
+        d_forget = previous * adjoint
         d_candidate = adjoint * i
-        d_i = adjoint.mul_(z)
-        d_rest[1].copy_(_times_d_sigmoid_(d_i, i) if activate else d_i)
-    d_f.copy_(_times_d_sigmoid_(d_forget, f) if activate else d_forget)
+        _sigmoid_gradient(d_rest[1], adjoint.mul_(z), i, activate)
+    _sigmoid_gradient(d_f, d_forget, f, activate)
     if activate:
-        z.mul_(z)
-        d_candidate.addcmul_(d_candidate, z, value=-1)
-    d_z.copy_(d_candidate)
+        torch.ops.aten.tanh_backward(d_candidate, z, grad_input=d_z)
+    else:
+        d_z.copy_(d_candidate)
     return d_initial
+
+
+def _sigmoid_gradient(
+    d_gate: torch.Tensor, gradient: torch.Tensor, gate: torch.Tensor, activate: bool
+) -> None:
+    """Fills `d_gate` from the gradient by the gate, which is a sigmoid or a copy."""
+    if activate:
+        torch.ops.aten.sigmoid_backward(gradient, gate, grad_input=d_gate)
+    else:
+        d_gate.copy_(gradient)
 
 
 def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
@@ -497,12 +510,6 @@ def _decay_(f: torch.Tensor, keep: torch.Tensor | float | None) -> torch.Tensor:
 
 def _times_keep_(x: torch.Tensor, keep: torch.Tensor | float | None) -> torch.Tensor:
     return x if keep is None else x.mul_(keep)
-
-
-def _times_d_sigmoid_(gradient: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """`gradient * gate * (1 - gate)`, in place of gradient."""
-    gradient.mul_(gate)
-    return gradient.addcmul_(gradient, gate, value=-1)
 
 
 def _differentiable_gradients(
