@@ -56,8 +56,8 @@ def scan_gradients(
     states: torch.Tensor,
     gradient: torch.Tensor,
     reverse: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients by decay, inputs and initial state; `gradient` is that by `states`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by decay and inputs; `gradient` is that by `states`."""
     time_major, (decay, gradient, states) = _in_one_order(decay, gradient, states)
     d_decay, d_inputs = torch.empty_like(decay), torch.empty_like(decay)
     initial_state = initial_state.contiguous()
@@ -68,7 +68,7 @@ def scan_gradients(
     )  # fmt: skip
     if not time_major:
         d_decay, d_inputs = d_decay.transpose(0, 1), d_inputs.transpose(0, 1)
-    return d_decay, d_inputs, adjoint
+    return d_decay, d_inputs
 
 
 def pool(

@@ -152,18 +152,60 @@ class _LinearScan(Function):
     @staticmethod
     def backward(ctx, gradient):  # noqa: ANN001, ANN205
         decay, initial_state, states = ctx.saved_tensors
-        kernels = _kernels(states)
-        if hasattr(kernels, "scan_gradients") and not torch.is_grad_enabled():
-            arguments = decay, initial_state, states, gradient, ctx.reverse
-            return *kernels.scan_gradients(*arguments), None
-        # a[t] = gradient[t] + decay[t + 1] * a[t + 1]: the scan, the other way.
-        zeros = torch.zeros_like(initial_state)
-        following = _previous(decay, zeros, not ctx.reverse)
-        scan = _LinearScan.apply if torch.is_grad_enabled() else _scan
-        adjoint = scan(following, gradient, zeros, not ctx.reverse)
+        second = torch.is_grad_enabled()  # for a second derivative
+        run = _differentiable_scan_gradients if second else _scan_gradients
+        arguments = decay, initial_state, states, gradient, ctx.reverse
+        d_decay, d_inputs = run(*arguments)
         first = -1 if ctx.reverse else 0
-        d_decay = adjoint * _previous(states, initial_state, ctx.reverse)
-        return d_decay, adjoint, decay[first] * adjoint[first], None
+        return d_decay, d_inputs, decay[first] * d_inputs[first], None
+
+
+def _differentiable_scan_gradients(
+    decay: torch.Tensor,
+    initial_state: torch.Tensor,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+    reverse: bool,
+    scan: Callable = _LinearScan.apply,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_scan_gradients` through operations that can be differentiated again."""
+    zeros = torch.zeros_like(initial_state)
+    following = _previous(decay, zeros, not reverse)
+    adjoint = scan(following, gradient, zeros, not reverse)
+    return adjoint * _previous(states, initial_state, reverse), adjoint
+
+
+@_one_operation(
+    "(Tensor decay, Tensor initial_state, Tensor states, Tensor gradient, "
+    "bool reverse) -> (Tensor, Tensor)",
+    lambda decay, initial_state, states, gradient, reverse: (
+        decay.new_empty(decay.shape),
+        decay.new_empty(decay.shape),
+    ),
+)
+def _scan_gradients(
+    decay: torch.Tensor,
+    initial_state: torch.Tensor,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by decay and inputs; `gradient` is that by `states`. The latter,
+    `d_inputs[t] = gradient[t] + decay[t + 1] * d_inputs[t + 1]`, is the scan, the
+    other way."""
+    arguments = decay, initial_state, states, gradient, reverse
+    if kernels := _kernels(states):
+        if hasattr(kernels, "scan_gradients"):
+            return kernels.scan_gradients(*arguments)
+        return _differentiable_scan_gradients(*arguments, scan=kernels.linear_scan)
+    (first, last), (earlier, later) = (0, -1), (slice(0, -1), slice(1, None))
+    if reverse:
+        first, last, earlier, later = last, first, later, earlier
+    d_inputs, d_decay = gradient.clone(), torch.empty_like(gradient)
+    _scan_(decay[later], d_inputs[earlier], d_inputs[last], not reverse)
+    torch.mul(d_inputs[later], states[earlier], out=d_decay[later])
+    torch.mul(d_inputs[first], initial_state, out=d_decay[first])
+    return d_decay, d_inputs
 
 
 @_one_operation(
@@ -179,8 +221,8 @@ def _scan(
     """The states of time-major tensors."""
     if kernels := _kernels(inputs):
         return kernels.linear_scan(decay, inputs, initial_state, reverse)
-    states = inputs.clone(memory_format=torch.contiguous_format)
-    _scan_(decay.contiguous(), states, initial_state, reverse)
+    states = inputs.clone()
+    _scan_(decay, states, initial_state, reverse)
     return states
 
 
@@ -198,7 +240,7 @@ def _scan_(
 ) -> None:
     """Turns `inputs` into the states, in place; time-major."""
     time = inputs.shape[0]
-    if not is_cut_in_blocks(time, inputs[0].numel()):
+    if not is_cut_in_blocks(time, inputs[:1].numel()):
         _scan_steps_(decay, inputs, initial, 0, reverse)
         return
     block = BLOCK if time >= BLOCK**2 else BLOCK // 2
@@ -436,8 +478,7 @@ def _pool_piece_gradient_(
     else:
         torch.mul(d_outputs, o, out=adjoint)
     adjoint[-1] += d_last
-    if len(adjoint) > 1:
-        _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
+    _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
 
     d_z, d_f, *d_rest = d_gates.split(z.shape[-1], dim=-1)
     d_initial = decay[0] * adjoint[0]
