@@ -7,6 +7,7 @@ random: the speed does not depend on them.
 """
 
 import argparse
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def parts(
     tokens = ops.convert_to_tensor(rng.integers(0, vocab, shape).astype("int32"))
     dtype = keras.config.dtype_policy().compute_dtype
 
-    def values(features: int) -> keras.KerasTensor:
+    def values(features: int, shape: tuple[int, ...] = shape) -> keras.KerasTensor:
         array = rng.normal(size=(*shape, features)).astype("float32")
         return tensor(ops.convert_to_numpy(ops.cast(array, dtype)))
 
@@ -85,6 +86,7 @@ def parts(
         for layer, n in ((model.embedding, 1), (model.dropouts[-1], units))
     )
     logits = values(vocab)
+    rows = (values(features, (math.prod(shape),)) for features in (units, vocab))
 
     def loss(logits) -> keras.KerasTensor:  # noqa: ANN001
         return ops.sum(backend.cross_entropy(ops.cast(logits, "float32"), tokens))
@@ -99,9 +101,7 @@ def parts(
         "recurrent layers": layer_calls(keras.Sequential(recurrent), embedded, hidden)[
             "training"
         ],
-        "logits": layer_calls(keras.Sequential([model.logits]), hidden, logits)[
-            "training"
-        ],
+        "logits": layer_calls(keras.Sequential([model.logits]), *rows)["training"],
         "softmax": lambda: softmax(logits),
         "optimizer": optimizer_step(model),
     }

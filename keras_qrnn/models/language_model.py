@@ -252,12 +252,16 @@ class LanguageModel(keras.Model):
 
     def softmax_logits(self, hidden: Tensor) -> Tensor:
         """The logits of `hidden`, of shape `(batch_size, time, vocab_size)`."""
+        # As rows: of a product of three axes XLA on a CPU copies the gradient, the
+        # largest tensor of a step, into another order.
+        rows = ops.reshape(hidden, (-1, hidden.shape[-1]))
         if self.tied:
             kernel = ops.cast(self.embedding.embeddings, self.compute_dtype)
-            logits = ops.matmul(hidden, ops.transpose(kernel))
+            logits = ops.matmul(rows, ops.transpose(kernel))
         else:
-            logits = self.logits(hidden)
-        return ops.cast(logits, self.logits_bias.dtype) + self.logits_bias
+            logits = self.logits(rows)
+        logits = ops.cast(logits, self.logits_bias.dtype) + self.logits_bias
+        return ops.reshape(logits, (*ops.shape(hidden)[:2], logits.shape[-1]))
 
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         return self.softmax_logits(self.hidden(tokens, training))
