@@ -240,7 +240,9 @@ def _scan_(
 ) -> None:
     """Turns `inputs` into the states, in place; time-major."""
     time = inputs.shape[0]
-    if not is_cut_in_blocks(time, inputs[:1].numel()):
+    # What is exported must not depend on the batch, and is smaller in blocks.
+    width = 0 if torch.compiler.is_compiling() else inputs[:1].numel()
+    if not is_cut_in_blocks(time, width):
         _scan_steps_(decay, inputs, initial, 0, reverse)
         return
     block = BLOCK if time >= BLOCK**2 else BLOCK // 2
@@ -512,7 +514,8 @@ def _sigmoid_gradient(
 
 def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
     """How time is cut: see `ops/blocks.py`."""
-    length = piece_length(time, batch, PIECE_ROWS) if is_cpu else time
+    cut = is_cpu and not torch.compiler.is_compiling()
+    length = piece_length(time, batch, PIECE_ROWS) if cut else time
     return _slices(time, length)
 
 
@@ -696,7 +699,7 @@ def conv_pool(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
     pieces = _pieces(time, batch, inputs.is_cpu)
-    if len(pieces) == 1 or torch.is_grad_enabled() or _is_compiling():
+    if len(pieces) == 1 or torch.is_grad_enabled():
         gates = causal_conv(inputs, kernel, bias)
         return pool(gates, initial_state, keep, pooling, activate=True)
     units = initial_state.shape[1]
