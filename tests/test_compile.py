@@ -56,6 +56,9 @@ def test_results_are_as_announced(dtype, pooling, keep, place, monkeypatch):
     for reverse in (False, True):
         arguments = sequence, sequence, sequence[0], reverse
         torch.library.opcheck(operations.scan, arguments, test_utils=TESTS)
+        above = torch.ones((), dtype=torch.float64).expand(sequence.shape)
+        arguments = sequence, sequence[0], sequence, above, reverse
+        torch.library.opcheck(operations.scan_gradients, arguments, test_utils=TESTS)
 
 
 def compiled(function):

@@ -41,6 +41,8 @@ def many_threads(request, monkeypatch):
     """Also small arrays are shared out, to PyTorch's threads or to others."""
     if request.param == "own":
         monkeypatch.setattr(find_numba(), "_openmp", lambda: None)
+        monkeypatch.setattr(os, "cpu_count", lambda: 3)
+        find_numba()._threads.cache_clear()
     elif find_numba()._openmp() is None:
         pytest.skip("no OpenMP here that can be called by GOMP_parallel")
     monkeypatch.setattr(find_numba(), "PER_THREAD", 1)
@@ -84,7 +86,6 @@ def test_threads_share_all_lanes(many_threads, shape):
 def test_lanes_run_at_the_same_time(many_threads):
     """In PyTorch's threads where those are taken: no other must compete with them."""
     torch.ones(2**20).add_(1)
-    find_numba()._threads.cache_clear()
     present = {path.name for path in Path("/proc/self/task").iterdir()}
     met, lanes = threading.Barrier(3), []
 
@@ -100,11 +101,27 @@ def test_lanes_run_at_the_same_time(many_threads):
 
 
 def test_an_error_in_a_thread_is_raised(many_threads):
-    def kernel(_, state, batch, units, start, *lane):
-        if start == 1:
-            raise MemoryError("of the second lane")
+    met, caller = threading.Barrier(3), threading.get_ident()
 
-    with pytest.raises(MemoryError, match="of the second lane"):
+    def kernel(_, state, *lane):
+        met.wait(timeout=60)
+        if threading.get_ident() != caller:
+            raise MemoryError("of another thread")
+
+    with pytest.raises(MemoryError, match="of another thread"):
+        find_numba()._launch(kernel, torch.ones(3, 5, 7), torch.ones(3, 7))
+
+
+@pytest.mark.parametrize("outcome", ["interrupted", "not entered"])
+def test_an_interrupt_is_not_lost(outcome, monkeypatch):
+    """C can report no exception of what it calls, nor of entering it."""
+    if outcome == "not entered":
+        monkeypatch.setattr(find_numba(), "_in_threads", lambda run, count: None)
+
+    def kernel(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         find_numba()._launch(kernel, torch.ones(3, 5, 7), torch.ones(3, 7))
 
 
@@ -216,15 +233,32 @@ def test_an_exported_model_has_no_kernels():
 FORK = """
 import os, torch
 from keras_qrnn import fo_pool
+torch.set_num_threads(2)
+torch.ones(2**22).add_(1)  # OpenMP's threads
+z = torch.full((2, 3, 32), 0.5)
+if BEFORE:
+    fo_pool(z, z, z)
+child = os.fork()
+if not child:
+    from keras_qrnn.ops import numba
+    numba.PER_THREAD = 1
+    ends = torch.tensor([[[0.25], [0.375], [0.4375]]]).expand(2, 3, 32) / 2
+    os._exit(0 if torch.equal(fo_pool(z, z, z)[0], ends) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+FINALIZER = """
+import builtins, torch
+from keras_qrnn import fo_pool
 from keras_qrnn.ops import numba
 numba.PER_THREAD = 1
 torch.set_num_threads(2)
 z = torch.full((2, 3, 32), 0.5)
-want = fo_pool(z, z, z)[0]
-child = os.fork()
-if not child:
-    os._exit(0 if torch.equal(fo_pool(z, z, z)[0], want) else 1)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+fo_pool(z, z, z)
+class Last:
+    def __del__(self, pool=fo_pool, z=z):
+        pool(z, z, z)
+builtins._ = Last()
 """
 
 
@@ -250,7 +284,13 @@ def test_a_thread_that_outlives_the_main_one():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_has_threads_of_its_own():
-    command = [sys.executable, "-c", FORK]
+@pytest.mark.parametrize("used_before", [True, False])
+def test_a_forked_process_has_threads_of_its_own(used_before):
+    command = [sys.executable, "-c", FORK.replace("BEFORE", str(used_before))]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_python_ends_though_a_kernel_runs_last():
+    command = [sys.executable, "-c", FINALIZER]
+    subprocess.run(command, timeout=120, capture_output=True, check=False)

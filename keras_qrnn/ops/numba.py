@@ -14,6 +14,8 @@ import functools
 import itertools
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -22,10 +24,10 @@ import torch
 from numba import njit
 from torch.autograd import forward_ad
 
+from keras_qrnn.ops.torch import PROCESS
+
 # Elements for which one more thread is worth its start.
 PER_THREAD = 16384
-# The process that PyTorch's threads are of: one forked from it has none of them.
-PROCESS = os.getpid()
 # What a thread of OpenMP's runs: a function of a pointer.
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 # A product and a sum may be one instruction; nothing else may change a result.
@@ -181,16 +183,20 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
         bounds = [units * n // parts for n in range(parts + 1)]
         lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
     arguments += batch, units
-    left, errors = iter(lanes), []
+    remaining, ran_in, errors = iter(lanes), set(), []
 
-    def run(*_) -> None:
+    def run_lanes(*_) -> None:
         try:
-            for lane in left:
+            ran_in.add(threading.get_ident())
+            for lane in remaining:
                 kernel(*arguments, *lane)
         except BaseException as error:  # noqa: BLE001 (C, which calls, knows none)
             errors.append(error)
 
-    _in_threads(run, len(lanes))
+    _in_threads(run_lanes, len(lanes))
+    if threading.get_ident() not in ran_in:
+        # What a signal's handler raises where C enters a function is printed and lost.
+        errors.append(KeyboardInterrupt())
     if errors:
         raise errors[0]
 
@@ -198,7 +204,9 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
 def _in_threads(run: Callable[..., None], count: int) -> None:
     """Calls `run` in at least one and at most as many threads as PyTorch has, this
     one among them; in no more than `count` where they are not PyTorch's."""
-    parallel = _openmp() if count > 1 and os.getpid() == PROCESS else None
+    # A forked process has none of PyTorch's threads, and they do not end with Python.
+    available = os.getpid() == PROCESS and not sys.is_finalizing()
+    parallel = _openmp() if count > 1 and available else None
     if parallel:
         # All of them, as PyTorch does: those left out would end, to be started again.
         parallel(TASK(run), None, torch.get_num_threads(), 0)
@@ -215,9 +223,9 @@ def _in_threads(run: Callable[..., None], count: int) -> None:
 
 @functools.cache
 def _openmp() -> Callable | None:
-    """What compiled C calls for a parallel region, of the library PyTorch has loaded.
+    """What compiled C calls for a parallel region, of the OpenMP that PyTorch loads.
 
-    None where there is none by that name, as on Windows.
+    None where no library that is loaded for all has a function of that name.
     """
     if os.name == "nt":
         return None

@@ -10,6 +10,7 @@ its ends. To `torch.compile` a loop over time is one operation.
 import functools
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -26,6 +27,8 @@ from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 BLOCK = 16
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
+# The process that PyTorch's threads are of.
+PROCESS = os.getpid()
 # Logits that a core's cache holds.
 PIECE_LOGITS = 2**19
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -482,10 +485,13 @@ def _pool_piece_gradient_(
     adjoint[-1] += d_last
     _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
 
+    aten = torch.ops.aten
+    backward = (aten.tanh_backward, aten.sigmoid_backward) if activate else (None, None)
+    of_tanh, of_sigmoid = backward
     d_z, d_f, *d_rest = d_gates.split(z.shape[-1], dim=-1)
     d_initial = decay[0] * adjoint[0]
     if o is not None:
-        _sigmoid_gradient(d_rest[0], cells * d_outputs, o, activate)
+        _through_(d_rest[0], cells * d_outputs, o, of_sigmoid)
     if i is None:
         d_forget = _times_keep_((previous - z).mul_(adjoint), keep)
         d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
@@ -493,23 +499,23 @@ def _pool_piece_gradient_(
         adjoint = _times_keep_(adjoint, keep)
         d_forget = previous * adjoint
         d_candidate = adjoint * i
-        _sigmoid_gradient(d_rest[1], adjoint.mul_(z), i, activate)
-    _sigmoid_gradient(d_f, d_forget, f, activate)
-    if activate:
-        torch.ops.aten.tanh_backward(d_candidate, z, grad_input=d_z)
-    else:
-        d_z.copy_(d_candidate)
+        _through_(d_rest[1], adjoint.mul_(z), i, of_sigmoid)
+    _through_(d_f, d_forget, f, of_sigmoid)
+    _through_(d_z, d_candidate, z, of_tanh)
     return d_initial
 
 
-def _sigmoid_gradient(
-    d_gate: torch.Tensor, gradient: torch.Tensor, gate: torch.Tensor, activate: bool
+def _through_(
+    d_gate: torch.Tensor,
+    gradient: torch.Tensor,
+    gate: torch.Tensor,
+    backward: Callable | None,
 ) -> None:
-    """Fills `d_gate` from the gradient by the gate, which is a sigmoid or a copy."""
-    if activate:
-        torch.ops.aten.sigmoid_backward(gradient, gate, grad_input=d_gate)
-    else:
-        d_gate.copy_(gradient)
+    """Fills `d_gate` from the gradient by the gate, through its activation if any."""
+    if backward is not None and d_gate.dtype == gradient.dtype:
+        backward(gradient, gate, grad_input=d_gate)
+    else:  # in full precision until it is stored
+        d_gate.copy_(gradient if backward is None else backward(gradient, gate))
 
 
 def _pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
