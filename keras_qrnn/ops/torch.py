@@ -1,10 +1,11 @@
 """PyTorch: time-major loops of one in-place operation a step, own gradients.
 
 The loops are kernels on a GPU, where each operation would be a launch, and on a CPU
-where Numba is installed: `ops/triton.py` and `ops/numba.py`. Memory is kept time-major
-inside, so that a step is one contiguous slice; what goes in and out is a
+where Numba is installed: `ops/triton.py` and `ops/numba.py`. A layer's memory is kept
+time-major, so that a step is one contiguous slice; what goes in and out is a
 `(batch, time, ...)` view of it, and a stack of layers pays for a transposition only at
-its ends. To `torch.compile` a loop over time is one operation.
+its ends. `linear_scan` alone leaves memory in the order that it is in. To
+`torch.compile` a loop over time is one operation.
 """
 
 import functools
