@@ -202,8 +202,7 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
 
 
 def _in_threads(run: Callable[..., None], count: int) -> None:
-    """Calls `run` in at least one and at most as many threads as PyTorch has, this
-    one among them; in no more than `count` where they are not PyTorch's."""
+    """Calls `run` in this thread and in others: all of PyTorch's, or `count - 1`."""
     # A forked process has none of PyTorch's threads, and they do not end with Python.
     available = os.getpid() == PROCESS and not sys.is_finalizing()
     parallel = _openmp() if count > 1 and available else None

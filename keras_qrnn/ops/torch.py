@@ -28,10 +28,10 @@ from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 BLOCK = 16
 # Pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 2048
-# The process that PyTorch's threads are of.
-PROCESS = os.getpid()
 # Logits that a core's cache holds.
 PIECE_LOGITS = 2**19
+# The process that PyTorch's threads are of.
+PROCESS = os.getpid()
 ONEDNN = torch.backends.mkldnn.is_available()
 # MKL on a processor of Intel's, whose name newer versions of PyTorch tell.
 CPU = getattr(torch.cpu, "get_capabilities", dict)()
@@ -194,22 +194,31 @@ def _scan_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by decay and inputs; `gradient` is that by `states`. The latter,
-    `d_inputs[t] = gradient[t] + decay[t + 1] * d_inputs[t + 1]`, is the scan, the
-    other way."""
+    """Gradients by decay and inputs; `gradient` is that by `states`."""
     arguments = decay, initial_state, states, gradient, reverse
     if kernels := _kernels(states):
         if hasattr(kernels, "scan_gradients"):
             return kernels.scan_gradients(*arguments)
         return _differentiable_scan_gradients(*arguments, scan=kernels.linear_scan)
-    (first, last), (earlier, later) = (0, -1), (slice(0, -1), slice(1, None))
-    if reverse:
-        first, last, earlier, later = last, first, later, earlier
     d_inputs, d_decay = gradient.clone(), torch.empty_like(gradient)
-    _scan_(decay[later], d_inputs[earlier], d_inputs[last], not reverse)
+    _adjoint_(decay, d_inputs, reverse)
+    first, earlier, later = 0, slice(0, -1), slice(1, None)
+    if reverse:
+        first, earlier, later = -1, later, earlier
     torch.mul(d_inputs[later], states[earlier], out=d_decay[later])
     torch.mul(d_inputs[first], initial_state, out=d_decay[first])
     return d_decay, d_inputs
+
+
+def _adjoint_(decay: torch.Tensor, gradient: torch.Tensor, reverse: bool) -> None:
+    """Turns the gradient by the states into that by the inputs, in place.
+
+    `a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
+    """
+    if reverse:
+        _scan_(decay[:-1], gradient[1:], gradient[0], reverse=False)
+    else:
+        _scan_(decay[1:], gradient[:-1], gradient[-1], reverse=True)
 
 
 @_one_operation(
@@ -278,10 +287,10 @@ def _scan_steps_(
 
 def _in_order(
     decay: torch.Tensor, inputs: torch.Tensor, axis: int, reverse: bool
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The steps along `axis`, in scan order."""
     steps = [*zip(decay.unbind(axis), inputs.unbind(axis), strict=True)]
-    return reversed(steps) if reverse else iter(steps)
+    return steps[::-1] if reverse else steps
 
 
 def pool(
@@ -452,8 +461,9 @@ def _pool_gradients_in_pieces(
     d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
     d_state = d_last
     for at in reversed(_pieces(*gates.shape[:2], gates.is_cpu)):
-        previous = cells[at.start - 1 : at.stop - 1]
-        if at.start == 0:
+        if at.start:
+            previous = cells[at.start - 1 : at.stop - 1]
+        else:
             previous = _previous(cells[at], initial_state, reverse=False)
         d_state = _pool_piece_gradient_(
             d_gates[at], gates[at], previous, cells[at], _keep_at(keep, at),
@@ -484,7 +494,7 @@ def _pool_piece_gradient_(
     else:
         torch.mul(d_outputs, o, out=adjoint)
     adjoint[-1] += d_last
-    _scan_(decay[1:], adjoint[:-1], adjoint[-1], reverse=True)
+    _adjoint_(decay, adjoint, reverse=False)
 
     aten = torch.ops.aten
     backward = (aten.tanh_backward, aten.sigmoid_backward) if activate else (None, None)
