@@ -2,8 +2,7 @@ import keras
 from keras import ops
 
 from keras_qrnn import _checks
-
-Tensor = keras.KerasTensor
+from keras_qrnn._types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")

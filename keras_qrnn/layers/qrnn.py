@@ -7,11 +7,9 @@ from keras.initializers import Initializer
 from keras.regularizers import Regularizer
 
 from keras_qrnn._checks import positive_integer, rate
+from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.ops.dispatch import backend
 from keras_qrnn.ops.pooling import GATES
-
-Tensor = keras.KerasTensor
-Shape = tuple[int | None, ...]
 
 _NO_MEANING = {
     "recurrent_initializer": "a QRNN has no recurrent kernel: use `kernel_initializer`",

@@ -4,11 +4,9 @@ import keras
 from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
+from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout
 from keras_qrnn.ops.dispatch import backend
-
-Tensor = keras.KerasTensor
-Shape = tuple[int | None, ...]
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
 

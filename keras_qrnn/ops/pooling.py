@@ -1,21 +1,21 @@
 """The three poolings of arXiv 1611.01576, equations 3 to 5, on activated gates."""
 
-import keras
 from keras import ops
 
+from keras_qrnn._types import Tensor
 from keras_qrnn.ops.dispatch import backend
 from keras_qrnn.ops.scan import as_tensor, check_same, check_sequence, state_or_zeros
 
 # The gates of each pooling, in the order in which kernels and biases hold them.
 GATES = {"f": ("z", "f"), "fo": ("z", "f", "o"), "ifo": ("z", "f", "o", "i")}
 
-Pooled = tuple[keras.KerasTensor, keras.KerasTensor]
+Pooled = tuple[Tensor, Tensor]
 
 
 def f_pool(
-    z: keras.KerasTensor,
-    f: keras.KerasTensor,
-    initial_state: keras.KerasTensor | None = None,
+    z: Tensor,
+    f: Tensor,
+    initial_state: Tensor | None = None,
 ) -> Pooled:
     """f-pooling: `h[t] = f[t] * h[t - 1] + (1 - f[t]) * z[t]`.
 
@@ -35,10 +35,10 @@ def f_pool(
 
 
 def fo_pool(
-    z: keras.KerasTensor,
-    f: keras.KerasTensor,
-    o: keras.KerasTensor,
-    initial_state: keras.KerasTensor | None = None,
+    z: Tensor,
+    f: Tensor,
+    o: Tensor,
+    initial_state: Tensor | None = None,
 ) -> Pooled:
     """fo-pooling: `c[t] = f[t] * c[t - 1] + (1 - f[t]) * z[t]`, `h[t] = o[t] * c[t]`.
 
@@ -60,11 +60,11 @@ def fo_pool(
 
 
 def ifo_pool(
-    z: keras.KerasTensor,
-    f: keras.KerasTensor,
-    o: keras.KerasTensor,
-    i: keras.KerasTensor,
-    initial_state: keras.KerasTensor | None = None,
+    z: Tensor,
+    f: Tensor,
+    o: Tensor,
+    i: Tensor,
+    initial_state: Tensor | None = None,
 ) -> Pooled:
     """ifo-pooling: `c[t] = f[t] * c[t - 1] + i[t] * z[t]`, `h[t] = o[t] * c[t]`.
 
@@ -88,8 +88,8 @@ def ifo_pool(
 
 def _pool(
     pooling: str,
-    gates: dict[str, keras.KerasTensor],
-    initial_state: keras.KerasTensor | None,
+    gates: dict[str, Tensor],
+    initial_state: Tensor | None,
 ) -> Pooled:
     gates = {name: as_tensor(gate) for name, gate in gates.items()}
     check_sequence("z", gates["z"])

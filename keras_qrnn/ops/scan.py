@@ -1,15 +1,16 @@
 import keras
 from keras import ops
 
+from keras_qrnn._types import Tensor
 from keras_qrnn.ops.dispatch import backend
 
 
 def linear_scan(
-    decay: keras.KerasTensor,
-    inputs: keras.KerasTensor,
-    initial_state: keras.KerasTensor | None = None,
+    decay: Tensor,
+    inputs: Tensor,
+    initial_state: Tensor | None = None,
     reverse: bool = False,
-) -> keras.KerasTensor:
+) -> Tensor:
     """First-order linear recurrence along the time axis.
 
     `h[t] = decay[t] * h[t - 1] + inputs[t]`, elementwise; with `reverse=True`
@@ -49,7 +50,7 @@ def linear_scan(
     return backend.linear_scan(decay, inputs, initial_state, reverse)
 
 
-def as_tensor(x: keras.KerasTensor) -> keras.KerasTensor:
+def as_tensor(x: Tensor) -> Tensor:
     """`x` itself if it is a tensor: of one Keras's NumPy backend rounds float64."""
     if isinstance(x, keras.KerasTensor):
         raise ValueError(
@@ -60,7 +61,7 @@ def as_tensor(x: keras.KerasTensor) -> keras.KerasTensor:
     return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
 
 
-def check_sequence(name: str, tensor: keras.KerasTensor) -> None:
+def check_sequence(name: str, tensor: Tensor) -> None:
     if len(tensor.shape) != 3 or tensor.shape[1] == 0:
         raise ValueError(
             f"Argument `{name}` must have shape (batch, time, units) with at "
@@ -75,9 +76,9 @@ def check_sequence(name: str, tensor: keras.KerasTensor) -> None:
 
 def check_same(
     name: str,
-    tensor: keras.KerasTensor,
+    tensor: Tensor,
     other_name: str,
-    other: keras.KerasTensor,
+    other: Tensor,
 ) -> None:
     same = len(tensor.shape) == len(other.shape) and all(
         a is None or b is None or a == b
@@ -91,9 +92,7 @@ def check_same(
         )
 
 
-def state_or_zeros(
-    state: keras.KerasTensor | None, sequence: keras.KerasTensor, units: int
-) -> keras.KerasTensor:
+def state_or_zeros(state: Tensor | None, sequence: Tensor, units: int) -> Tensor:
     """`state` checked against `(batch, units)`, or zeros of that shape."""
     if state is None:
         return ops.zeros((ops.shape(sequence)[0], units), sequence.dtype)

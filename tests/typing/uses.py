@@ -1,0 +1,59 @@
+"""What a caller writes, for a type checker: `make lint` checks it, nothing runs it."""
+
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from keras_qrnn import QRNN, f_pool, fo_pool, ifo_pool, linear_scan
+
+if TYPE_CHECKING:
+    import jax
+    import tensorflow as tf
+    import torch
+
+
+def of_numpy(decay: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    states: np.ndarray = linear_scan(decay, inputs, reverse=True)
+    return states
+
+
+def of_jax(decay: "jax.Array", state: "jax.Array") -> "jax.Array":
+    states: jax.Array = linear_scan(decay, decay, initial_state=state)
+    return states
+
+
+def of_torch(z: "torch.Tensor", f: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+    outputs, last = f_pool(z, f)
+    outputs, last = fo_pool(z, f, f, initial_state=last)
+    outputs, last = ifo_pool(z, f, f, f, last)
+    return outputs, last
+
+
+def of_tensorflow(x: "tf.Tensor") -> "tf.Tensor":
+    return QRNN(4, window=3, pooling="ifo")(x, training=True)
+
+
+def of_lists() -> np.ndarray:
+    return linear_scan([[[0.5]]], [[[1.0]]])
+
+
+def in_a_functional_model() -> keras.Model:
+    source, target = keras.Input((None, 8)), keras.Input((None, 5))
+    layer = QRNN(16, return_state=True, kernel_regularizer="l2", seed=1)
+    _, cell, window = layer(source)
+    decoded = QRNN(16, return_sequences=True)(target, initial_state=cell)
+    return keras.Model([source, target], [decoded, window])
+
+
+def in_sequence(inputs: np.ndarray) -> list[int | None]:
+    layer = QRNN(
+        units=4,
+        activation=keras.activations.relu,
+        kernel_initializer=keras.initializers.Orthogonal(),
+        stateful=True,
+    )
+    layer.reset_state()
+    gates = layer.compute_gates(inputs)
+    shape = layer.compute_output_shape((None, 10, 8))
+    return [len(gates), *shape]
