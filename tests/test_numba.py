@@ -20,7 +20,8 @@ from torch.autograd import forward_ad
 
 import keras_qrnn
 from keras_qrnn.ops import torch as active
-from tests import kernels, reference, test_layer, test_ops
+from tests import kernels, reference, test_ops
+from tests.layers import test_qrnn as test_layer
 
 find_numba = active._numba
 if find_numba() is None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.dispatch import backend as active
-from tests import reference, test_layer, test_ops
+from tests import reference, test_ops
+from tests.layers import test_qrnn as test_layer
 
 BACKEND = keras.config.backend()
 ROOT = Path(__file__).parents[1]

@@ -81,11 +81,11 @@ def test_version():
 def test_default_precision_of_jax():
     """The other tests run with JAX_ENABLE_X64=1, which most users do not set."""
     chosen = [
-        "test_layer.py::test_values",
-        "test_layer.py::test_gradients",
-        "test_layer_keras.py::test_functional_with_unknown_sizes",
-        "test_models.py::test_fit_carries_the_state",
-        "test_models.py::test_mixed_precision_trains",
+        "layers/test_qrnn.py::test_values",
+        "layers/test_qrnn.py::test_gradients",
+        "layers/test_qrnn_in_keras.py::test_functional_with_unknown_sizes",
+        "models/test_language_model.py::test_fit_carries_the_state",
+        "models/test_language_model.py::test_mixed_precision_trains",
         "test_cache.py::test_stream_as_the_model_reads_it",
     ]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]

@@ -1,4 +1,7 @@
+"""The layers, one a file."""
+
 from keras_qrnn.layers.embedding_dropout import EmbeddingDropout
 from keras_qrnn.layers.qrnn import QRNN
+from keras_qrnn.layers.stateful_lstm import StatefulLSTM
 
-__all__ = ["QRNN", "EmbeddingDropout"]
+__all__ = ["QRNN", "EmbeddingDropout", "StatefulLSTM"]

@@ -1,71 +1,15 @@
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.layers import QRNN, EmbeddingDropout
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
+from keras_qrnn.losses import token_cross_entropy
+from keras_qrnn.metrics import Perplexity
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
-
-
-@keras.saving.register_keras_serializable(package="keras_qrnn")
-class Perplexity(keras.metrics.Metric):
-    """`exp` of the mean cross-entropy of all counted tokens, in nats."""
-
-    def __init__(self, name: str = "perplexity", **kwargs) -> None:
-        super().__init__(name=name, **kwargs)
-        self.total = self.add_variable((), "zeros", name="total")
-        self.count = self.add_variable((), "zeros", name="count")
-
-    def update_state(self, cross_entropy: Tensor, count: Tensor) -> None:
-        """Adds the summed cross-entropy of `count` tokens."""
-        self.total.assign_add(cross_entropy)
-        self.count.assign_add(count)
-
-    def result(self) -> Tensor:
-        return ops.exp(self.total / ops.maximum(self.count, 1.0))
-
-
-@keras.saving.register_keras_serializable(package="keras_qrnn")
-class StatefulLSTM(keras.layers.LSTM):
-    """A stateful LSTM whose state is carried over on every backend.
-
-    Keras does not track the kept state of its RNN layers, so on JAX, whose
-    training step only writes tracked variables back, `fit` would start every
-    batch from zeros; and on PyTorch it overwrites what the gradient still needs.
-    """
-
-    def build(
-        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
-    ) -> None:
-        super().build(sequences_shape, initial_state_shape)
-        self.kept_state = list(self.states)
-
-    def call(
-        self,
-        sequences: Tensor,
-        initial_state: list[Tensor] | None = None,
-        mask: Tensor | None = None,
-        training: bool = False,
-    ) -> Tensor:
-        if initial_state is None:
-            # New tensors: on PyTorch the variables change before a gradient is taken.
-            # And of the batch's size, which in a graph of TensorFlow is unknown: its
-            # loop refuses a state of one row that becomes one of unknown rows.
-            zeros = ops.zeros((ops.shape(sequences)[0], 1), self.compute_dtype)
-            initial_state = [
-                ops.cast(state, self.compute_dtype) + zeros for state in self.states
-            ]
-        return super().call(sequences, initial_state, mask, training)
-
-    def save_own_variables(self, store: MutableMapping) -> None:
-        """Nothing: the kept state is no part of the model, the cell saves its own."""
-
-    def load_own_variables(self, store: Mapping) -> None:
-        """Nothing, see `save_own_variables`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -284,10 +228,7 @@ class LanguageModel(keras.Model):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        # Keras's own makes one-hot targets on some backends, and many passes over
-        # the logits, the largest tensor of the model, on all.
-        logits, y = ops.cast(y_pred, "float32"), ops.convert_to_tensor(y)
-        cross_entropy = backend.cross_entropy(logits, y)
+        cross_entropy = token_cross_entropy(y_pred, y)
         if sample_weight is None:
             sample_weight = ops.ones_like(cross_entropy)
         total = ops.sum(cross_entropy * ops.cast(sample_weight, "float32"))

@@ -1,0 +1,24 @@
+"""Losses of the models."""
+
+from keras import ops
+
+from keras_qrnn._types import Tensor
+from keras_qrnn.ops.dispatch import backend
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each token, in nats.
+
+    Keras's own loss makes one-hot targets on some backends, and passes over the
+    logits, the largest tensor of a language model, several times on all.
+
+    Args:
+        logits: float tensor of shape `(batch, time, vocab_size)`. Half precision is
+            cast to float32.
+        targets: int tensor of shape `(batch, time)`, each in `[0, vocab_size)`.
+
+    Returns:
+        A float32 tensor of shape `(batch, time)`.
+    """
+    logits, targets = ops.cast(logits, "float32"), ops.convert_to_tensor(targets)
+    return backend.cross_entropy(logits, targets)

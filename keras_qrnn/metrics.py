@@ -1,0 +1,24 @@
+"""Metrics of the models."""
+
+import keras
+from keras import ops
+
+from keras_qrnn._types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class Perplexity(keras.metrics.Metric):
+    """`exp` of the mean cross-entropy of all counted tokens, in nats."""
+
+    def __init__(self, name: str = "perplexity", **kwargs) -> None:
+        super().__init__(name=name, **kwargs)
+        self.total = self.add_variable((), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, cross_entropy: Tensor, count: Tensor) -> None:
+        """Adds the summed cross-entropy of `count` tokens."""
+        self.total.assign_add(cross_entropy)
+        self.count.assign_add(count)
+
+    def result(self) -> Tensor:
+        return ops.exp(self.total / ops.maximum(self.count, 1.0))
