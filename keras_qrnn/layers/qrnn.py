@@ -76,7 +76,7 @@ class QRNN(keras.layers.Layer):
         dropout: Float in [0, 1), fraction of the input features dropped in
             training, the same at all steps of a sequence, as in LSTM. Defaults
             to `0`.
-        seed: Random seed for zoneout and dropout.
+        seed: Random seed for zoneout, dropout and kernel_dropout.
         return_sequences: Boolean, whether to return the output of every step
             or of the last. Defaults to `False`.
         return_state: Boolean, whether to return the last state in addition.
@@ -87,6 +87,11 @@ class QRNN(keras.layers.Layer):
             next. Needs a static batch size. Defaults to `False`.
         zero_output_for_mask: Boolean, whether a masked step outputs zeros
             instead of repeating the previous output. Defaults to `False`.
+        kernel_dropout: Float in [0, 1), fraction of the kernel's elements that are
+            zero in training (DropConnect, the weight drop of arXiv 1708.02182,
+            section 2). Each call draws one mask for all sequences and steps, and
+            scales the other elements by `1 / (1 - kernel_dropout)`. Defaults to
+            `0`.
 
     Call arguments:
         sequences: tensor of shape `(batch, time, features)`, cast to the layer's
@@ -101,7 +106,7 @@ class QRNN(keras.layers.Layer):
             kept state when `stateful`.
         mask: boolean tensor of shape `(batch, time)`; a step where it is False
             leaves the state as it was. Any pattern is allowed.
-        training: Boolean, whether zoneout and dropout act.
+        training: Boolean, whether zoneout, dropout and kernel_dropout act.
 
     Output shape:
         `(batch, time, units)` with `return_sequences=True`, else
@@ -146,6 +151,7 @@ class QRNN(keras.layers.Layer):
         go_backwards: bool = False,
         stateful: bool = False,
         zero_output_for_mask: bool = False,
+        kernel_dropout: float = 0.0,
         **kwargs,
     ) -> None:
         for name in [name for name in kwargs if name in _NO_MEANING]:
@@ -177,7 +183,8 @@ class QRNN(keras.layers.Layer):
         self.zoneout = rate("zoneout", zoneout)
         self.dropout = rate("dropout", dropout)
         self.seed = seed
-        if zoneout or dropout:
+        self.kernel_dropout = rate("kernel_dropout", kernel_dropout)
+        if zoneout or dropout or kernel_dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.return_sequences = return_sequences
         self.return_state = return_state
@@ -272,7 +279,10 @@ class QRNN(keras.layers.Layer):
         if window is not None:
             inputs = ops.concatenate([window, sequences], axis=1)
         outputs, cell = self._convolve_and_pool(
-            self._drop(inputs, training), cell, self._keep(sequences, valid, training)
+            self._drop(inputs, training),
+            cell,
+            self._keep(sequences, valid, training),
+            training,
         )
 
         if self.window > 1:
@@ -330,8 +340,20 @@ class QRNN(keras.layers.Layer):
             inputs, self.dropout, noise_shape=noise_shape, seed=self.seed_generator
         )
 
-    def _weights(self, dtype: str) -> tuple[Tensor, Tensor | None]:
+    def _weights(
+        self, dtype: str, training: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
+        if training and self.kernel_dropout:
+            # The mask is boolean: what the gradient keeps of it is a byte an element.
+            noise = keras.random.uniform(
+                self.kernel.shape, dtype="float32", seed=self.seed_generator
+            )
+            kernel = ops.where(
+                noise >= self.kernel_dropout,
+                kernel * (1.0 / (1.0 - self.kernel_dropout)),
+                ops.zeros((), dtype),
+            )
         if self.bias is None:
             return kernel, None
         return kernel, ops.cast(ops.convert_to_tensor(self.bias), dtype)
@@ -341,9 +363,13 @@ class QRNN(keras.layers.Layer):
         return [self.activation(z), *map(self.recurrent_activation, others)]
 
     def _convolve_and_pool(
-        self, inputs: Tensor, cell: Tensor, keep: Tensor | float | None
+        self,
+        inputs: Tensor,
+        cell: Tensor,
+        keep: Tensor | float | None,
+        training: bool,
     ) -> tuple[Tensor, Tensor]:
-        kernel, bias = self._weights(inputs.dtype)
+        kernel, bias = self._weights(inputs.dtype, training)
         fused = (
             self.activation is activations.tanh
             and self.recurrent_activation is activations.sigmoid
@@ -508,6 +534,7 @@ class QRNN(keras.layers.Layer):
             "go_backwards": self.go_backwards,
             "stateful": self.stateful,
             "zero_output_for_mask": self.zero_output_for_mask,
+            "kernel_dropout": self.kernel_dropout,
         }
         return {**super().get_config(), **config}
 

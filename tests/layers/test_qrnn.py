@@ -249,6 +249,45 @@ def test_zoneout_keeps_units_or_updates_them():
     assert_close(inference, expected_of(layer, x, None, None).outputs)
 
 
+def test_kernel_dropout_draws_one_mask_a_call():
+    """With f = 0 and one-hot inputs the output at step t is row t of z's kernel."""
+    size = 40
+    layer = QRNN(
+        size, 1, "f", activation="linear", return_sequences=True, seed=1,
+        kernel_dropout=0.25,
+    )  # fmt: skip
+    x = np.stack([np.eye(size, dtype="float32")] * 3)
+    layer.build(x.shape)
+    bias = np.concatenate([np.zeros(size), np.full(size, -1e4)])
+    layer.bias.assign(bias)
+    whole = to_numpy(layer(x))
+    kernel = to_numpy(layer.kernel)[0, :, :size]
+    assert_close(whole[0], kernel)
+    dropped = to_numpy(layer(x, training=True))
+    assert (dropped == dropped[:1]).all()  # the same for all sequences
+    is_zero = dropped[0] == 0
+    assert 0.2 < is_zero.mean() < 0.3
+    assert_close(dropped[0], np.where(is_zero, 0, kernel / 0.75))
+    again = to_numpy(layer(x, training=True))[0] == 0
+    assert (again != is_zero).any()
+    assert QRNN.from_config(layer.get_config()).kernel_dropout == 0.25
+    assert layer.get_config()["kernel_dropout"] == 0.25
+
+
+@differentiable
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_dropped_elements_of_the_kernel_get_no_gradient(policy):
+    layer = QRNN(16, kernel_dropout=0.5, seed=1, dtype=policy)
+    model = keras.Sequential([layer])
+    x = np.random.default_rng(0).normal(size=(4, 6, 16)).astype("float32")
+    model.build(x.shape)
+    before = to_numpy(layer.kernel)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(x, np.ones((4, 16), "float32"), verbose=0)
+    kept = np.mean(to_numpy(layer.kernel) == before)
+    assert 0.45 < kept < 0.55
+
+
 @differentiable
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize(("batch", "time"), [(2, 6), (600, 8)])
