@@ -29,7 +29,7 @@ from keras import ops
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.backend import backend
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.loop import TrainingOptions, build_language_model
 

@@ -15,7 +15,7 @@ from keras_qrnn._checks import positive_integer
 from keras_qrnn._files import atomic_write
 from keras_qrnn.layers import QRNN
 from keras_qrnn.models import LanguageModel
-from keras_qrnn.ops.pooling import GATES
+from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training import load_trained
 from keras_qrnn.training.plots import plot_gates
 

@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_qrnn._types import Tensor
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.backend import backend
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def qrnn(
     window=None,
     previous_output=None,
     mask=None,
-    keep=None,
+    update_scale=None,
     zero_output_for_mask=False,
     d_outputs=None,
     d_cell=None,
@@ -83,7 +83,7 @@ def qrnn(
         kernel: (window, features, gates * units); bias: (gates * units,).
         cell, window, previous_output: the state before the first step.
         mask: booleans (batch, time); a masked step leaves all state as it was.
-        keep: zoneout's factor on the update, a number or (batch, time, units).
+        update_scale: zoneout's factor on the update, a number or (batch, time, units).
         d_outputs, d_cell: incoming gradients; the result then has `gradients`.
     """
     batch, time, features = x.shape
@@ -95,8 +95,8 @@ def qrnn(
     if previous_output is None:
         previous_output = cell if pooling == "f" else np.zeros((batch, units))
     mask = np.ones((batch, time), bool) if mask is None else mask
-    keep = 1.0 if keep is None else keep
-    keep = np.broadcast_to(keep, (batch, time, units))
+    update_scale = 1.0 if update_scale is None else update_scale
+    update_scale = np.broadcast_to(update_scale, (batch, time, units))
 
     outputs = np.zeros((batch, time, units))
     last_cell, last_window = np.zeros((batch, units)), window.copy()
@@ -128,7 +128,7 @@ def qrnn(
             gate = dict(zip(GATES[pooling], np.split(y, len(y) // units), strict=True))
             z, f = np.tanh(gate["z"]), sigmoid(gate["f"])
             o = sigmoid(gate["o"]) if "o" in gate else 1.0
-            k = keep[b, t]
+            k = update_scale[b, t]
             forget = 1 - k * (1 - f)
             i = k * sigmoid(gate["i"]) if "i" in gate else 1 - forget
             previous, c = c, forget * c + i * z

@@ -12,7 +12,7 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN, linear_scan
-from keras_qrnn.ops.dispatch import backend as active
+from keras_qrnn.ops.backend import backend as active
 from tests import kernels
 
 TESTS = ("test_schema", "test_faketensor")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops.dispatch import backend as active
+from keras_qrnn.ops.backend import backend as active
 from tests import reference, test_ops
 from tests.layers import test_qrnn as test_layer
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_qrnn
+from keras_qrnn.ops.backend import backend as active
 from keras_qrnn.ops.blocks import SMALL_STEP, is_cut_in_blocks, piece_length
-from keras_qrnn.ops.dispatch import backend as active
 from tests import reference
 from tests.gradients import second_gradients, value_and_gradients
 
@@ -245,11 +245,11 @@ def pool_arguments(pooling, shape, activated):
     return [a.astype("float32") for a in (*gates, state)]
 
 
-def naive_pool(pooling, gates, state, keep=1.0):
+def naive_pool(pooling, gates, state, update_scale=1.0):
     """The paper's equations in keras.ops, differentiated by the backend."""
     z, f, *rest = gates
-    f = 1 - keep * (1 - f)
-    i = keep * rest[1] if pooling == "ifo" else 1 - f
+    f = 1 - update_scale * (1 - f)
+    i = update_scale * rest[1] if pooling == "ifo" else 1 - f
     cells = []
     for t in range(z.shape[1]):
         state = f[:, t] * state + i[:, t] * z[:, t]
@@ -288,17 +288,19 @@ def test_pool_values_and_gradients(pooling, batch, time):
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-@pytest.mark.parametrize("keep", [None, 0.75, "mask"])
+@pytest.mark.parametrize("update_scale", [None, 0.75, "mask"])
 @pytest.mark.parametrize("time", [1, 7, 70])
 @pytest.mark.parametrize("pooling", POOLS)
-def test_pool_in_place_equals_the_other(pooling, time, keep):
+def test_pool_in_place_equals_the_other(pooling, time, update_scale):
     import torch
 
     *gates, state = pool_arguments(pooling, (2, time, 3), activated=False)
     packed = torch.tensor(np.concatenate(gates, axis=-1))
-    if keep == "mask":
-        keep = torch.tensor(np.random.default_rng(1).uniform(size=gates[0].shape) > 0.3)
-    arguments = torch.tensor(state), keep, pooling, True
+    if update_scale == "mask":
+        update_scale = torch.tensor(
+            np.random.default_rng(1).uniform(size=gates[0].shape) > 0.3
+        )
+    arguments = torch.tensor(state), update_scale, pooling, True
     want = active.pool(packed.clone(), *arguments)
     with torch.no_grad():
         got = active.pool(packed.clone(), *arguments)

@@ -8,8 +8,8 @@ from tests import reference
 
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("keep", [None, 0.8, "mask"])
-def test_gradients(pooling, window, keep):
+@pytest.mark.parametrize("update_scale", [None, 0.8, "mask"])
+def test_gradients(pooling, window, update_scale):
     rng = np.random.default_rng(0)
     batch, time, features, units = 2, 5, 3, 2
     channels = len(reference.GATES[pooling]) * units
@@ -21,15 +21,15 @@ def test_gradients(pooling, window, keep):
         "window": rng.normal(size=(batch, window - 1, features)),
     }
     mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]], bool)
-    if keep == "mask":
-        keep = (rng.uniform(size=(batch, time, units)) > 0.3).astype(float)
+    if update_scale == "mask":
+        update_scale = (rng.uniform(size=(batch, time, units)) > 0.3).astype(float)
     previous = np.zeros((batch, units))
     d_outputs = rng.normal(size=(batch, time, units))
     d_cell = rng.normal(size=(batch, units))
 
     def run(**gradient):
         return reference.qrnn(
-            **arguments, pooling=pooling, mask=mask, keep=keep,
+            **arguments, pooling=pooling, mask=mask, update_scale=update_scale,
             previous_output=previous, **gradient,
         )  # fmt: skip
 

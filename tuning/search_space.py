@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras_tuner
 import numpy as np
 
-from keras_qrnn.ops.pooling import GATES
+from keras_qrnn.ops.equations import GATES
 
 # How many values of a range the grid takes.
 GRID_POINTS = 5

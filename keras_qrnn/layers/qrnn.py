@@ -8,8 +8,8 @@ from keras.regularizers import Regularizer
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.ops.dispatch import backend
-from keras_qrnn.ops.pooling import GATES
+from keras_qrnn.ops.backend import backend
+from keras_qrnn.ops.equations import GATES
 
 _NO_MEANING = {
     "recurrent_initializer": "a QRNN has no recurrent kernel: use `kernel_initializer`",
@@ -281,7 +281,7 @@ class QRNN(keras.layers.Layer):
         outputs, cell = self._convolve_and_pool(
             self._drop(inputs, training),
             cell,
-            self._keep(sequences, valid, training),
+            self._update_scale(sequences, valid, training),
             training,
         )
 
@@ -366,7 +366,7 @@ class QRNN(keras.layers.Layer):
         self,
         inputs: Tensor,
         cell: Tensor,
-        keep: Tensor | float | None,
+        update_scale: Tensor | float | None,
         training: bool,
     ) -> tuple[Tensor, Tensor]:
         kernel, bias = self._weights(inputs.dtype, training)
@@ -375,33 +375,35 @@ class QRNN(keras.layers.Layer):
             and self.recurrent_activation is activations.sigmoid
         )
         if fused:
-            return backend.conv_pool(inputs, kernel, bias, cell, keep, self.pooling)
+            return backend.conv_pool(
+                inputs, kernel, bias, cell, update_scale, self.pooling
+            )
         gates = self._activate(backend.causal_conv(inputs, kernel, bias))
         gates = ops.concatenate(gates, axis=-1)
-        return backend.pool(gates, cell, keep, self.pooling, activate=False)
+        return backend.pool(gates, cell, update_scale, self.pooling, activate=False)
 
-    def _keep(
+    def _update_scale(
         self, sequences: Tensor, valid: Tensor | None, training: bool
     ) -> Tensor | float | None:
         """How much of its update each state takes: what zoneout and masks do."""
         batch, time = ops.shape(sequences)[:2]
-        keep = None
+        update_scale = None
         if self.zoneout and training:
             noise = keras.random.uniform(
                 (batch, time, self.units), dtype="float32", seed=self.seed_generator
             )
-            keep = noise >= self.zoneout
+            update_scale = noise >= self.zoneout
         elif self.zoneout:
-            keep = 1.0 - self.zoneout
+            update_scale = 1.0 - self.zoneout
         if valid is None:
-            return keep
+            return update_scale
         is_valid = ops.arange(time)[None, :, None] < valid[:, None, None]
-        if keep is None:
+        if update_scale is None:
             return is_valid
-        if isinstance(keep, float):
+        if isinstance(update_scale, float):
             accumulator = "float64" if self.compute_dtype == "float64" else "float32"
-            return keep * ops.cast(is_valid, accumulator)
-        return ops.logical_and(keep, is_valid)
+            return update_scale * ops.cast(is_valid, accumulator)
+        return ops.logical_and(update_scale, is_valid)
 
     def _given_state(
         self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from keras_qrnn.ops.blocks import piece_length
+from keras_qrnn.ops.equations import GATES
 
 # Inference in pieces of this many steps of all sequences: see `ops/blocks.py`.
 PIECE_ROWS = 1024
@@ -120,48 +121,48 @@ def _associative(
 def pool(
     gates: jax.Array,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    return _pool(gates, initial_state, keep, pooling, activate)
+    return _pool(gates, initial_state, update_scale, pooling, activate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _pool(
     gates: jax.Array,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    return _pool_forward(gates, initial_state, keep, pooling, activate)[0]
+    return _pool_forward(gates, initial_state, update_scale, pooling, activate)[0]
 
 
 def _pool_forward(
     gates: jax.Array,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple:
     z, f, o, i = _activations(gates, pooling, activate)
-    factor = _factor(keep, z.dtype)
+    factor = _factor(update_scale, z.dtype)
     update = factor * (1 - f)
     inputs = update * z if i is None else factor * i * z
     cells = _linear_scan(1 - update, inputs, initial_state.astype(z.dtype), False)
     outputs = cells if o is None else o * cells
     # The activations are recomputed: only what cannot be is kept.
-    saved = (gates, initial_state, keep, cells)
+    saved = (gates, initial_state, update_scale, cells)
     return (outputs.astype(gates.dtype), cells[:, -1]), saved
 
 
 def _pool_backward(
     pooling: str, activate: bool, saved: tuple, gradients: tuple
 ) -> tuple:
-    gates, initial_state, keep, cells = saved
+    gates, initial_state, update_scale, cells = saved
     z, f, o, i = _activations(gates, pooling, activate)
-    factor = _factor(keep, z.dtype)
+    factor = _factor(update_scale, z.dtype)
     update = factor * (1 - f)
     previous = _previous(cells, initial_state.astype(z.dtype), reverse=False)
 
@@ -180,11 +181,11 @@ def _pool_backward(
         d_gates.append(adjoint * factor * z)
     if activate:
         d_gates[0] *= 1 - z * z
-        for n, gate in enumerate((f, o, i)[: len(pooling)], start=1):
+        for n, gate in enumerate((f, o, i)[: len(d_gates) - 1], start=1):
             d_gates[n] *= gate * (1 - gate)
     d_packed = jnp.concatenate(d_gates, axis=-1).astype(gates.dtype)
     d_initial = (1 - update[:, 0]) * adjoint[:, 0]
-    return d_packed, d_initial.astype(initial_state.dtype), _no_gradient(keep)
+    return d_packed, d_initial.astype(initial_state.dtype), _no_gradient(update_scale)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -193,22 +194,26 @@ _pool.defvjp(_pool_forward, _pool_backward)
 def _activations(gates: jax.Array, pooling: str, activate: bool) -> tuple:
     """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
     packed = gates.astype(jnp.promote_types(gates.dtype, jnp.float32))
-    z, *others = jnp.split(packed, len(pooling) + 1, axis=-1)
+    z, *others = jnp.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
         z, others = jnp.tanh(z), [jax.nn.sigmoid(gate) for gate in others]
     return z, *others, *[None] * (3 - len(others))
 
 
-def _factor(keep: jax.Array | float | None, dtype: jnp.dtype) -> jax.Array | float:
-    return 1.0 if keep is None else jnp.asarray(keep, dtype)
+def _factor(
+    update_scale: jax.Array | float | None, dtype: jnp.dtype
+) -> jax.Array | float:
+    return 1.0 if update_scale is None else jnp.asarray(update_scale, dtype)
 
 
-def _no_gradient(keep: jax.Array | float | None) -> jax.Array | np.ndarray | None:
-    if keep is None:
+def _no_gradient(
+    update_scale: jax.Array | float | None,
+) -> jax.Array | np.ndarray | None:
+    if update_scale is None:
         return None
-    if jnp.issubdtype(jnp.result_type(keep), jnp.floating):
-        return jnp.zeros_like(keep)
-    return np.zeros(jnp.shape(keep), jax.dtypes.float0)
+    if jnp.issubdtype(jnp.result_type(update_scale), jnp.floating):
+        return jnp.zeros_like(update_scale)
+    return np.zeros(jnp.shape(update_scale), jax.dtypes.float0)
 
 
 def causal_conv(
@@ -234,7 +239,7 @@ def conv_pool(
     kernel: jax.Array,
     bias: jax.Array | None,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
     return lax.platform_dependent(
@@ -242,7 +247,7 @@ def conv_pool(
         kernel,
         bias,
         initial_state,
-        keep,
+        update_scale,
         cpu=partial(_conv_pool_in_pieces, pooling=pooling),
         default=partial(_conv_pool_at_once, pooling=pooling),
     )
@@ -253,19 +258,19 @@ def _conv_pool_forward(
     kernel: jax.Array,
     bias: jax.Array | None,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple:
     results, pullback = jax.vjp(
-        lambda *arguments: _conv_pool_at_once(*arguments, keep, pooling),
+        lambda *arguments: _conv_pool_at_once(*arguments, update_scale, pooling),
         inputs, kernel, bias, initial_state,
     )  # fmt: skip
-    return results, (pullback, keep)
+    return results, (pullback, update_scale)
 
 
 def _conv_pool_backward(pooling: str, saved: tuple, gradients: tuple) -> tuple:
-    pullback, keep = saved
-    return *pullback(gradients), _no_gradient(keep)
+    pullback, update_scale = saved
+    return *pullback(gradients), _no_gradient(update_scale)
 
 
 conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
@@ -276,11 +281,11 @@ def _conv_pool_at_once(
     kernel: jax.Array,
     bias: jax.Array | None,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
     gates = causal_conv(inputs, kernel, bias)
-    return _pool(gates, initial_state, keep, pooling, True)
+    return _pool(gates, initial_state, update_scale, pooling, True)
 
 
 def _conv_pool_in_pieces(
@@ -288,7 +293,7 @@ def _conv_pool_in_pieces(
     kernel: jax.Array,
     bias: jax.Array | None,
     initial_state: jax.Array,
-    keep: jax.Array | float | None,
+    update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Equal pieces of time in a loop, then what is left."""
@@ -297,14 +302,16 @@ def _conv_pool_in_pieces(
     known = [n if isinstance(n, int) else None for n in (time, batch)]
     length = piece_length(*known, PIECE_ROWS)
     if length is None or length == time:
-        return _conv_pool_at_once(inputs, kernel, bias, initial_state, keep, pooling)
+        return _conv_pool_at_once(
+            inputs, kernel, bias, initial_state, update_scale, pooling
+        )
 
     def write_piece(start: jax.Array | int, size: int, carry: tuple) -> tuple:
         outputs, state = carry
         seen = lax.dynamic_slice_in_dim(inputs, start, size + kernel.shape[0] - 1, 1)
-        at = keep
-        if keep is not None and jnp.ndim(keep):
-            at = lax.dynamic_slice_in_dim(keep, start, size, axis=1)
+        at = update_scale
+        if update_scale is not None and jnp.ndim(update_scale):
+            at = lax.dynamic_slice_in_dim(update_scale, start, size, axis=1)
         piece, state = _conv_pool_at_once(seen, kernel, bias, state, at, pooling)
         return lax.dynamic_update_slice_in_dim(outputs, piece, start, axis=1), state
 

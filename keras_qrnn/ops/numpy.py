@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from keras_qrnn.ops import equations
+from keras_qrnn.ops.equations import GATES, Gates
+
 
 def linear_scan(
     decay: np.ndarray, inputs: np.ndarray, initial_state: np.ndarray, reverse: bool
@@ -19,21 +22,32 @@ def linear_scan(
 def pool(
     gates: np.ndarray,
     initial_state: np.ndarray,
-    keep: np.ndarray | float | None,
+    update_scale: np.ndarray | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     packed = gates.astype(np.promote_types(gates.dtype, np.float32))
-    z, f, *rest = np.split(packed, len(pooling) + 1, axis=-1)
-    if activate:
-        z = np.tanh(z)
-        f, *rest = (1 / (1 + np.exp(-gate)) for gate in (f, *rest))
-    keep = 1.0 if keep is None else np.asarray(keep).astype(packed.dtype)
-    update = keep * (1 - f)
-    inputs = keep * rest[1] * z if pooling == "ifo" else update * z
-    cells = linear_scan(1 - update, inputs, initial_state, reverse=False)
-    outputs = cells if pooling == "f" else rest[0] * cells
+    activated = _activated(packed, pooling, activate)
+    if isinstance(update_scale, np.ndarray):
+        update_scale = update_scale.astype(packed.dtype)
+    decay, inputs = equations.decay_and_inputs(activated, update_scale)
+    cells = linear_scan(decay, inputs, initial_state, reverse=False)
+    outputs = equations.outputs_of(activated, cells)
     return outputs.astype(gates.dtype), cells[:, -1]
+
+
+def _activated(packed: np.ndarray, pooling: str, activate: bool) -> Gates:
+    """The activated gates of packed ones."""
+    z, f, *others = np.split(packed, len(GATES[pooling]), axis=-1)
+    if activate:
+        return Gates(np.tanh(z), _sigmoid(-f), *map(_sigmoid, others))
+    return Gates(z, 1 - f, *others)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Overflows nowhere."""
+    tail = np.exp(-np.abs(x))
+    return np.where(x < 0, tail, 1) / (1 + tail)
 
 
 def causal_conv(
@@ -49,11 +63,11 @@ def conv_pool(
     kernel: np.ndarray,
     bias: np.ndarray | None,
     initial_state: np.ndarray,
-    keep: np.ndarray | float | None,
+    update_scale: np.ndarray | float | None,
     pooling: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     gates = causal_conv(inputs, kernel, bias)
-    return pool(gates, initial_state, keep, pooling, activate=True)
+    return pool(gates, initial_state, update_scale, pooling, activate=True)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -3,11 +3,8 @@
 from keras import ops
 
 from keras_qrnn._types import Tensor
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.backend import backend
 from keras_qrnn.ops.scan import as_tensor, check_same, check_sequence, state_or_zeros
-
-# The gates of each pooling, in the order in which kernels and biases hold them.
-GATES = {"f": ("z", "f"), "fo": ("z", "f", "o"), "ifo": ("z", "f", "o", "i")}
 
 Pooled = tuple[Tensor, Tensor]
 

@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from keras_qrnn._types import Tensor
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.backend import backend
 
 
 def linear_scan(

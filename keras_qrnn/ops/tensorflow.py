@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_qrnn.ops.blocks import is_cut_in_blocks
+from keras_qrnn.ops.equations import GATES
 
 
 def _run(function: Callable, *arguments) -> tf.Tensor | tuple[tf.Tensor, ...]:
@@ -275,26 +276,28 @@ def _as_graph(scan: Callable) -> Callable:
 def pool(
     gates: tf.Tensor,
     initial_state: tf.Tensor,
-    keep: tf.Tensor | float | None,
+    update_scale: tf.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     accumulator = _accumulator(gates.dtype)
-    if isinstance(keep, tf.Tensor):
-        keep = tf.cast(keep, accumulator)
+    if isinstance(update_scale, tf.Tensor):
+        update_scale = tf.cast(update_scale, accumulator)
 
     @tf.custom_gradient
     def fused(
         gates: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        outputs, cells = _run(_pool, gates, initial_state, keep, pooling, activate)
+        outputs, cells = _run(
+            _pool, gates, initial_state, update_scale, pooling, activate
+        )
         for sequence in (outputs, cells):
             sequence.set_shape((*gates.shape[:2], None))
 
         def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
             return _run(
-                _pool_gradient, gates, initial_state, keep, pooling, activate, cells,
-                d_outputs, d_last,
+                _pool_gradient, gates, initial_state, update_scale, pooling, activate,
+                cells, d_outputs, d_last,
             )  # fmt: skip
 
         return (outputs, cells[:, -1]), gradient
@@ -305,14 +308,14 @@ def pool(
 def _pool(
     gates: tf.Tensor,
     initial_state: tf.Tensor,
-    keep: tf.Tensor | float | None,
+    update_scale: tf.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Outputs and cell states."""
     z, f, o, i = _activations(gates, pooling, activate)
-    decay = _decay(f, keep)
-    inputs = z - decay * z if i is None else _times(keep, i * z)
+    decay = _decay(f, update_scale)
+    inputs = z - decay * z if i is None else _times(update_scale, i * z)
     state = tf.cast(initial_state, z.dtype)
     cells = _linear_scan(decay, inputs, state, reverse=False)
     outputs = cells if o is None else o * cells
@@ -322,7 +325,7 @@ def _pool(
 def _pool_gradient(
     gates: tf.Tensor,
     initial_state: tf.Tensor,
-    keep: tf.Tensor | float | None,
+    update_scale: tf.Tensor | float | None,
     pooling: str,
     activate: bool,
     cells: tf.Tensor,
@@ -333,7 +336,7 @@ def _pool_gradient(
     # them to be those of the forward pass, and keeps them in place of the gates.)
     d_outputs = tf.cast(d_outputs, cells.dtype)
     z, f, o, i = _activations(gates, pooling, activate)
-    decay = _decay(f, keep)
+    decay = _decay(f, update_scale)
     # A graph runs what it can as soon as it can, and the results take memory from
     # then on: nothing here may begin before the forward pass has ended, nor what
     # needs no adjoint before there is one.
@@ -346,10 +349,10 @@ def _pool_gradient(
         previous = _previous(cells, state, reverse=False)
         if i is None:
             d_z = adjoint - adjoint * decay
-            d_f = _times(keep, adjoint * (previous - z))
+            d_f = _times(update_scale, adjoint * (previous - z))
             others = [(f, d_f)]
         else:
-            kept = _times(keep, adjoint)
+            kept = _times(update_scale, adjoint)
             d_z = kept * i
             others = [(f, kept * previous)]
         if o is not None:
@@ -364,18 +367,18 @@ def _pool_gradient(
     return tf.cast(d_gates, gates.dtype), tf.cast(d_initial, initial_state.dtype)
 
 
-def _times(keep: tf.Tensor | float | None, x: tf.Tensor) -> tf.Tensor:
-    return x if keep is None else keep * x
+def _times(update_scale: tf.Tensor | float | None, x: tf.Tensor) -> tf.Tensor:
+    return x if update_scale is None else update_scale * x
 
 
-def _decay(f: tf.Tensor, keep: tf.Tensor | float | None) -> tf.Tensor:
-    return f if keep is None else 1 - keep * (1 - f)
+def _decay(f: tf.Tensor, update_scale: tf.Tensor | float | None) -> tf.Tensor:
+    return f if update_scale is None else 1 - update_scale * (1 - f)
 
 
 def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
     """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
     packed = tf.cast(gates, _accumulator(gates.dtype))
-    z, *others = tf.split(packed, len(pooling) + 1, axis=-1)
+    z, *others = tf.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
         z, others = tf.tanh(z), [tf.sigmoid(gate) for gate in others]
     return z, *others, *[None] * (3 - len(others))
@@ -422,11 +425,11 @@ def conv_pool(
     kernel: tf.Tensor,
     bias: tf.Tensor | None,
     initial_state: tf.Tensor,
-    keep: tf.Tensor | float | None,
+    update_scale: tf.Tensor | float | None,
     pooling: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     gates = causal_conv(inputs, kernel, bias)
-    return pool(gates, initial_state, keep, pooling, activate=True)
+    return pool(gates, initial_state, update_scale, pooling, activate=True)
 
 
 # XLA makes two passes over the logits of what would be a dozen, with the gradient. (For

@@ -8,7 +8,7 @@ from keras import ops
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
-from keras_qrnn.ops.dispatch import backend
+from keras_qrnn.ops.backend import backend
 
 THETAS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)

@@ -78,7 +78,7 @@ def expected_of(layer, x, mask, state, **gradient):
         cell=state[0],
         window=state[1] if len(state) > 1 else None,
         mask=None if mask is None else mask[:, flip],
-        keep=1 - layer.zoneout,
+        update_scale=1 - layer.zoneout,
         zero_output_for_mask=layer.zero_output_for_mask,
         **gradient,
     )
@@ -292,18 +292,18 @@ def test_dropped_elements_of_the_kernel_get_no_gradient(policy):
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize(("batch", "time"), [(2, 6), (600, 8)])
 def test_gradients_with_a_zoneout_mask(batch, time, pooling):
-    from keras_qrnn.ops.dispatch import backend
+    from keras_qrnn.ops.backend import backend
 
     rng = np.random.default_rng(2)
     count = len(reference.GATES[pooling])
     y = rng.normal(size=(batch, time, count * UNITS)).astype("float32")
     cell = rng.normal(size=(batch, UNITS)).astype("float32")
-    keep = rng.uniform(size=(batch, time, UNITS)) > 0.4
+    update_scale = rng.uniform(size=(batch, time, UNITS)) > 0.4
     weight = rng.normal(size=(batch, time, UNITS)).astype("float32")
 
     def loss(y, cell):
         outputs, last = backend.pool(
-            y, cell, ops.convert_to_tensor(keep), pooling, activate=True
+            y, cell, ops.convert_to_tensor(update_scale), pooling, activate=True
         )
         return ops.sum(outputs * ops.convert_to_tensor(weight)) + ops.sum(last)
 
@@ -314,7 +314,7 @@ def test_gradients_with_a_zoneout_mask(batch, time, pooling):
         np.zeros(count * UNITS),
         pooling,
         cell=cell.astype("float64"),
-        keep=keep.astype("float64"),
+        update_scale=update_scale.astype("float64"),
         d_outputs=weight,
         d_cell=np.ones((batch, UNITS)),
     ).gradients
