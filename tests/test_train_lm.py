@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus
-from keras_qrnn.training import TrainingOptions, evaluate_perplexity
+from keras_qrnn.training import TrainingOptions, callbacks, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from keras_qrnn.training.loop import build_language_model, train_language_model
@@ -110,6 +110,15 @@ def test_what_a_run_leaves(trained, small_ptb, capsys):
     assert abs(shown - best) < 0.01
     assert train_lm.main([*data, "--notrain", "--notest"]) == 0
     assert "test perplexity" not in capsys.readouterr().out
+
+
+def test_no_callback_makes_keras_read_the_loss_of_every_step():
+    for name, callback in vars(callbacks).items():
+        if isinstance(callback, type) and issubclass(
+            callback, keras.callbacks.Callback
+        ):
+            for hook in ("on_batch_end", "on_train_batch_end"):
+                assert hook not in vars(callback), name
 
 
 @pytest.mark.parametrize("lstm", ["lstm", "unrolled_lstm"])

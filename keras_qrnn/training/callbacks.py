@@ -159,11 +159,11 @@ class RunFiles(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._started = time.monotonic()
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        step = self._first_step + batch + 1
-        # After the last step comes the epoch's end, to be resumed as a whole.
-        is_last = batch + 1 == self.params["steps"]
-        if step % self._save_every == 0 and not is_last:
+    # At the start of the next batch: for a callback that acts at the end of one, Keras
+    # reads the loss of every step, so that a GPU waits for Python and Python for it.
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        step = self._first_step + batch
+        if batch and step % self._save_every == 0:
             self._save(self._epoch, step)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
