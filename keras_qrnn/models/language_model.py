@@ -18,12 +18,23 @@ class LanguageModel(keras.Model):
 
     Embedding, then recurrent layers that carry their state from batch to batch,
     then logits over the vocabulary; dropout after the embedding and each layer.
-    With `tied`, `locked_dropout`, `embedding_dropout` and `hidden_dropout` it is
-    regularized as in arXiv 1708.02182, sections 4.2 to 4.5.
+    With `tied`, `locked_dropout`, `embedding_dropout`, `hidden_dropout`,
+    `kernel_dropout` and the two regularizations of the activations it is regularized
+    as in arXiv 1708.02182, sections 2 and 4.2 to 4.6.
 
     Its loss is the cross-entropy summed over the steps and averaged over the
     rows of a batch: the scale that the paper's learning rate of 1 and clip of
-    10 belong to. Beside it `perplexity` is reported, per counted token.
+    10 belong to. Beside it `perplexity` is reported, per counted token. In training
+    the loss has two more parts if they are asked for. With `h[t]` the last layer's
+    output at step t and `d[t]` the same after dropout, both of `units` features, and
+    sums over the steps, rows and features of a batch, they are
+
+        activation_regularization * sum(d[t]^2) / (rows * units)
+        temporal_regularization * sum((h[t] - h[t - 1])^2) / (rows * units)
+
+    Like the cross-entropy they are summed over the steps and averaged over the rows.
+    Both coefficients thus weigh as the alpha and beta of arXiv 1708.02182, whose loss
+    is a mean over tokens: ours is theirs times the steps of a batch.
 
     Args:
         vocab_size: Positive integer, number of words.
@@ -46,6 +57,12 @@ class LanguageModel(keras.Model):
             places in a batch.
         hidden_dropout: Dropout rate between recurrent layers. Defaults to `dropout`.
         seed: Seed of dropout and zoneout.
+        kernel_dropout: Fraction of the elements of each QRNN layer's kernel that are
+            dropped in training (weight drop, section 2 of arXiv 1708.02182).
+        activation_regularization: Weight of the squares of the last layer's output
+            after dropout, alpha of section 4.6 there; 0 for none.
+        temporal_regularization: Weight of the squares of the last layer's change from
+            step to step, beta of section 4.6 there; 0 for none.
 
     Call arguments:
         tokens: int tensor of shape `(batch_size, time)`.
@@ -73,6 +90,9 @@ class LanguageModel(keras.Model):
         embedding_dropout: float = 0.0,
         hidden_dropout: float | None = None,
         seed: int | None = None,
+        kernel_dropout: float = 0.0,
+        activation_regularization: float = 0.0,
+        temporal_regularization: float = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,12 +116,28 @@ class LanguageModel(keras.Model):
         rate("embedding_dropout", embedding_dropout)
         hidden = dropout if hidden_dropout is None else hidden_dropout
         rate("hidden_dropout", hidden)
+        if rate("kernel_dropout", kernel_dropout) and cell != "qrnn":
+            raise ValueError(
+                "Argument `kernel_dropout` goes with cell='qrnn'. "
+                f"Received: kernel_dropout={kernel_dropout!r}, cell={cell!r}"
+            )
+        regularization = {
+            "activation_regularization": activation_regularization,
+            "temporal_regularization": temporal_regularization,
+        }
+        for name, value in regularization.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"Argument `{name}` must be 0 or a positive number. "
+                    f"Received: {name}={value!r}"
+                )
         self._config = {
             **sizes, "window": window if one_window else windows,
             "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
             "embedding_scale": embedding_scale, "tied": tied,
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,
             "hidden_dropout": hidden_dropout, "seed": seed,
+            "kernel_dropout": kernel_dropout, **regularization,
         }  # fmt: skip
         self.batch_size = batch_size
         self.cell = cell
@@ -150,7 +186,8 @@ class LanguageModel(keras.Model):
             if cell == "qrnn":
                 layer = QRNN(
                     size, windows[n], pooling, zoneout=zoneout,
-                    seed=seeds[layers + 1 + n], name=f"qrnn_{n}", **carried,
+                    seed=seeds[layers + 1 + n], name=f"qrnn_{n}",
+                    kernel_dropout=kernel_dropout, **carried,
                 )  # fmt: skip
             else:
                 layer = StatefulLSTM(
@@ -189,8 +226,24 @@ class LanguageModel(keras.Model):
             x = self.embedding_dropout(x, tokens, training=training)
         x = self.dropouts[0](x, training=training)
         for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
-            x = dropout(layer(x, training=training), training=training)
+            raw = layer(x, training=training)
+            x = dropout(raw, training=training)
+        if training:
+            self._regularize(raw, x)
         return x
+
+    def _regularize(self, raw: Tensor, dropped: Tensor) -> None:
+        """Adds the losses of the last layer's outputs before and after dropout."""
+        alpha = self._config["activation_regularization"]
+        beta = self._config["temporal_regularization"]
+        scale = 1.0 / (self.batch_size * raw.shape[-1])
+        if alpha:
+            squares = ops.square(ops.cast(dropped, "float32"))
+            self.add_loss(alpha * scale * ops.sum(squares))
+        if beta:
+            raw = ops.cast(raw, "float32")
+            squares = ops.square(raw[:, 1:] - raw[:, :-1])
+            self.add_loss(beta * scale * ops.sum(squares))
 
     def softmax_logits(self, hidden: Tensor) -> Tensor:
         """The logits of `hidden`, of shape `(batch_size, time, vocab_size)`."""
@@ -235,7 +288,7 @@ class LanguageModel(keras.Model):
         self.perplexity.update_state(
             ops.stop_gradient(total), ops.sum(ops.cast(sample_weight, "float32"))
         )
-        return total / self.batch_size
+        return sum(self.losses, total / self.batch_size)
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

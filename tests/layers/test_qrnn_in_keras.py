@@ -270,6 +270,7 @@ def test_regularizers_constraints_and_seed():
         ({"units": 2, "zoneout": 1.0}, r"`zoneout` must be in \[0, 1\)"),
         ({"units": 2, "dropout": -0.1}, r"`dropout` must be in \[0, 1\)"),
         ({"units": 2, "zoneout": float("nan")}, r"`zoneout` must be in \[0, 1\)"),
+        ({"units": 2, "kernel_dropout": 1.0}, r"`kernel_dropout` must be in \[0, 1\)"),
         ({"units": 2, "zoneout": "a"}, r"`zoneout` must be a number in \[0, 1\)"),
         ({"units": 2, "pooling": "of"}, "`pooling` must be one of 'f', 'fo', 'ifo'"),
     ],

@@ -51,6 +51,39 @@ def test_loss_and_perplexity(cell):
 
 
 @trains
+@pytest.mark.parametrize("steps", [1, 7])
+def test_regularization_of_the_activations(steps):
+    """It is in the loss of training, on the scale of the cross-entropy, only there."""
+    chosen = {"dropout": 0.5, "zoneout": 0.0, "locked_dropout": True, "layers": 1}
+    x, y, weights = batch(steps=steps)
+
+    def loss(alpha, beta):
+        keras.utils.set_random_seed(0)
+        model = tiny(
+            activation_regularization=alpha, temporal_regularization=beta, **chosen
+        )
+        model.compile(keras.optimizers.SGD(0.0))
+        logs = model.fit(x, y, 2, sample_weight=weights, verbose=0).history
+        model.reset_state()
+        more = model.evaluate(x, y, 2, 0, sample_weight=weights, return_dict=True)
+        return logs["loss"][0], logs["perplexity"][0], more["loss"]
+
+    keras.utils.set_random_seed(0)
+    model = tiny(**chosen)
+    embedded = model.dropouts[0](model.embedding(x), training=True)
+    raw = model.recurrent[0](embedded, training=True)
+    dropped = keras.ops.convert_to_numpy(model.dropouts[1](raw, training=True))
+    raw = keras.ops.convert_to_numpy(raw)
+    plain, weighed = loss(0.0, 0.0), loss(2.0, 3.0)
+    expected = 2 * np.square(dropped).sum() / (2 * 5)
+    expected += 3 * np.square(np.diff(raw, axis=1)).sum() / (2 * 5)
+    assert expected > 0.001
+    assert math.isclose(weighed[0] - plain[0], expected, rel_tol=1e-3, abs_tol=1e-5)
+    assert math.isclose(weighed[1], plain[1], rel_tol=1e-6)
+    assert math.isclose(weighed[2], plain[2], rel_tol=1e-6)
+
+
+@trains
 @pytest.mark.parametrize("cell", CELLS)
 def test_fit_carries_the_state(cell):
     """The second batch of an epoch starts where the first one stopped."""
@@ -101,11 +134,14 @@ def test_perplexity_with_a_window_of_one(steps):
 
 AWD = {"tied": True, "locked_dropout": True, "embedding_dropout": 0.2}
 AWD |= {"hidden_dropout": 0.3, "window": [3, 1]}
+AWD |= {"activation_regularization": 2.0, "temporal_regularization": 1.0}
 
 
 @pytest.mark.parametrize("more", [{}, AWD], ids=["paper", "awd"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_saves_and_loads(tmp_path, cell, more):
+    if more and cell == "qrnn":
+        more = more | {"kernel_dropout": 0.1}
     model = tiny(cell, **more)
     model.compile(keras.optimizers.SGD(0.5))
     x, _, _ = batch()
@@ -208,7 +244,8 @@ def test_hidden_dropout_is_that_between_layers():
 def test_awd_model_trains(policy):
     keras.config.set_dtype_policy(policy)
     try:
-        model = tiny(**AWD, dropout=0.1, layers=2, emb_dim=16, units=16)
+        more = {"dropout": 0.1, "kernel_dropout": 0.1}
+        model = tiny(**AWD, **more, layers=2, emb_dim=16, units=16)
         model.compile(keras.optimizers.SGD(0.2, global_clipnorm=10.0))
         x, y, _ = batch()
         history = model.fit(x, y, batch_size=2, epochs=60, verbose=0).history
@@ -266,6 +303,10 @@ def test_gradients_in_bfloat16():
         ({"window": [2, 1, 1]}, "`window` must be an integer or a list with one"),
         ({"embedding_dropout": 1.0}, r"`embedding_dropout` must be in \[0, 1\)"),
         ({"hidden_dropout": 1.0}, r"`hidden_dropout` must be in \[0, 1\)"),
+        ({"kernel_dropout": 1.0}, r"`kernel_dropout` must be in \[0, 1\)"),
+        ({"kernel_dropout": 0.1, "cell": "lstm"}, "`kernel_dropout` goes with cell="),
+        ({"activation_regularization": -1.0}, "`activation_regularization` must be 0"),
+        ({"temporal_regularization": math.nan}, "`temporal_regularization` must be 0"),
     ],
 )
 def test_refuses(change, message):
