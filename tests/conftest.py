@@ -2,6 +2,10 @@ import os
 
 # float64 layers need it on JAX; the other backends do not read it.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# PyTorch's threads spin for a while after each operation. Where other programs need
+# the cores, as two environments at a time in .ci/run do, that made tests 15 times
+# slower. Read when libgomp is loaded, so before Keras is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hypothesis
 import keras
