@@ -8,6 +8,7 @@ import argparse
 import csv
 import gc
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 
 from keras_qrnn._files import write_csv
+from keras_qrnn._types import Tensor
 from keras_qrnn.training.environment import accelerator
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,24 +46,36 @@ def parse(
     parser.add_argument("--results", type=Path, help="directory of the result files")
     parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
     options = parser.parse_args(arguments)
-    if getattr(options, "gpu_time", False) and not (ON_GPU and BACKEND == "torch"):
+    gpu_time = getattr(options, "gpu_time", False)
+    compiled = getattr(options, "compile", False)
+    if gpu_time and not (ON_GPU and BACKEND == "torch"):
         parser.error("--gpu_time is for PyTorch on a GPU")
+    if compiled and BACKEND != "torch":
+        parser.error(f"--compile is for PyTorch. Received: KERAS_BACKEND={BACKEND}")
     if options.results is None:
         # What PyTorch does with Numba stands beside what it does without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")
         variant = "_cuda" if ON_GPU else "_numba" if numba else ""
-        if getattr(options, "gpu_time", False):
-            variant += "_gpu_time"
+        variant += "_gpu_time" * gpu_time + "_compiled" * compiled
         options.results = RESULTS / f"{BACKEND}{variant}"
         if options.quick:
             options.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
     return options
 
 
-def tensor(array: np.ndarray, dtype: str | None = None) -> keras.KerasTensor:
+def tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
     """`array` on the active backend, where it can be differentiated by."""
     made = keras.ops.convert_to_tensor(array, dtype)
     return made.requires_grad_() if BACKEND == "torch" else made
+
+
+def noise(shape: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Normal float32 noise of `shape`, which repeats itself after 2^20 values.
+
+    To draw all values of a large array would take longer than to time a layer on it.
+    """
+    drawn = np.random.default_rng(seed).normal(size=min(math.prod(shape), 2**20))
+    return np.resize(drawn.astype("float32"), shape)
 
 
 def forward(function: Callable) -> Callable:
@@ -84,7 +98,7 @@ def forward(function: Callable) -> Callable:
 
 def forward_backward(
     function: Callable,
-    cotangent,  # noqa: ANN001
+    cotangent: Tensor,
     variables: Sequence = (),
 ) -> Callable:
     """Outputs of `function(*tensors)` and gradients by its arguments.
@@ -98,7 +112,7 @@ def forward_backward(
     if BACKEND == "jax":
         import jax
 
-        def step(cotangent, *tensors) -> tuple:  # noqa: ANN001
+        def step(cotangent: Tensor, *tensors: Tensor) -> tuple:
             outputs, pullback = jax.vjp(function, *tensors)
             return outputs, pullback(cotangent)
 
@@ -128,23 +142,37 @@ def forward_backward(
 
 def layer_calls(
     layer: keras.Layer,
-    x,  # noqa: ANN001
-    cotangent,  # noqa: ANN001
+    x: Tensor,
+    cotangent: Tensor,
     by_input: bool = True,
+    mask: Tensor | None = None,
+    compiled: bool = False,
 ) -> dict[str, Callable]:
     """Inference and training step of a layer, as `predict` and `fit` run it.
 
     A training step is the forward pass and the gradients by the weights and,
     unless `by_input` is False, by `x`.
+
+    Args:
+        layer: a Keras layer, built or not.
+        x: its input.
+        cotangent: the gradient by its output.
+        by_input: whether the gradient by `x` is taken.
+        mask: bool tensor of shape `(batch, time)`, or None.
+        compiled: whether `torch.compile` compiles the layer, with CUDA graphs on a
+            GPU (PyTorch).
     """
     if not layer.built:
         layer.build(x.shape)
+    options = {} if mask is None else {"mask": mask}
     if BACKEND == "jax":
         values = [v.value for v in layer.trainable_variables]
         rest = [v.value for v in layer.non_trainable_variables]
 
-        def call(x, *values, training: bool) -> keras.KerasTensor:  # noqa: ANN001
-            return layer.stateless_call(values, rest, x, training=training)[0]
+        def call(x: Tensor, *values: Tensor, training: bool) -> Tensor:
+            return layer.stateless_call(values, rest, x, training=training, **options)[
+                0
+            ]
 
         infer = forward(partial(call, training=False))
         function = partial(call, training=True)
@@ -156,17 +184,39 @@ def layer_calls(
             "inference": lambda: infer(x, *values),
             "training": lambda: train(*arguments),
         }
-    infer = forward(lambda x: layer(x, training=False))
+
+    def run(x: Tensor, training: bool) -> Tensor:
+        return layer(x, training=training, **options)
+
+    if compiled:
+        import torch
+
+        mode = "reduce-overhead" if ON_GPU else None
+        # Of known shapes: otherwise the second shape is compiled for all others.
+        compiled_run = torch.compile(run, mode=mode, dynamic=False)
+
+        def run(x: Tensor, training: bool) -> Tensor:
+            # What an earlier call has returned may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()
+            return compiled_run(x, training)
+
+    infer = forward(lambda x: run(x, training=False))
     inputs = [x] if by_input else []
     train = forward_backward(
-        lambda *inputs: layer(*(inputs or [x]), training=True),
+        lambda *inputs: run(*(inputs or [x]), training=True),
         cotangent,
         [v.value for v in layer.trainable_variables],
     )
-    return {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
+    calls = {"inference": lambda: infer(x), "training": lambda: train(*inputs)}
+    if compiled:
+        for call in calls.values():
+            # The first call compiles, the second records a CUDA graph.
+            for _ in range(3):
+                call()
+    return calls
 
 
-def wait(results) -> None:  # noqa: ANN001
+def wait(results: Tensor | tuple) -> None:
     """Returns when `results` have been computed."""
     if BACKEND == "jax":
         import jax

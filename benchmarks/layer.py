@@ -1,7 +1,7 @@
 """The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
 
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
-        [--dtype bfloat16] [--gpu_time]
+        [--dtype bfloat16] [--gpu_time] [--compile] [--mask]
 
 The floor is the layer's matrix product alone: one in inference, three in training
 (forward, and the gradients by its inputs and by its kernel). A training step is
@@ -10,6 +10,7 @@ the forward pass and the gradients by the inputs and all weights.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from _timing import (
     layer_calls,
     measure,
     merge_rows,
+    noise,
     parse,
     read_rows,
     tensor,
@@ -29,6 +31,7 @@ from _timing import (
 from report import speedups
 
 from keras_qrnn import QRNN
+from keras_qrnn._types import Tensor
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
@@ -36,7 +39,7 @@ UNITS = 320
 KEY = ("batch", "time", "units", "dtype", "mode", "name")
 
 
-def torch_lstm(x, units: int, cotangent) -> dict[str, Callable]:  # noqa: ANN001
+def torch_lstm(x: Tensor, units: int, cotangent: Tensor) -> dict[str, Callable]:
     import torch
 
     layer = torch.nn.LSTM(
@@ -48,10 +51,11 @@ def torch_lstm(x, units: int, cotangent) -> dict[str, Callable]:  # noqa: ANN001
 
 
 def floor(rows: int, depth: int, channels: int, dtype: str) -> dict[str, Callable]:
-    rng = np.random.default_rng(1)
     x, kernel, cotangent = (
-        tensor(rng.normal(size=shape).astype("float32"), dtype)
-        for shape in ((rows, depth), (depth, channels), (rows, channels))
+        tensor(noise(shape, seed), dtype)
+        for seed, shape in enumerate(
+            ((rows, depth), (depth, channels), (rows, channels)), start=1
+        )
     )
     infer = forward(keras.ops.matmul)
     # Only the three products: the outputs would be a fourth array to write.
@@ -59,20 +63,33 @@ def floor(rows: int, depth: int, channels: int, dtype: str) -> dict[str, Callabl
     return {"inference": lambda: infer(x, kernel), "training": lambda: train(x, kernel)}
 
 
-def benchmark(
+def right_padded(batch: int, time: int) -> Tensor:
+    """A mask `(batch, time)` of sequences of half the length to all of it."""
+    lengths = np.random.default_rng(0).integers(-(-time // 2), time + 1, (batch, 1))
+    return keras.ops.convert_to_tensor(np.arange(time) < lengths)
+
+
+def cell_calls(
     batch: int,
     time: int,
     units: int,
-    names: list[str] | None,
-    seconds: float,
     dtype: str,
-    gpu_time: bool,
-) -> list[dict]:
-    rng = np.random.default_rng(0)
-    x, cotangent = (
-        tensor(rng.normal(size=(batch, time, units)).astype("float32"), dtype)
-        for _ in range(2)
-    )
+    names: list[str] | None = None,
+    compiled: bool = False,
+    masked: bool = False,
+) -> dict[tuple[str, str], Callable]:
+    """What is timed in a cell of the grid, by mode and name.
+
+    Args:
+        batch: sequences of a batch.
+        time: their steps.
+        units: features of the inputs and of the outputs.
+        dtype: that of inputs and weights.
+        names: what to time; all by default.
+        compiled: whether `torch.compile` compiles the QRNN (PyTorch).
+        masked: whether to time each Keras layer with a mask too, and nothing else.
+    """
+    x, cotangent = (tensor(noise((batch, time, units), n), dtype) for n in range(2))
     same = {"return_sequences": True, "dtype": dtype}
     # The default, orthogonal, has no bfloat16.
     recurrent = same | {"recurrent_initializer": "glorot_uniform"}
@@ -81,20 +98,44 @@ def benchmark(
         "keras LSTM": keras.layers.LSTM(units, **recurrent),
         "keras GRU": keras.layers.GRU(units, **recurrent),
     }
-    made = {"floor": lambda: floor(batch * time, 2 * units, 3 * units, dtype)}
+    made = {}
     for name, layer in keras_layers.items():
-        made[name] = lambda layer=layer: layer_calls(layer, x, cotangent)
-    if BACKEND == "torch":
-        made["torch LSTM"] = lambda: torch_lstm(x, units, cotangent)
-    calls = {}
-    for name in names or made:
-        for mode, call in made[name]().items():
-            calls[mode, name] = call
+        compile_it = compiled and name == "QRNN"
+        made[name] = partial(layer_calls, layer, x, cotangent, compiled=compile_it)
+    if masked:
+        mask = right_padded(batch, time)
+        for name, calls in list(made.items()):
+            made[f"masked {name}"] = partial(calls, mask=mask)
+    else:
+        depth, channels = 2 * units, 3 * units
+        made["floor"] = partial(floor, batch * time, depth, channels, dtype)
+        if BACKEND == "torch":
+            made["torch LSTM"] = partial(torch_lstm, x, units, cotangent)
+    return {
+        (mode, name): call
+        for name in names or made
+        for mode, call in made[name]().items()
+    }
+
+
+def cell_rows(
+    calls: dict[tuple[str, str], Callable],
+    cell: dict[str, int | str],
+    seconds: float,
+    gpu_time: bool = False,
+) -> list[dict]:
+    """Times of `cell_calls` as rows of the result file.
+
+    Args:
+        calls: by mode and name.
+        cell: `batch`, `time`, `units` and `dtype`.
+        seconds: for each timing.
+        gpu_time: whether only the GPU's part counts (PyTorch).
+    """
     rows = []
     for mode in ("inference", "training"):
         chosen = {key: call for key, call in calls.items() if key[0] == mode}
         for (_, name), spread in measure(chosen, seconds, gpu_time=gpu_time).items():
-            cell = {"batch": batch, "time": time, "units": units, "dtype": dtype}
             rows.append(cell | {"mode": mode, "name": name} | spread | environment())
     return rows
 
@@ -135,24 +176,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--gpu_time", action="store_true", help="without Python's part (PyTorch, GPU)"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="the QRNN by torch.compile, with CUDA graphs on a GPU (PyTorch)",
+    )
+    parser.add_argument(
+        "--mask",
+        action="store_true",
+        help="Keras's layers with a right-padded mask and without, into mask.csv",
+    )
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")
     units = UNITS
     if options.quick:
         options.batches, options.times, units = [2], [8], 4
         options.seconds = 0.01
-    path = options.results / "layer.csv"
+    path = options.results / ("mask.csv" if options.mask else "layer.csv")
     names = options.names and options.names.split(",")
     for batch in options.batches:
         for time in options.times:
-            rows = benchmark(
-                batch, time, units, names, options.seconds, options.dtype,
-                options.gpu_time,
-            )  # fmt: skip
+            cell = {"batch": batch, "time": time, "units": units}
+            cell |= {"dtype": options.dtype}
+            calls = cell_calls(
+                **cell, names=names, compiled=options.compile, masked=options.mask
+            )
+            rows = cell_rows(calls, cell, options.seconds, options.gpu_time)
             merge_rows(path, rows, KEY)
             for row in rows:
                 print(
-                    f"{BACKEND} {row['mode']:10}{batch:4} x{time:4} {row['name']:12}"
+                    f"{BACKEND} {row['mode']:10}{batch:4} x{time:4} {row['name']:18}"
                     f"{1e3 * row['median']:10.3f} ms ({1e3 * row['min']:.3f} to "
                     f"{1e3 * row['max']:.3f}, {row['runs']} runs)",
                     flush=True,
@@ -163,7 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         for row in read_rows(path)
         if (row["units"], row["dtype"]) == (str(units), options.dtype)
     ]
-    if not names:
+    compared = not names or ("QRNN" in names and any("LSTM" in name for name in names))
+    if compared and not options.mask:
         other = "" if options.dtype == "float32" else f"_{options.dtype}"
         plot(options.results / f"layer{other}.png", rows)
 

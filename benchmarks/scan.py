@@ -1,15 +1,22 @@
 """`linear_scan` against one pass over the same memory and the other scans.
 
-KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
+    KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
+
+On PyTorch on a GPU also against the scans of accelerated-scan and
+flash-linear-attention (`pip install accelerated-scan fla-core`), if they are
+installed, each on tensors in the layout that it takes.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
 from _timing import (
     BACKEND,
+    ON_GPU,
     forward,
     forward_backward,
     measure,
@@ -21,13 +28,14 @@ from _timing import (
 from keras import ops
 
 from keras_qrnn import linear_scan
+from keras_qrnn._types import Tensor
 from keras_qrnn.training.environment import environment
 
 SHAPES = "20x105x640,8x512x320,64x64x512,1x4096x256,1x16384x64,256x64x320"
 KEY = ("batch", "time", "units", "direction", "name")
 
 
-def single_pass(decay, inputs):  # noqa: ANN001, ANN201
+def single_pass(decay: Tensor, inputs: Tensor) -> Tensor:
     """The least that any scan could do: read both arrays, write one."""
     if BACKEND == "torch":
         import torch
@@ -40,16 +48,16 @@ def combine(left: tuple, right: tuple) -> tuple:
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-def keras_associative(decay, inputs):  # noqa: ANN001, ANN201
+def keras_associative(decay: Tensor, inputs: Tensor) -> Tensor:
     return ops.associative_scan(combine, (decay, inputs), axis=1)[1]
 
 
-def own_loop(decay, inputs):  # noqa: ANN001, ANN201
+def own_loop(decay: Tensor, inputs: Tensor) -> Tensor:
     """The backend's own loop, differentiated by the backend."""
     if BACKEND == "jax":
         from jax import lax
 
-        def step(state, at_t) -> tuple:  # noqa: ANN001
+        def step(state: Tensor, at_t: tuple) -> tuple:
             state = at_t[0] * state + at_t[1]
             return state, state
 
@@ -66,7 +74,7 @@ def own_loop(decay, inputs):  # noqa: ANN001, ANN201
     decay, inputs = (tf.transpose(x, [1, 0, 2]) for x in (decay, inputs))
     time = decay.shape[0]
 
-    def step(t, state, states) -> tuple:  # noqa: ANN001
+    def step(t: Tensor, state: Tensor, states: tf.TensorArray) -> tuple:
         state = decay[t] * state + inputs[t]
         return t + 1, state, states.write(t, state)
 
@@ -76,7 +84,54 @@ def own_loop(decay, inputs):  # noqa: ANN001, ANN201
     return tf.transpose(states, [1, 0, 2])
 
 
+def chunk_hgrn(decay: Tensor, inputs: Tensor) -> Tensor:
+    """flash-linear-attention's scan in chunks, which takes the decay's logarithm."""
+    from fla.ops.hgrn import chunk_hgrn
+
+    return chunk_hgrn(inputs, decay)[0]
+
+
+def fused_recurrent_hgrn(decay: Tensor, inputs: Tensor) -> Tensor:
+    """flash-linear-attention's scan step by step, likewise."""
+    from fla.ops.hgrn import fused_recurrent_hgrn
+
+    return fused_recurrent_hgrn(inputs, decay)[0]
+
+
+def accelerated_scan(decay: Tensor, inputs: Tensor) -> Tensor:
+    """accelerated-scan's Triton kernel, which takes `(batch, units, time)`."""
+    from accelerated_scan.scalar import scan
+
+    return scan(decay, inputs)
+
+
+# Scans of other packages, with what makes their arguments of `linear_scan`'s, which is
+# not timed, and their results of its results.
+OTHERS = {
+    "accelerated-scan": (
+        accelerated_scan,
+        lambda decay, inputs: (np.swapaxes(decay, 1, 2), np.swapaxes(inputs, 1, 2)),
+        lambda states: np.swapaxes(states, 1, 2),
+    ),
+    "fla chunk_hgrn": (
+        chunk_hgrn,
+        lambda decay, inputs: (np.log(decay), inputs),
+        lambda states: states,
+    ),
+    "fla fused_recurrent_hgrn": (
+        fused_recurrent_hgrn,
+        lambda decay, inputs: (np.log(decay), inputs),
+        lambda states: states,
+    ),
+}
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def alternatives() -> dict[str, Callable]:
+    """The scans that take what `linear_scan` takes, by name."""
     scans = {
         "single pass": single_pass,
         "linear_scan": linear_scan,
@@ -92,32 +147,62 @@ def alternatives() -> dict[str, Callable]:
     return scans
 
 
-def benchmark(shape: tuple[int, int, int], seconds: float) -> list[dict]:
+def others() -> list[str]:
+    """The scans of `OTHERS` that can run here: on PyTorch, on a GPU, if installed."""
+    if BACKEND != "torch" or not ON_GPU:
+        return []
+    packages = {"accelerated-scan": "accelerated_scan"}
+    return [name for name in OTHERS if installed(packages.get(name, "fla"))]
+
+
+def scan_calls(
+    shape: tuple[int, int, int], names: list[str] | None = None
+) -> dict[tuple[str, str], Callable]:
+    """What is timed for a shape, by direction and name; all results are checked.
+
+    Args:
+        shape: `(batch, time, units)`.
+        names: what to time beside the single pass; all by default.
+    """
     rng = np.random.default_rng(0)
-    decay, inputs, cotangent = (
-        tensor(rng.uniform(size=shape).astype("float32")) for _ in range(3)
-    )
-    scans = alternatives()
-    expected = ops.convert_to_numpy(linear_scan(decay, inputs))
-    for name, scan in scans.items():
-        if name != "single pass":
-            got = ops.convert_to_numpy(forward(scan)(decay, inputs))
-            np.testing.assert_allclose(got, expected, 1e-3, 1e-4)
-    calls = {
-        ("forward", name): (forward(scan), (decay, inputs))
-        for name, scan in scans.items()
+    arrays = [rng.uniform(size=shape).astype("float32") for _ in range(2)]
+    cotangent = rng.uniform(size=shape).astype("float32")
+    same = {
+        name: (scan, lambda *arrays: arrays, lambda states: states)
+        for name, scan in alternatives().items()
     }
-    for name, scan in scans.items():
-        if name != "single pass":
-            calls["forward+backward", name] = (
-                forward_backward(scan, cotangent),
-                (decay, inputs),
-            )
-    times = measure({k: lambda c=c: c[0](*c[1]) for k, c in calls.items()}, seconds)
+    scans = same | {name: OTHERS[name] for name in others()}
+    expected = ops.convert_to_numpy(linear_scan(*map(tensor, arrays)))
+    calls = {}
+    for name, (scan, prepare, restore) in scans.items():
+        if names and name not in {*names, "single pass"}:
+            continue
+        arguments = [tensor(np.ascontiguousarray(a)) for a in prepare(*arrays)]
+        calls["forward", name] = partial(forward(scan), *arguments)
+        if name == "single pass":
+            continue
+        got = restore(ops.convert_to_numpy(calls["forward", name]()))
+        np.testing.assert_allclose(got, expected, 1e-3, 1e-4, err_msg=name)
+        # `restore` swaps the axes that it swaps back again.
+        above = tensor(np.ascontiguousarray(restore(cotangent)))
+        backward = forward_backward(scan, above)
+        calls["forward+backward", name] = partial(backward, *arguments)
+    return calls
+
+
+def scan_rows(
+    calls: dict[tuple[str, str], Callable],
+    shape: tuple[int, int, int],
+    seconds: float,
+    gpu_time: bool = False,
+) -> list[dict]:
+    """Times of `scan_calls` as rows of the result file."""
     size = dict(zip(("batch", "time", "units"), shape, strict=True))
     return [
         {**size, "direction": direction, "name": name, **spread, **environment()}
-        for (direction, name), spread in times.items()
+        for (direction, name), spread in measure(
+            calls, seconds, gpu_time=gpu_time
+        ).items()
     ]
 
 
@@ -125,11 +210,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default=SHAPES, help="batch x time x units, ...")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each timing")
+    parser.add_argument("--names", help="only these, e.g. 'linear_scan,own loop'")
+    parser.add_argument(
+        "--gpu_time", action="store_true", help="without Python's part (PyTorch, GPU)"
+    )
     options = parse(parser, arguments, quick="one tiny shape")
+    names = options.names and options.names.split(",")
     if options.quick:
         options.shapes, options.seconds = "2x8x4", 0.01
     for shape in shape_list(options.shapes):
-        rows = benchmark(shape, options.seconds)
+        calls = scan_calls(shape, names)
+        rows = scan_rows(calls, shape, options.seconds, options.gpu_time)
         merge_rows(options.results / "scan.csv", rows, KEY)
         one_pass = rows[0]["median"]
         print(f"{BACKEND} {shape}: single pass {1e3 * one_pass:.3f} ms", flush=True)

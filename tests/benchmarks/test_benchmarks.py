@@ -9,12 +9,13 @@ import types
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
 )
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 BACKEND = keras.config.backend()
 
 
@@ -60,10 +61,86 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
 
 def test_layer_in_half_precision(script, tmp_path):
     options = ["--quick", "--results", str(tmp_path), "--dtype", "bfloat16"]
-    script("layer").main(options)
+    script("layer").main([*options, "--names", "QRNN,keras LSTM"])
     rows = rows_of(tmp_path / "layer.csv")
     assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert (tmp_path / "layer_bfloat16.png").exists()
+
+
+def test_layer_with_a_mask(script, tmp_path):
+    names = ["QRNN", "masked QRNN"]
+    options = ["--quick", "--mask", "--names", ",".join(names)]
+    script("layer").main([*options, "--results", str(tmp_path)])
+    assert [row["name"] for row in rows_of(tmp_path / "mask.csv")] == 2 * names
+    assert not (tmp_path / "layer.csv").exists()
+    mask = keras.ops.convert_to_numpy(script("layer").right_padded(6, 5))
+    assert set(mask.sum(axis=1)) <= {3, 4, 5} and mask[:, :3].all()
+    assert (mask == np.sort(mask, axis=1)[:, ::-1]).all()
+
+
+def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
+    options = ["--quick", "--compile", "--names", "QRNN", "--results", str(tmp_path)]
+    if BACKEND != "torch":
+        with pytest.raises(SystemExit):
+            script("layer").main(options)
+        assert "--compile is for PyTorch" in capsys.readouterr().err
+        return
+    import torch
+
+    compiled = []
+
+    def compile_eagerly(function, **options):
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    script("layer").main(options)
+    assert compiled == [{"mode": None, "dynamic": False}]
+    names = {row["name"] for row in rows_of(tmp_path / "layer.csv")}
+    assert names == {"QRNN"}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="their kernels are for PyTorch")
+def test_scans_of_other_packages(script, tmp_path, monkeypatch):
+    """Each is called with what it takes; `linear_scan` stands for their kernels."""
+    import torch
+
+    from keras_qrnn import linear_scan
+
+    def hgrn(inputs, log_decay):
+        return linear_scan(log_decay.exp(), inputs), None
+
+    def scan(decay, inputs):
+        assert decay.is_contiguous() and inputs.is_contiguous()
+        return linear_scan(decay.mT, inputs.mT).mT
+
+    kernels = {"chunk_hgrn": hgrn, "fused_recurrent_hgrn": hgrn}
+    for name, functions in {
+        "fla": {}, "fla.ops": {}, "fla.ops.hgrn": kernels,
+        "accelerated_scan": {}, "accelerated_scan.scalar": {"scan": scan},
+    }.items():  # fmt: skip
+        module = types.SimpleNamespace(**functions, __path__=[])
+        monkeypatch.setitem(sys.modules, name, module)
+    module = script("scan")
+    assert module.others() == []  # they need a GPU
+    monkeypatch.setattr(module, "ON_GPU", True)
+    monkeypatch.setattr(module, "installed", lambda package: True)
+    assert module.others() == list(module.OTHERS)
+    calls = module.scan_calls((2, 4, 3), ["linear_scan", *module.OTHERS])
+    assert len(calls) == 1 + 2 * (1 + len(module.OTHERS))
+    expected = calls["forward+backward", "linear_scan"]()[1][1]
+    for name, (_, _, restore) in module.OTHERS.items():
+        gradients = calls["forward+backward", name]()[1]
+        got = restore(gradients[1].detach().numpy())
+        torch.testing.assert_close(torch.asarray(got), expected)
+
+
+def test_noise_repeats_itself(script):
+    noise = script("_timing").noise
+    assert noise((3, 2**20)).dtype == np.float32
+    first, second, third = noise((3, 2**20))
+    assert (first == second).all() and (first == third).all()
+    assert abs(first.std() - 1) < 0.01 and (noise((4,), 1) != noise((4,), 2)).all()
 
 
 def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path):
