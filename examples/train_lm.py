@@ -165,7 +165,7 @@ def evaluate(
     """
     model, vocabulary = load_trained(path, "save_path")
     steps = replace(options, cell=model.cell).eval_steps
-    weights = sum(math.prod(variable.shape) for variable in model.learned)
+    weights = sum(math.prod(variable.shape) for variable in model.weights)
     cache, found = None, {"weights": weights}
     for split in splits:
         ids = vocabulary.encode(getattr(corpus, split))

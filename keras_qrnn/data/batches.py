@@ -1,7 +1,16 @@
+import math
+from typing import TYPE_CHECKING
+
 import keras
 import numpy as np
 
 from keras_qrnn._checks import positive_integer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SHORT_PART = 0.05  # of the batches with random lengths are of half the steps
+DEVIATION = 5.0  # of the steps of the others
 
 
 class BPTTBatches(keras.utils.PyDataset):
@@ -14,13 +23,23 @@ class BPTTBatches(keras.utils.PyDataset):
     is in one batch and nothing is trimmed: all batches have the same shape, and
     where a row has ended its weights are zero.
 
-    Pass it to `fit` with `shuffle=False`.
+    With a `lengths_seed` the batches have random numbers of steps, so that gradients
+    are not cut at the same places in each epoch: see `random_lengths`. Their order is
+    drawn anew for each `epoch`.
+
+    Pass `for_fit()` to `fit` with `shuffle=False`.
 
     Args:
         ids: int array of shape `(tokens,)`.
         batch_size: rows of a batch.
         seq_len: steps of a batch.
         start: the first batch to give, for going on in mid-epoch.
+        lengths_seed: seed of the random lengths, not negative; None for batches of
+            `seq_len` steps.
+
+    Attributes:
+        epoch: which epoch's lengths the batches have, counted from 0. Whoever trains
+            sets it before the epoch's first batch is taken.
 
     Raises:
         ValueError: if `batch_size` or `seq_len` is not a positive integer, or
@@ -28,7 +47,12 @@ class BPTTBatches(keras.utils.PyDataset):
     """
 
     def __init__(
-        self, ids: np.ndarray, batch_size: int, seq_len: int, start: int = 0
+        self,
+        ids: np.ndarray,
+        batch_size: int,
+        seq_len: int,
+        start: int = 0,
+        lengths_seed: int | None = None,
     ) -> None:
         super().__init__()
         positive_integer("batch_size", batch_size)
@@ -42,15 +66,34 @@ class BPTTBatches(keras.utils.PyDataset):
         self.start = start
         self.seq_len = seq_len
         steps = -(-self.num_targets // batch_size)
-        self._total = -(-steps // seq_len)
+        self._steps = steps
+        self._lengths_seed = lengths_seed
+        self.epoch = 0
+        self._total = len(self._lengths)
+        padded = int(self._lengths.sum())
         self._inputs, self._targets, self._weights = (
-            _rows(part, batch_size, steps, self._total * seq_len)
+            _rows(part, batch_size, steps, padded)
             for part in (
                 np.asarray(ids[:-1], "int32"),
                 np.asarray(ids[1:], "int32"),
                 np.ones(self.num_targets, "float32"),
             )
         )
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        if self._lengths_seed is None:
+            lengths = np.full(-(-self._steps // self.seq_len), self.seq_len)
+        else:
+            seed = [self._lengths_seed, epoch]
+            lengths = random_lengths(self._steps, self.seq_len, seed)
+        self._lengths = lengths
+        self._ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
         return self._total - self.start
@@ -59,9 +102,73 @@ class BPTTBatches(keras.utils.PyDataset):
         """Inputs, targets (int32) and weights (float32), each `(batch, time)`."""
         if not 0 <= index < len(self):
             raise IndexError(f"There are {len(self)} batches. Received: {index}")
-        first = (self.start + index) * self.seq_len
-        at = slice(first, first + self.seq_len)
+        end = self._ends[self.start + index]
+        at = slice(end - self._lengths[self.start + index], end)
         return self._inputs[:, at], self._targets[:, at], self._weights[:, at]
+
+    def for_fit(self) -> "BPTTBatches | tf.data.Dataset":
+        """What `fit` takes: these batches, in a form in which their lengths may differ.
+
+        Keras on TensorFlow takes the shapes of all batches from those of two. There,
+        batches with random lengths become a `tf.data.Dataset`, whose time axis is of
+        unknown size.
+        """
+        if self._lengths_seed is None or keras.config.backend() != "tensorflow":
+            return self
+        import tensorflow as tf
+
+        rows = self._inputs.shape[0]
+        dataset = tf.data.Dataset.from_generator(
+            lambda: (self[n] for n in range(len(self))),
+            output_signature=tuple(
+                tf.TensorSpec((rows, None), dtype)
+                for dtype in ("int32", "int32", "float32")
+            ),
+        )
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+
+
+def random_lengths(steps: int, seq_len: int, seed: int | list[int]) -> np.ndarray:
+    """The steps of each batch of an epoch, in random order (arXiv 1708.02182, 4.1).
+
+    There a batch has, with probability 0.95, a number of steps drawn from a normal
+    distribution around `seq_len`, and else around half of it, with deviation 5. Each
+    number of steps is compiled anew by JAX and TensorFlow, for seconds, so that here
+    there are four: `seq_len`, 9 steps more, 9 less, and half. With parts of 2/3, 1/6
+    and 1/6 the first three have the mean and, up to rounding, the deviation of the
+    normal distribution (the three points of Gauss-Hermite quadrature). Padding to one
+    size would compile once, but compute padded steps in each batch.
+
+    How many batches there are of each length follows from `steps` and `seq_len` alone;
+    `seed` decides the order. All epochs have the same number of batches.
+
+    A rate scaled by the length, as in the paper, belongs to a loss that is a mean over
+    the steps. `LanguageModel`'s is a sum over them, and scales its gradient itself.
+
+    Args:
+        steps: steps of each row in an epoch.
+        seq_len: steps of most batches.
+        seed: of the order, for `numpy.random.default_rng`.
+
+    Returns:
+        An int array whose sum is at least `steps`, and exceeds it by less than the
+        shortest of its lengths.
+    """
+    half = -(-seq_len // 2)
+    spread = min(round(math.sqrt(3) * DEVIATION), seq_len - half)
+    mean = SHORT_PART * half + (1 - SHORT_PART) * seq_len
+    count = math.ceil(steps / mean)
+    halves = round(SHORT_PART * count)
+    pairs = round((1 - SHORT_PART) * count / 6)  # one longer, one shorter
+    whole = math.ceil((steps - halves * half) / seq_len) - 2 * pairs
+    excess = halves * half + (2 * pairs + whole) * seq_len - steps
+    if excess >= seq_len - half and whole:
+        whole, halves = whole - 1, halves + 1
+    lengths = np.repeat(
+        [half, seq_len - spread, seq_len + spread, seq_len],
+        [halves, pairs, pairs, whole],
+    )
+    return np.random.default_rng(seed).permutation(lengths)
 
 
 def _rows(values: np.ndarray, rows: int, steps: int, length: int) -> np.ndarray:

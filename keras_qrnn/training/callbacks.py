@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 
 from keras_qrnn._files import atomic_write, write_csv
+from keras_qrnn.data import BPTTBatches
 from keras_qrnn.training.checkpoint import save_checkpoint
 from keras_qrnn.training.evaluation import Evaluator, weight_averages
 from keras_qrnn.training.plots import plot_history, pyplot
@@ -39,6 +40,17 @@ def learning_rate_schedule(
         return learning_rate_at(epoch, rate, decay, constant_epochs)
 
     return keras.callbacks.LearningRateScheduler(schedule)
+
+
+class BatchesOfTheEpoch(keras.callbacks.Callback):
+    """Tells `BPTTBatches` with random lengths which epoch begins."""
+
+    def __init__(self, batches: BPTTBatches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._batches.epoch = epoch
 
 
 class CarriedState(keras.callbacks.Callback):

@@ -325,7 +325,7 @@ def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None
             "this corpus"
         )
     found, expected = (
-        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.learned}
+        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.weights}
         for m in (trained, model)
     )
     if found != expected:
@@ -333,7 +333,7 @@ def _start_from(run: Path, model: LanguageModel, vocabulary: Vocabulary) -> None
             f"Option `finetune`: the model in {run} is not of these options. Expected "
             f"weights of shapes {expected}. Received: {found}"
         )
-    model.copy_weights(trained.learned)
+    model.copy_weights(trained.weights)
 
 
 def _check_options(path: Path, expected: dict) -> None:

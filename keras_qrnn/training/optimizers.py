@@ -1,0 +1,119 @@
+"""Keras's SGD and AdamW with what the recipes of language models add to them."""
+
+import keras
+from keras import ops
+
+from keras_qrnn._types import Tensor
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+class TriggeredAverage:
+    """What an optimizer needs to average the weights from a step on.
+
+    Keras's optimizers keep exponential moving averages of the weights (`use_ema`).
+    With `triggered_average` those become plain means of the weights after each step
+    since `start_average` was called, as in averaged SGD; before, they equal the
+    weights. The step is an optimizer variable, so that a checkpoint holds it.
+    """
+
+    def __init__(self, *args, triggered_average: bool = False, **kwargs) -> None:
+        if triggered_average:
+            kwargs["use_ema"] = True
+        super().__init__(*args, **kwargs)
+        self.triggered_average = triggered_average
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        if self.triggered_average:
+            self.average_start = self.add_variable(
+                shape=(),
+                initializer=keras.initializers.Constant(-1),
+                dtype="int32",
+                name="average_start",
+            )
+
+    @property
+    def has_average_started(self) -> bool:
+        """Whether the weights are being averaged."""
+        return int(self.average_start) >= 0
+
+    def start_average(self) -> None:
+        """Averages the weights from the next step on."""
+        self.average_start.assign(int(self.iterations))
+
+    def _update_model_variables_moving_average(
+        self, trainable_variables: list[keras.Variable]
+    ) -> None:
+        if not self.triggered_average:
+            super()._update_model_variables_moving_average(trainable_variables)
+            return
+        # The steps averaged before this one; none before the trigger.
+        start = ops.convert_to_tensor(self.average_start)
+        count = ops.cast(ops.cast(self.iterations, "int32") - start, "float32")
+        weight = ops.where(start < 0, 1.0, 1.0 / (count + 1.0))
+        averages = self._model_variables_moving_average
+        for variable, average in zip(trainable_variables, averages, strict=True):
+            if average is not None:
+                old = ops.cast(ops.convert_to_tensor(average), "float32")
+                new = ops.cast(ops.convert_to_tensor(variable), "float32")
+                # So that the average is the weight itself, to the bit, at weight 1.
+                mean = (1.0 - weight) * old + weight * new
+                average.assign(ops.cast(mean, average.dtype))
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "triggered_average": self.triggered_average}
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class SGD(TriggeredAverage, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` that can average the weights from a step on.
+
+    With `triggered_average=True` and `AverageAfterStall` it is the NT-ASGD of arXiv
+    1708.02182, section 3.
+
+    Args:
+        triggered_average: Boolean, whether the averages of `use_ema`, then always
+            kept, are means of the weights since `start_average` was called. Defaults
+            to `False`.
+        *args, **kwargs: those of `keras.optimizers.SGD`.
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class AdamW(TriggeredAverage, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with a scheduled momentum and a late average.
+
+    Args:
+        beta_1: Number in [0, 1), the momentum, or a `LearningRateSchedule` that gives
+            it for each step. The correction of the first steps' bias takes the
+            momentum of the present step for that of all.
+        triggered_average: as in `SGD`.
+        *args, **kwargs: those of `keras.optimizers.AdamW`.
+    """
+
+    def __init__(
+        self, *args, beta_1: float | LearningRateSchedule = 0.9, **kwargs
+    ) -> None:
+        if isinstance(beta_1, dict):
+            beta_1 = keras.saving.deserialize_keras_object(beta_1)
+        super().__init__(*args, beta_1=beta_1, **kwargs)
+
+    @property
+    def beta_1(self) -> float | Tensor:
+        """The momentum of the present step."""
+        if isinstance(self._beta_1, LearningRateSchedule):
+            return self._beta_1(self.iterations)
+        return self._beta_1
+
+    @beta_1.setter
+    def beta_1(self, value: float | LearningRateSchedule) -> None:
+        self._beta_1 = value
+
+    def get_config(self) -> dict:
+        beta_1 = self._beta_1
+        if isinstance(beta_1, LearningRateSchedule):
+            beta_1 = keras.saving.serialize_keras_object(beta_1)
+        return {**super().get_config(), "beta_1": beta_1}

@@ -1,0 +1,100 @@
+"""Schedules of the learning rate and of the momentum, functions of the step alone."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_qrnn._checks import positive_integer
+from keras_qrnn._types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises once, falls, and anneals (arXiv 1803.09820, section 4.1).
+
+    In the first `rise` of the steps the value goes from `start` to `peak`. For `hold`
+    of them it stays there. In the last `anneal` of them it goes from `start` to `end`,
+    and before, in what is left, from `peak` back to `start`. Each part is linear. After
+    the last step the value stays at `end`.
+
+    It is a function of the optimizer's step count, which a checkpoint holds: a resumed
+    run goes on exactly, and a compiled training step computes it by itself.
+
+    For a momentum that mirrors the rate give the larger momentum as `start` and `end`
+    and the smaller as `peak`: see `keras_qrnn.training.optimizers.AdamW`.
+
+    Args:
+        peak: Number, the value at the end of the rise.
+        steps: Positive integer, steps of the cycle.
+        start: Number, the value of the first step. Defaults to `peak / 10`.
+        end: Number, the value after the last step. Defaults to `peak / 1000`.
+        rise: Fraction of the steps, in [0, 1), in which the value rises.
+        hold: Fraction of the steps, in [0, 1), in which it stays at `peak`.
+        anneal: Fraction of the steps, in [0, 1), at the end. The sum of the three
+            fractions is below 1: some steps are left for the fall.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        steps: int,
+        start: float | None = None,
+        end: float | None = None,
+        rise: float = 0.3,
+        hold: float = 0.0,
+        anneal: float = 0.2,
+        name: str = "one_cycle",
+    ) -> None:
+        super().__init__()
+        self.peak = peak
+        self.steps = positive_integer("steps", steps)
+        self.start = peak / 10 if start is None else start
+        self.end = peak / 1000 if end is None else end
+        for which in ("peak", "start", "end"):
+            value = getattr(self, which)
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"Argument `{which}` must be 0 or a positive number. "
+                    f"Received: {which}={value!r}"
+                )
+        if not (min(rise, hold, anneal) >= 0 and rise + hold + anneal < 1):
+            raise ValueError(
+                "Arguments `rise`, `hold` and `anneal` must not be negative, and their "
+                "sum must be below 1. "
+                f"Received: rise={rise!r}, hold={hold!r}, anneal={anneal!r}"
+            )
+        self.rise = rise
+        self.hold = hold
+        self.anneal = anneal
+        self.name = name
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """The value at `step`, counted from 0, as a float32 scalar."""
+        step = ops.cast(step, "float32")
+        top = self.rise * self.steps
+        edge = (self.rise + self.hold) * self.steps
+        bottom = (1 - self.anneal) * self.steps
+        rising = _line(step, 0, top, self.start, self.peak)
+        falling = _line(step, edge, bottom, self.peak, self.start)
+        annealing = _line(step, bottom, self.steps, self.start, self.end)
+        return ops.where(
+            step < top, rising, ops.where(step < bottom, falling, annealing)
+        )
+
+    def get_config(self) -> dict:
+        names = ("peak", "steps", "start", "end", "rise", "hold", "anneal", "name")
+        return {name: getattr(self, name) for name in names}
+
+
+def _line(
+    step: Tensor, first: float, last: float, start: float, end: float
+) -> Tensor | float:
+    """From `start` at step `first` to `end` at step `last`, and `end` from there on."""
+    if last <= first:
+        return end
+    done = ops.clip((step - first) / (last - first), 0.0, 1.0)
+    return start * (1.0 - done) + end * done

@@ -1,0 +1,106 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_qrnn.training.optimizers import SGD, AdamW
+from keras_qrnn.training.schedules import OneCycle
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+X = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+
+
+class Weights(keras.callbacks.Callback):
+    """Records the weights and their averages after each step; starts the average."""
+
+    def __init__(self, start_after):
+        super().__init__()
+        self.start_after = start_after
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()
+        optimizer = self.model.optimizer
+        average = optimizer._model_variables_moving_average[0]
+        self.seen.append((to_numpy(self.model.layers[0].kernel), to_numpy(average)))
+        if batch + 1 == self.start_after:
+            assert not optimizer.has_average_started
+            optimizer.start_average()
+            assert optimizer.has_average_started
+
+
+def trained(optimizer, callbacks=()):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer, "mse")
+    model.fit(X, X[:, :2], batch_size=2, verbose=0, callbacks=callbacks, shuffle=False)
+    return model
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_average_of_the_weights_since_a_step(kind):
+    weights = Weights(start_after=2)
+    model = trained(kind(0.1, triggered_average=True), [weights])
+    steps = [step for step, _ in weights.seen]
+    assert len(steps) == 6
+    for n, (step, average) in enumerate(weights.seen):
+        if n < 2:
+            assert np.array_equal(average, step)
+        else:
+            assert np.allclose(average, np.mean(steps[2 : n + 1], axis=0), atol=1e-6)
+    # As with Keras's own averages, `fit` ends with them as the weights.
+    assert np.array_equal(to_numpy(model.layers[0].kernel), weights.seen[-1][1])
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_without_more_they_are_those_of_keras(kind):
+    common = {"weight_decay": 0.1, "global_clipnorm": 0.5, "use_ema": True}
+    theirs = getattr(keras.optimizers, kind.__name__)
+    found, expected = (
+        to_numpy(trained(each(0.1, **common)).layers[0].kernel)
+        for each in (kind, theirs)
+    )
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_a_scheduled_momentum():
+    """With a momentum of b and a gradient of 1 the moment after n steps is known."""
+    schedule = OneCycle(0.5, 6, start=0.9, end=0.9, rise=0.5, anneal=0.0)
+    optimizer = AdamW(0.0, beta_1=schedule, weight_decay=0.0)
+    variable = keras.Variable(np.zeros(2, "float32"))
+    optimizer.build([variable])
+    expected = 0.0
+    for n in range(6):
+        beta = float(schedule(n))
+        assert float(optimizer.beta_1) == pytest.approx(beta)
+        expected = beta * expected + (1 - beta)
+        optimizer.apply([keras.ops.ones(2)])
+        assert np.allclose(to_numpy(optimizer._momentums[0]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "bfloat16"])
+def test_saved_with_a_model(tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        momentum = OneCycle(0.7, 20, 0.8, 0.8)
+        rate = OneCycle(0.1, 20)
+        optimizer = AdamW(rate, beta_1=momentum, triggered_average=True)
+        model = trained(optimizer)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizers = [model.optimizer, loaded.optimizer]
+    inner = [getattr(each, "inner_optimizer", each) for each in optimizers]
+    assert inner[0].get_config() == inner[1].get_config()
+    assert inner[1].triggered_average and int(inner[1].average_start) == -1
+    assert float(inner[0].learning_rate) == float(inner[1].learning_rate)
+    steps = int(inner[1].iterations)  # in float16 the first ones may overflow
+    assert steps > 0
+    assert float(inner[1].learning_rate) == pytest.approx(float(rate(steps)))
