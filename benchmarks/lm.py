@@ -30,8 +30,9 @@ from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
 from keras_qrnn.ops.backend import backend
+from keras_qrnn.training import TrainingOptions
 from keras_qrnn.training.environment import environment
-from keras_qrnn.training.loop import TrainingOptions, build_language_model
+from keras_qrnn.training.language_model import build_language_model
 
 KEY = ("cell", "dtype", "part")
 
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = {"batch_size": 20, "seq_len": 105, "emb_dim": 640}
     vocab = 10000
     if options.quick:
-        recipe = {"batch_size": 2, "seq_len": 6, "emb_dim": 4, "qrnn_size": 4}
+        recipe = {"batch_size": 2, "seq_len": 6, "emb_dim": 4, "units": 4}
         vocab, options.steps, options.seconds = 12, 2, 0.01
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         spreads = whole_steps(model, vocab, recipe.seq_len, options.steps)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         spreads |= measure(
-            parts(model, vocab, recipe.seq_len, recipe.qrnn_size), options.seconds
+            parts(model, vocab, recipe.seq_len, recipe.units), options.seconds
         )
     finally:
         keras.config.set_dtype_policy(before)

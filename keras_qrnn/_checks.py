@@ -1,19 +1,43 @@
-"""What several parts of the package ask of their arguments."""
+"""Checks of arguments and options that several parts of the package share."""
 
+import math
 from numbers import Real
 
 
-def positive_integer(name: str, value: int, kind: str = "Argument") -> int:
+def integer(
+    name: str,
+    value: int,
+    least: int,
+    most: int | None = None,
+    kind: str = "Argument",
+) -> int:
     """`value` as an int.
 
     Raises:
-        ValueError: if it is not a positive integer.
+        ValueError: if it is not an integer, is below `least` or above `most`.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    fits = not isinstance(value, bool) and hasattr(value, "__index__")
+    if not fits or value < least or (most is not None and value > most):
+        expected = f"an integer of at least {least}"
+        if least in (0, 1):
+            expected = ("0 or a positive integer", "a positive integer")[least]
+        if most is not None and fits and value > most:
+            expected = f"at most {most}"
         raise ValueError(
-            f"{kind} `{name}` must be a positive integer. Received: {name}={value!r}"
+            f"{kind} `{name}` must be {expected}. Received: {name}={value!r}"
         )
     return value.__index__()
+
+
+def positive_integer(
+    name: str, value: int, kind: str = "Argument", most: int | None = None
+) -> int:
+    """`value` as an int.
+
+    Raises:
+        ValueError: if it is not a positive integer, or above `most`.
+    """
+    return integer(name, value, 1, most, kind)
 
 
 def rate(name: str, value: float, kind: str = "Argument") -> float:
@@ -31,3 +55,47 @@ def rate(name: str, value: float, kind: str = "Argument") -> float:
             f"{kind} `{name}` must be in [0, 1). Received: {name}={value!r}"
         )
     return float(value)
+
+
+def positive_number(name: str, value: float, kind: str = "Argument") -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: if it is not a finite number above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+        raise ValueError(
+            f"{kind} `{name}` must be positive. Received: {name}={value!r}"
+        )
+    if not value < math.inf:
+        raise ValueError(f"{kind} `{name}` must be finite. Received: {name}={value!r}")
+    return float(value)
+
+
+def number_from_zero(name: str, value: float, kind: str = "Argument") -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: if it is not a finite number of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+        raise ValueError(
+            f"{kind} `{name}` must not be negative. Received: {name}={value!r}"
+        )
+    if not value < math.inf:
+        raise ValueError(f"{kind} `{name}` must be finite. Received: {name}={value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: str, choices: tuple, kind: str = "Argument") -> str:
+    """`value` itself.
+
+    Raises:
+        ValueError: if it is not among `choices`.
+    """
+    if value not in choices:
+        raise ValueError(
+            f"{kind} `{name}` must be one of {', '.join(choices)}. "
+            f"Received: {name}={value!r}"
+        )
+    return value

@@ -1,3 +1,5 @@
+"""Files that are never half-written, and files that may be damaged."""
+
 import contextlib
 import csv
 import os
@@ -20,9 +22,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         path: the file to write. Its directory is made if there is none.
 
     Raises:
-        OSError: if the directory cannot be made or written.
+        OSError: if the directory cannot be made or written. It names `path`, also
+            where the system gives no name: a full disk.
     """
     path = Path(path)
+    try:
+        with _temporary(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
         dir=path.parent,
@@ -42,6 +56,28 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, expected: str) -> Iterator[None]:
+    """Makes one error of whatever a damaged or foreign file makes its reader raise.
+
+    Args:
+        path: the file that is read.
+        expected: what it should be: "a whole checkpoint".
+
+    Raises:
+        ValueError: in place of any error but that the file is missing or cannot be
+            opened. It names the file.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not {expected}. Received: {type(error).__name__}: {error}"
+        ) from error
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -22,7 +22,7 @@ from keras_qrnn.data import Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions, evaluate_perplexity
 from search_space import canonical, grid, parse
 from search_workers import role, run_workers
-from tests.test_train_lm import arguments, train_lm
+from tests.examples.test_train_lm import arguments, train_lm
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
@@ -128,7 +128,7 @@ def test_parse(name, text, expected):
         ({"max_tokens": 0}, "`max_tokens` must be a positive integer"),
         ({"max_tokens": 3, "batch_size": 30}, "must have at least batch_size + 1"),
         ({"workers": -1}, "`workers` must not be negative"),
-        ({"early_stopping": -1}, "`early_stopping` must be 0 or a number of epochs"),
+        ({"early_stopping": -1}, "`early_stopping` must be 0 or a positive integer"),
         ({"grad_clip": 0}, "`grad_clip` must be positive"),
         ({"data_dir": "nowhere"}, "`data_dir` must be a directory"),
     ],
@@ -188,10 +188,10 @@ def test_results(searched, small_ptb):
     assert len(table) == 4 and table[1].split()[0] == best["trial"]
 
     config = json.loads((path / "best.json").read_text())
-    assert config["qrnn_size"] == int(best["units"])
+    assert config["units"] == int(best["units"])
     assert config["zoneout"] == float(best["zoneout"])
     assert config["seq_len"] == TINY["seq_len"]
-    assert "epoch" not in config  # the search's are for the search
+    assert "epochs" not in config  # the search's are for the search
     model = keras.saving.load_model(path / "best_model.keras")
     assert model.get_config()["units"] == int(best["units"])
     assert model.get_config()["pooling"] == best["pooling"]
@@ -214,7 +214,7 @@ def test_best_config_feeds_train_lm(searched, small_ptb, tmp_path):
     data = arguments(
         data_dir=small_ptb, save_path=tmp_path / "run", config=path / "best.json"
     )
-    assert train_lm.options_from(train_lm.parser().parse_args(data)).epoch == 72
+    assert train_lm.options_from(train_lm.parser().parse_args(data)).epochs == 72
     assert train_lm.main([*data, "--epoch", "1", "--notest"]) == 0
     model = keras.saving.load_model(tmp_path / "run" / "model.keras")
     best = keras.saving.load_model(path / "best_model.keras")
@@ -306,7 +306,7 @@ def test_going_on_refusal_and_overwriting(searched, small_ptb, capsys):
     for other, message in (
         ({"units": "4-9"}, "units='4-8'. Received: units='4-9'"),
         ({"tuner": "grid"}, "tuner='random'. Received: tuner='grid'"),
-        ({"epochs": 3}, "epoch=2. Received: epoch=3"),
+        ({"epochs": 3}, "epochs=2. Received: epochs=3"),
         ({"seed": 1}, "seed=0. Received: seed=1"),
         ({"max_tokens": 500}, "another one, with data="),
     ):
@@ -341,10 +341,10 @@ class Killed(BaseException):
 
 def fake_training(corpus, vocabulary, options, directory, **kwargs):
     """A history that depends on the options alone."""
-    value = 10 + options.qrnn_size + options.qrnn_k / 10 + options.zoneout
+    value = 10 + options.units + options.window / 10 + options.zoneout
     return [
         {"epoch": n + 1, "val_perplexity": value / (n + 1), "seconds": 1.0}
-        for n in range(options.epoch)
+        for n in range(options.epochs)
     ]
 
 
@@ -358,7 +358,7 @@ def no_training(monkeypatch):
 
 def make_tuner(path, tuner, max_trials, space=None):
     space = {n: parse(n, str(t)) for n, t in (SPACE | (space or {})).items()}
-    options = TrainingOptions(epoch=3)
+    options = TrainingOptions(epochs=3)
     oracle = search_tuner.make_oracle(tuner, space, max_trials, 3, 0)
     return search_tuner.LanguageModelTuner(oracle, path, None, None, options, 1)
 
@@ -536,7 +536,7 @@ def test_diverged_trials_fail_and_the_search_goes_on(small_ptb, tmp_path, capsys
 def test_many_diverged_trials(tmp_path, monkeypatch):
     def diverges(corpus, vocabulary, options, directory, **kwargs):
         history = fake_training(corpus, vocabulary, options, directory)
-        history[-1]["val_perplexity"] = float("nan" if options.qrnn_size % 2 else "inf")
+        history[-1]["val_perplexity"] = float("nan" if options.units % 2 else "inf")
         return history
 
     monkeypatch.setattr(search_tuner, "train_language_model", diverges)

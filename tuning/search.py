@@ -30,6 +30,7 @@ from keras_qrnn.data import (
     load_corpus,
 )
 from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.options import with_current_names
 
 try:
     import keras_tuner  # noqa: F401 - imports six, which it does not depend on
@@ -202,6 +203,7 @@ def check_record(path: Path, expected: dict) -> None:
         found = json.loads(path.read_text("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("not an object")
+        found = with_current_names(found)
     except ValueError as error:
         raise ValueError(f"{path} is not a search's record: {error}") from error
     # An option that was added since the search began was then unused.
@@ -303,7 +305,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         default = DEFAULTS[arguments.dataset][name]
         space[name] = parse(name, default if text is None else text)
     options = TrainingOptions(
-        epoch=arguments.epochs or EPOCHS[arguments.dataset],
+        epochs=arguments.epochs or EPOCHS[arguments.dataset],
         **{name: getattr(arguments, name) for name in FIXED},
     )
     max_trials = arguments.max_trials
@@ -314,7 +316,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
 
     def make_tuner() -> LanguageModelTuner:
         oracle = make_oracle(
-            arguments.tuner, space, max_trials, options.epoch, options.seed
+            arguments.tuner, space, max_trials, options.epochs, options.seed
         )
         return LanguageModelTuner(
             oracle, directory, corpus, vocabulary, options,

@@ -84,7 +84,7 @@ def best_options(row: dict, options: TrainingOptions) -> dict:
     return set_here | searched
 
 
-DURATION = ("epoch", "early_stopping", "save_every")
+DURATION = ("epochs", "early_stopping", "save_every")
 
 
 def _copy_best(directory: Path, trial_id: str) -> None:

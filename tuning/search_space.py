@@ -66,10 +66,10 @@ class Hyperparameter:
 HYPERPARAMETERS = {
     hyperparameter.name: hyperparameter
     for hyperparameter in (
-        Hyperparameter("units", "qrnn_size", int, "units of each layer", low=1),
-        Hyperparameter("window", "qrnn_k", int, "window of the convolution", low=1),
+        Hyperparameter("units", "units", int, "units of each layer", low=1),
+        Hyperparameter("window", "window", int, "window of the convolution", low=1),
         Hyperparameter("zoneout", "zoneout", float, "zoneout rate", below=1),
-        Hyperparameter("layers", "qrnn_layers", int, "number of layers", low=1),
+        Hyperparameter("layers", "layers", int, "number of layers", low=1),
         Hyperparameter("dropout", "dropout", float, "dropout rate", below=1),
         Hyperparameter("emb_dim", "emb_dim", int, "size of the embedding", low=1),
         Hyperparameter("pooling", "pooling", str, "f, fo or ifo"),

@@ -376,7 +376,7 @@ class LanguageModelTuner(BaseTuner):
                 options,
                 directory,
                 resume=True,
-                callbacks=[Progress(f"Trial {trial.trial_id}", options.epoch)],
+                callbacks=[Progress(f"Trial {trial.trial_id}", options.epochs)],
                 verbose=0,
             )
         except (OSError, ImportError) as error:
@@ -393,7 +393,9 @@ class LanguageModelTuner(BaseTuner):
 def training_options(options: TrainingOptions, values: dict) -> TrainingOptions:
     """`options` with a trial's hyperparameters."""
     searched = {each.option: values[each.name] for each in HYPERPARAMETERS.values()}
-    return replace(options, epoch=values.get("tuner/epochs", options.epoch), **searched)
+    return replace(
+        options, epochs=values.get("tuner/epochs", options.epochs), **searched
+    )
 
 
 class Progress(keras.callbacks.Callback):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import atomic_write, reading
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -83,16 +83,28 @@ class Vocabulary:
             )
         return found
 
-    def encode(self, lines: Iterable[str]) -> np.ndarray:
+    def encode(self, lines: Iterable[str], split: str | None = None) -> np.ndarray:
         """One stream of ids, `<eos>` after each line.
+
+        Args:
+            lines: sentences, words separated by blanks.
+            split: what the lines are, such as `"test"`, for the error.
 
         Returns:
             int32 array of shape `(tokens,)`.
+
+        Raises:
+            ValueError: if a word is unknown and so is `<unk>`.
         """
         eos = self._ids[EOS]
         ids = []
         for line in lines:
-            ids.extend(self.id_of(word) for word in line.split())
+            try:
+                ids.extend(self.id_of(word) for word in line.split())
+            except ValueError as error:
+                if split is None:
+                    raise
+                raise ValueError(f"In the {split} split: {error}") from error
             ids.append(eos)
         return np.array(ids, "int32")
 
@@ -113,14 +125,11 @@ class Vocabulary:
         Raises:
             ValueError: if the file is truncated or something else.
         """
-        try:
-            content = json.loads(Path(path).read_text("utf-8"))
-            words = content["words"]
+        expected = "a vocabulary: JSON with a list of different `words`"
+        with reading(path, expected):
+            words = json.loads(Path(path).read_text("utf-8"))["words"]
+            if not isinstance(words, list):
+                raise TypeError("the words are not a list")
             if not all(isinstance(word, str) for word in words):
                 raise TypeError("not all words are strings")
             return cls(words)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not a vocabulary: expected JSON with a list of "
-                f"different `words`, as Vocabulary.save writes it. Received: {error}"
-            ) from error

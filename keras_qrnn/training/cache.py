@@ -59,7 +59,7 @@ def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> Rea
         steps: tokens read at a time; only speed depends on it.
     """
     reader = _Reader(model.with_batch_size(1))
-    batches = BPTTBatches(ids, 1, steps)
+    batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
     hidden, log_probability = [], []
     for n in range(len(batches)):
         tokens, targets, _ = batches[n]
@@ -151,6 +151,7 @@ def _pasts(
     The likeness is minus infinity outside a row's past, which is the `size`
     positions before it; the very first row has none and is left out.
     """
+    size = min(size, len(stream.targets))  # NumPy takes no integer of any size
     for start in range(1, len(stream.targets), rows):
         stop = min(start + rows, len(stream.targets))
         first = max(0, start - size)

@@ -1,14 +1,14 @@
-import math
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import keras
 
 from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.training.checkpoint import save_checkpoint
-from keras_qrnn.training.evaluation import Evaluator, weight_averages
-from keras_qrnn.training.plots import plot_history, pyplot
+from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.plots import Panel, plot_history, pyplot
+from keras_qrnn.training.run_directory import RunDirectory
 
 
 def sync(model: keras.Model) -> None:
@@ -54,7 +54,12 @@ class BatchesOfTheEpoch(keras.callbacks.Callback):
 
 
 class CarriedState(keras.callbacks.Callback):
-    """Starts each epoch from a zero state, but a resumed one where it stopped."""
+    """Starts each epoch from a zero state; a resumed epoch goes on where it stopped.
+
+    Args:
+        resumed_metrics: values of the model's metrics in the middle of the first
+            epoch, in the order of `metrics_variables`. None if that epoch is new.
+    """
 
     def __init__(self, resumed_metrics: list | None = None) -> None:
         super().__init__()
@@ -62,7 +67,8 @@ class CarriedState(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self._resumed_metrics is None:
-            self.model.reset_state()
+            if hasattr(self.model, "reset_state"):
+                self.model.reset_state()
             return
         # `fit` has just reset them; the epoch's means go on from the checkpoint's.
         metrics = self.model.metrics_variables
@@ -71,82 +77,86 @@ class CarriedState(keras.callbacks.Callback):
         self._resumed_metrics = None
 
 
-class ValidationPerplexity(keras.callbacks.Callback):
-    """Adds `val_perplexity` and `val_loss`, nats per token, to an epoch's logs."""
+class Validation(keras.callbacks.Callback):
+    """Adds what `evaluate` returns to the logs of each epoch.
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    Args:
+        evaluate: gives metrics by name, such as `{"val_perplexity": 80.1}`, for the
+            weights that the model then has.
+    """
+
+    def __init__(self, evaluate: Callable[[], dict[str, float]]) -> None:
         super().__init__()
-        self._evaluator = evaluator
+        self._evaluate = evaluate
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         sync(self.model)
-        perplexity = self._evaluator()
-        logs["val_perplexity"] = perplexity
-        logs["val_loss"] = math.log(perplexity)
-
-
-def is_over(history: list[dict], patience: int) -> bool:
-    """Whether to train no further after the epochs of `history`.
-
-    So it is where validation has diverged, of which nothing comes any more, and
-    where it has not improved for `patience` epochs, if that is not 0. It is a
-    function of the history alone, so that a resumed run stops where one that
-    was never interrupted does.
-    """
-    perplexities = [row["val_perplexity"] for row in history]
-    if not perplexities:
-        return False
-    if not math.isfinite(perplexities[-1]):
-        return True
-    best = perplexities.index(min(perplexities))
-    return 0 < patience <= len(perplexities) - 1 - best
+        logs.update(self._evaluate())
 
 
 class Stopping(keras.callbacks.Callback):
-    """Ends `fit` when `is_over`."""
+    """Ends `fit` when the objective says that training is over.
 
-    def __init__(self, history: list[dict], patience: int) -> None:
+    Args:
+        objective: what the run is judged by.
+        history: the logs of the epochs, which `RunFiles` extends.
+        patience: epochs without improvement after which training ends; 0: never.
+    """
+
+    def __init__(
+        self, objective: Objective, history: list[dict], patience: int
+    ) -> None:
         super().__init__()
+        self._objective = objective
         self._history = history
         self._patience = patience
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if is_over(self._history, self._patience):
+        if self._objective.is_over(self._history, self._patience):
             self.model.stop_training = True
 
 
 class RunFiles(keras.callbacks.Callback):
     """Writes what a run leaves in its directory.
 
-    After each epoch: `model.keras` where validation is the best so far,
+    After each epoch: `model.keras` where the objective is the best so far,
     `log.csv`, `training.png`, event files for TensorBoard in `logs/`; and, then
     and every `save_every` steps, `checkpoint.npz`.
 
     Args:
-        directory: where to write.
-        options: the run's options, kept in the checkpoint.
+        run: the directory.
+        objective: chooses the epoch whose model is kept.
+        record: what makes two runs the same, kept in the checkpoint.
         history: the logs of the epochs before, extended in place.
         save_every: steps between two checkpoints.
         first_step: the step at which the first epoch begins.
         elapsed: seconds that the first epoch has taken before.
+        kept: gives the model to keep, of the one that is trained.
+        panels: what `training.png` shows.
     """
 
     def __init__(
         self,
-        directory: Path,
-        options: dict,
+        run: RunDirectory,
+        objective: Objective,
+        record: dict,
         history: list[dict],
         save_every: int,
         first_step: int = 0,
         elapsed: float = 0.0,
+        kept: Callable[[keras.Model], keras.Model] = lambda model: model,
+        panels: Sequence[Panel] = (),
     ) -> None:
         super().__init__()
-        self._elapsed = elapsed
-        self._directory = directory
-        self._options = options
+        self._run = run
+        self._objective = objective
+        self._record = record
         self._history = history
         self._save_every = save_every
         self._first_step = first_step
+        self._elapsed = elapsed
+        self._kept = kept
+        self._panels = panels
         self._epoch = len(history)
         self._writer = None
 
@@ -160,10 +170,12 @@ class RunFiles(keras.callbacks.Callback):
                 "Event files are written with tensorboardX, which is not installed: "
                 "pip install '.[lm]' in a checkout of keras-qrnn"
             ) from error
-        # What an interrupted run wrote beyond its checkpoint is not shown.
-        self._writer = SummaryWriter(
-            str(self._directory / "logs"), purge_step=len(self._history)
-        )
+        # What an interrupted run wrote is hidden, and the history written anew: it
+        # may have written more than its checkpoint has, or less.
+        self._writer = SummaryWriter(str(self._run.events), purge_step=0)
+        for row in self._history:
+            self._write_scalars(row)
+        self._writer.flush()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._writer.close()
@@ -181,28 +193,47 @@ class RunFiles(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {"epoch": epoch + 1, **{name: float(logs[name]) for name in sorted(logs)}}
         row["seconds"] = round(self._seconds(), 1)  # validation included
-        best = min((r["val_perplexity"] for r in self._history), default=math.inf)
         self._history.append(row)
-        if row["val_perplexity"] < best:
-            kept, averages = self.model, weight_averages(self.model)
-            if averages is not None:
-                kept = self.model.with_batch_size(self.model.batch_size)
-                kept.copy_weights(averages)
-            with atomic_write(self._directory / "model.keras") as temporary:
-                kept.save(temporary)
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
-        write_csv(self._directory / "log.csv", self._history)
+        if self._objective.best(self._history) == len(self._history) - 1:
+            with atomic_write(self._run.model) as temporary:
+                self._kept(self.model).save(temporary)
+        write_csv(self._run.log, self._history)
         self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
         self._save(epoch + 1, 0)
-        plot_history(self._directory / "training.png", self._history)
+        self._write_scalars(row)
+        self._writer.flush()
+        plot_history(self._run.plot, self._history, self._panels)
+
+    def _write_scalars(self, row: dict) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, row["epoch"] - 1)
 
     def _seconds(self) -> float:
         return self._elapsed + time.monotonic() - self._started
 
     def _save(self, epoch: int, step: int) -> None:
         sync(self.model)
-        meta = {"epoch": epoch, "step": step, "history": self._history}
-        meta |= {"options": self._options, "seconds": self._seconds() if step else 0.0}
-        save_checkpoint(self._directory / "checkpoint.npz", self.model, meta)
+        seconds = self._seconds() if step else 0.0
+        meta = run_meta(self._record, self._history, epoch, step, seconds)
+        save_checkpoint(self._run.checkpoint, self.model, meta)
+
+
+def run_meta(
+    record: dict, history: list[dict], epoch: int = 0, step: int = 0, seconds: float = 0
+) -> dict:
+    """The `meta` of a run's checkpoint.
+
+    Args:
+        record: what makes two runs the same.
+        history: the logs of the epochs that have ended.
+        epoch: number of these epochs.
+        step: steps of the next epoch that are done.
+        seconds: that these steps have taken.
+    """
+    return {
+        "epoch": epoch,
+        "step": step,
+        "history": history,
+        "options": record,
+        "seconds": seconds,
+    }

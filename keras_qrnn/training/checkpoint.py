@@ -2,14 +2,13 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import atomic_write, reading
 
 FORMAT = "keras_qrnn checkpoint 1"
 
@@ -54,7 +53,11 @@ def read_meta(path: str | os.PathLike) -> dict:
     Raises:
         ValueError: if the file is truncated or something else.
     """
-    return _read(path, lambda archive: None)[0]
+
+    def take(archive: np.lib.npyio.NpzFile) -> None:
+        """Nothing: the header is enough."""
+
+    return _read(path, take)[0]
 
 
 def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
@@ -85,17 +88,13 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
 
 
 def _read(path: str | os.PathLike, take: Callable) -> tuple:
-    try:
-        with (
-            Path(path).open("rb") as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
-            meta = json.loads(str(archive["header"]))
-            if meta.pop("format") != FORMAT:
-                raise ValueError("of another format")
-            return meta, take(archive)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a whole checkpoint of this model. Expected a file that "
-            f"train_lm.py wrote. Received: {type(error).__name__}: {error}"
-        ) from error
+    expected = "a whole checkpoint of this model, as train_lm.py writes it"
+    with (
+        reading(path, expected),
+        Path(path).open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        meta = json.loads(str(archive["header"]))
+        if meta.pop("format") != FORMAT:
+            raise ValueError("of another format")
+        return meta, take(archive)

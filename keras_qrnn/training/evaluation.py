@@ -18,7 +18,17 @@ def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
     averages = optimizer._model_variables_moving_average
     pairs = zip(optimizer._trainable_variables, averages, strict=True)
     averaged = {id(variable): average for variable, average in pairs}
-    return [averaged.get(id(variable), variable) for variable in model.weights]
+    return [averaged.get(id(variable), variable) for variable in model.learned]
+
+
+def kept_model(model: LanguageModel) -> LanguageModel:
+    """What a run keeps: the model itself, or one with the averages of its weights."""
+    averages = weight_averages(model)
+    if averages is None:
+        return model
+    kept = model.with_batch_size(model.batch_size)
+    kept.copy_weights(averages)
+    return kept
 
 
 class Evaluator:
@@ -38,11 +48,11 @@ class Evaluator:
         self._model = model
         self._twin = model.with_batch_size(1)
         self._twin.compile()
-        self._batches = BPTTBatches(ids, 1, steps)
+        self._batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
 
     def __call__(self) -> float:
         """The perplexity under the weights of this moment, or their averages."""
-        self._twin.copy_weights(weight_averages(self._model) or self._model.weights)
+        self._twin.copy_weights(weight_averages(self._model) or self._model.learned)
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])

@@ -1,4 +1,5 @@
-import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -31,32 +32,55 @@ def save_figure(figure: "Figure", path: Path) -> None:
     pyplot().close(figure)
 
 
-def plot_history(path: Path, history: list[dict]) -> None:
-    """Loss, perplexity and learning rate of each epoch, one above the other."""
+@dataclass(frozen=True)
+class Panel:
+    """One of the pictures in `training.png`, over the epochs.
+
+    Attributes:
+        title: what is shown, with its unit.
+        curves: for each label, what gives the value of an epoch's logs.
+        log: whether the scale is logarithmic.
+    """
+
+    title: str
+    curves: Mapping[str, Callable[[dict], float]]
+    log: bool = False
+
+
+def plot_history(path: Path, history: list[dict], panels: Sequence[Panel]) -> None:
+    """The panels and the learning rate of each epoch, one above the other.
+
+    Args:
+        path: the PNG.
+        history: the logs of each epoch, `epoch` and `learning_rate` among them.
+        panels: what else is shown.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     epochs = [row["epoch"] for row in history]
-    perplexities = {
-        "training": [row["perplexity"] for row in history],
-        "validation": [row["val_perplexity"] for row in history],
-    }
-    figure, axes = pyplot().subplots(3, figsize=(7, 8), sharex=True, layout="tight")
-    loss, perplexity, learning_rate = axes
-    for label, values in perplexities.items():
-        loss.plot(epochs, [math.log(value) for value in values], ".-", label=label)
-        perplexity.plot(epochs, values, ".-", label=label)
-    learning_rate.plot(epochs, [row["learning_rate"] for row in history], ".-")
-    perplexity.set_yscale("log")
-    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    perplexity.yaxis.set_major_formatter(ScalarFormatter())
-    perplexity.yaxis.set_minor_formatter(NullFormatter())
-    titles = ("loss (nats per token)", "perplexity", "learning rate")
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_ylabel(title)
+    rate = Panel("learning rate", {"": lambda row: row["learning_rate"]})
+    panels = [*panels, rate]
+    figure, axes = pyplot().subplots(
+        len(panels),
+        figsize=(7, 8),
+        sharex=True,
+        squeeze=False,
+        layout="tight",
+    )
+    axes = axes[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for label, value in panel.curves.items():
+            axis.plot(epochs, [value(row) for row in history], ".-", label=label)
+        if panel.log:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        if len(panel.curves) > 1:
+            axis.legend()
+        axis.set_ylabel(panel.title)
         axis.grid(alpha=0.3)
-    loss.legend()
-    perplexity.legend()
-    learning_rate.set_xlabel("epoch")
+    axes[-1].set_xlabel("epoch")
     save_figure(figure, path)
 
 
@@ -97,5 +121,7 @@ def plot_gates(
         axis.set_title(title)
         axis.set_ylabel("unit")
         figure.colorbar(image, ax=axis, pad=0.01)
-    axes[-1].set_xticks(range(len(words)), words, rotation=90, fontsize=8)
+    axes[-1].set_xticks(range(len(words)))
+    # As they are: matplotlib reads what stands between two $ as mathematics.
+    axes[-1].set_xticklabels(words, rotation=90, fontsize=8, parse_math=False)
     save_figure(figure, path)

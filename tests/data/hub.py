@@ -7,7 +7,7 @@ import json
 import threading
 import urllib.parse
 
-from keras_qrnn.data.corpus import HUB_NAME, HUB_REVISION
+from keras_qrnn.data.penn_treebank import HUB_NAME, HUB_REVISION
 
 COMMIT = "c0ffee" + "0" * 34
 

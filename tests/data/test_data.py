@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
-from tests.hub import Hub
+from tests.data.hub import Hub
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PTB = Path(os.environ.get("KERAS_QRNN_PTB", ROOT.parent / "shared" / "ptb"))
 needs_ptb = pytest.mark.skipif(
     not PTB.is_dir(),

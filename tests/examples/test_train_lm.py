@@ -21,13 +21,16 @@ from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions, callbacks, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from keras_qrnn.training.loop import build_language_model, train_language_model
+from keras_qrnn.training.language_model import (
+    build_language_model,
+    train_language_model,
+)
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
-ROOT = Path(__file__).parents[1]
-TINY = {"qrnn_size": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
+ROOT = Path(__file__).parents[2]
+TINY = {"units": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
 TINY["learning_rate"] = 0.2  # a rate of 1 is for large models: here it is unstable
 
 
@@ -53,23 +56,25 @@ def arguments(**options):
 def trained(small_ptb, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "model"
     data = arguments(data_dir=small_ptb, save_path=path)
-    assert train_lm.main([*data, *arguments(**TINY, epoch=2)]) == 0
+    assert train_lm.main([*data, *arguments(**TINY, epochs=2)]) == 0
     return path
 
 
 def test_options_and_defaults_of_the_original():
     expected = {
-        "unrolled_lstm": False, "epoch": 72, "batch_size": 20, "seq_len": 105,
-        "save_every": 100, "qrnn_size": 640, "qrnn_layers": 2, "qrnn_k": 2,
+        "unrolled_lstm": False, "epochs": 72, "batch_size": 20, "seq_len": 105,
+        "save_every": 100, "units": 640, "layers": 2, "window": 2,
         "emb_dim": 650, "vocab_size": 10001, "zoneout": 0.1, "dropout": 0.5,
         "learning_rate": 1.0, "learning_rate_decay": 0.95, "grad_clip": 10.0,
-        "save_path": "lm-qrnn_model", "data_dir": None, "train": True, "test": True,
+        "data_dir": None, "train": True, "test": True,
         "lstm": False, "dataset": "ptb", "seed": 0, "dtype_policy": "float32",
         "resume": False,
     }  # fmt: skip
     parsed = train_lm.parser().parse_args([])
     values = asdict(train_lm.options_from(parsed)) | vars(parsed)
     assert {name: values[name] for name in expected} == expected
+    options = train_lm.options_from(parsed)
+    assert train_lm.save_path_of(parsed, options) == Path("lm-qrnn_model")
     flags = ["--nounrolled_lstm", "--notrain", "--notest"]
     parsed = train_lm.parser().parse_args(flags)
     assert not (parsed.unrolled_lstm or parsed.train or parsed.test)
@@ -85,12 +90,12 @@ def test_learning_rate_falls_after_the_sixth_epoch():
 
 def test_what_a_run_leaves(trained, small_ptb, capsys):
     names = {p.name for p in trained.iterdir()}
-    assert names == {"checkpoint.npz", "log.csv", "logs", "model.keras"} | {
+    assert names == {".lock", "checkpoint.npz", "log.csv", "logs", "model.keras"} | {
         "run.json", "training.png", "vocabulary.json",
     }  # fmt: skip
     record = json.loads((trained / "run.json").read_text())
-    assert "--qrnn_size 8" in record["command"] and record["date"]
-    assert record["options"]["qrnn_size"] == 8 and record["weights"] > 100
+    assert "--units 8" in record["command"] and record["date"]
+    assert record["options"]["units"] == 8 and record["weights"] > 100
     assert keras.config.backend() in record["versions"]
     rows = list(csv.DictReader((trained / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -123,7 +128,7 @@ def test_no_callback_makes_keras_read_the_loss_of_every_step():
 
 @pytest.mark.parametrize("lstm", ["lstm", "unrolled_lstm"])
 def test_lstm_baselines(small_ptb, tmp_path, lstm, capsys):
-    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epochs=1)
     assert train_lm.main([*data, f"--{lstm}", "--notest"]) == 0
     assert keras.saving.load_model(tmp_path / "model.keras").cell == lstm
 
@@ -149,7 +154,7 @@ def final_weights(path):
 
 def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
     """SIGKILL in mid-epoch, twice; dropout and zoneout on."""
-    common = [*arguments(data_dir=small_ptb, epoch=3, **TINY), "--notest"]
+    common = [*arguments(data_dir=small_ptb, epochs=3, **TINY), "--notest"]
     command = [sys.executable, str(ROOT / "examples" / "train_lm.py"), *common]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -178,7 +183,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
     run(tmp_path / "whole")
     run(tmp_path / "killed", kill_after=0)
     run(tmp_path / "killed", "--resume", kill_after=1)
-    resumed = arguments(save_path=tmp_path / "killed", epoch=1)
+    resumed = arguments(save_path=tmp_path / "killed", epochs=1)
     assert train_lm.main([*common, *resumed, "--resume"]) == 2  # in its second
     assert read_meta(tmp_path / "killed" / "checkpoint.npz")["epoch"] < 3
     run(tmp_path / "killed", "--resume")
@@ -195,7 +200,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
             assert abs(float(a[column]) - float(b[column])) < 1e-4, column
 
 
-AWD = {"first_qrnn_k": 3, "qrnn_k": 1, "tied": True, "locked_dropout": True}
+AWD = {"first_window": 3, "window": 1, "tied": True, "locked_dropout": True}
 AWD |= {"embedding_dropout": 0.1, "hidden_dropout": 0.2, "weight_average": 0.9}
 
 
@@ -219,7 +224,7 @@ def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
     """The trained weights go on beside their averages, a resumed run's too."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
-    options = TrainingOptions(**(TINY | AWD | chosen), epoch=2)
+    options = TrainingOptions(**(TINY | AWD | chosen), epochs=2)
 
     def run(path, **more):
         return train_language_model(
@@ -252,7 +257,7 @@ def test_a_resumed_run_may_change_the_rates_to_come(small_ptb, tmp_path):
     vocabulary = Vocabulary.build(corpus.train)
 
     def run(path, epoch, constant_epochs):
-        options = TrainingOptions(**TINY, epoch=epoch, constant_epochs=constant_epochs)
+        options = TrainingOptions(**TINY, epochs=epoch, constant_epochs=constant_epochs)
         return train_language_model(
             corpus, vocabulary, options, tmp_path / path, verbose=0, resume=True
         )
@@ -279,22 +284,22 @@ def test_finetune_starts_from_the_weights_of_another_run(trained, small_ptb, tmp
             corpus, words, options, tmp_path / path, resume, verbose=0
         )
 
-    first = run("cut", epoch=1)
+    first = run("cut", epochs=1)
     assert first[0]["val_perplexity"] == pytest.approx(expected, rel=1e-4)
     # Resumed, it goes on with its own weights.
     learning = {"learning_rate": 0.2, "weight_average": 0.5}
-    run("learning", epoch=1, **learning)
+    run("learning", epochs=1, **learning)
     spelled = trained / ".." / trained.name
-    cut = run("learning", spelled, epoch=2, resume=True, **learning)
+    cut = run("learning", spelled, epochs=2, resume=True, **learning)
     with pytest.raises(ValueError, match=r"`resume`: .* finetune="):
-        run("learning", tmp_path, epoch=2, resume=True, **learning)
-    whole = run("whole", epoch=2, **learning)
+        run("learning", tmp_path, epochs=2, resume=True, **learning)
+    whole = run("whole", epochs=2, **learning)
     assert cut[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
     assert cut[1]["val_perplexity"] != pytest.approx(expected, rel=1e-3)
     with pytest.raises(FileNotFoundError, match=r"`finetune` .* holds no model.keras"):
         run("refused", tmp_path)
     with pytest.raises(ValueError, match=r"`finetune`: .*\(9,\).*Received: .*\(24,\)"):
-        run("refused", qrnn_size=3)
+        run("refused", units=3)
     with pytest.raises(ValueError, match=r"`finetune`: .* another vocabulary"):
         run("refused", words=Vocabulary.build(corpus.train[:50]))
     damaged = shutil.copytree(trained, tmp_path / "damaged") / "model.keras"
@@ -302,7 +307,9 @@ def test_finetune_starts_from_the_weights_of_another_run(trained, small_ptb, tmp
     middle = len(whole) // 2
     for left in (whole[:middle], whole[:middle] + bytes(200) + whole[middle + 200 :]):
         damaged.write_bytes(left)
-        with pytest.raises(ValueError, match=r"`finetune`: .* is not a whole model"):
+        with pytest.raises(
+            ValueError, match=r"`finetune`: .* is not a whole language model"
+        ):
             run("refused", damaged.parent)
     assert not (tmp_path / "refused").exists()
 
@@ -313,7 +320,7 @@ def test_interrupted_in_validation(small_ptb, tmp_path):
     vocabulary = Vocabulary.build(corpus.train)
     chosen = {"save_every": 1, "optimizer": "adamw", "learning_rate": 0.01}
     chosen |= {"batch_size": 20, "seq_len": 60, "weight_decay": 0.0}
-    options = TrainingOptions(**(TINY | chosen), epoch=1)
+    options = TrainingOptions(**(TINY | chosen), epochs=1)
     steps = len(BPTTBatches(vocabulary.encode(corpus.train), 20, 60))
 
     def run(path, **more):
@@ -337,7 +344,7 @@ def test_mixed_precision_resumes(small_ptb, tmp_path, policy):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
     averages = {"weight_average": 0.9, "dtype_policy": policy}
-    options = TrainingOptions(**TINY, **averages, epoch=1)
+    options = TrainingOptions(**TINY, **averages, epochs=1)
     train_language_model(
         corpus, vocabulary, options, tmp_path / "whole", verbose=0, resume=True
     )
@@ -362,7 +369,7 @@ def test_mixed_precision_resumes(small_ptb, tmp_path, policy):
 def test_resume_with_another_corpus(small_ptb, tmp_path):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
-    options = TrainingOptions(**TINY, epoch=1)
+    options = TrainingOptions(**TINY, epochs=1)
     train_language_model(corpus, vocabulary, options, tmp_path, verbose=0)
     before = (tmp_path / "vocabulary.json").read_bytes()
     (tmp_path / ".checkpoint.npz.unfinished-x.npz").write_text("half")
@@ -371,7 +378,7 @@ def test_resume_with_another_corpus(small_ptb, tmp_path):
         train_language_model(other, vocabulary, options, tmp_path, resume=True)
     assert (tmp_path / "vocabulary.json").read_bytes() == before
     train_language_model(corpus, vocabulary, options, tmp_path, resume=True)
-    assert not list(tmp_path.glob(".*"))
+    assert [file.name for file in tmp_path.glob(".*")] == [".lock"]
 
 
 def test_a_batch_longer_than_its_rows(small_ptb, tmp_path, capsys):
@@ -384,7 +391,7 @@ def test_a_batch_longer_than_its_rows(small_ptb, tmp_path, capsys):
 
 
 def test_divergence_in_the_first_epoch(small_ptb, tmp_path, capsys):
-    data = arguments(data_dir=small_ptb, save_path=tmp_path, epoch=1, **TINY)
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, epochs=1, **TINY)
     assert train_lm.main([*data, "--learning_rate", "1e30", "--grad_clip", "1e30"]) == 2
     assert "Training diverged in its first epoch" in capsys.readouterr().err
 
@@ -392,7 +399,7 @@ def test_divergence_in_the_first_epoch(small_ptb, tmp_path, capsys):
 def test_checkpoint_from_before_an_option_was_added(small_ptb, tmp_path):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
-    options = TrainingOptions(**TINY, epoch=1)
+    options = TrainingOptions(**TINY, epochs=1)
     train_language_model(corpus, vocabulary, options, tmp_path, verbose=0)
     path = tmp_path / "checkpoint.npz"
     model = build_language_model(options, len(vocabulary))
@@ -400,10 +407,10 @@ def test_checkpoint_from_before_an_option_was_added(small_ptb, tmp_path):
     for name in ("tied", "weight_average", "data"):
         del meta["options"][name]
     save_checkpoint(path, model, meta)
-    options = TrainingOptions(**TINY, epoch=2)
+    options = TrainingOptions(**TINY, epochs=2)
     run = {"resume": True, "verbose": 0}
     train_language_model(corpus, vocabulary, options, tmp_path, **run)
-    options = TrainingOptions(**TINY, epoch=2, weight_average=0.5)
+    options = TrainingOptions(**TINY, epochs=2, weight_average=0.5)
     with pytest.raises(ValueError, match=r"weight_average=0\.0\. Received: .*=0\.5"):
         train_language_model(corpus, vocabulary, options, tmp_path, **run)
 
@@ -414,7 +421,7 @@ def test_presets(tmp_path):
 
     assert options("--preset", "paper") == options() == TrainingOptions()
     awd = options("--preset", "awd")
-    assert (awd.tied, awd.locked_dropout, awd.qrnn_layers) == (True, True, 4)
+    assert (awd.tied, awd.locked_dropout, awd.layers) == (True, True, 4)
     assert awd.windows == [2, 1, 1, 1]
     changed = options("--preset", "awd", "--notied", "--first_qrnn_k", "3")
     assert not changed.tied and changed.windows == [3, 1, 1, 1]
@@ -440,27 +447,27 @@ def test_cache(trained, small_ptb, capsys):
 
 
 def test_resume_without_a_checkpoint_starts(small_ptb, tmp_path):
-    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epoch=1)
+    data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epochs=1)
     assert train_lm.main([*data, "--resume", "--notest"]) == 0
 
 
 def test_a_run_is_not_overwritten(trained, small_ptb, capsys):
     before = (trained / "checkpoint.npz").read_bytes()
     data = arguments(data_dir=small_ptb, save_path=trained)
-    assert train_lm.main([*data, *arguments(**TINY, epoch=2)]) == 2
+    assert train_lm.main([*data, *arguments(**TINY, epochs=2)]) == 2
     assert "holds a run already. Use --resume" in capsys.readouterr().err
-    changed = arguments(**(TINY | {"qrnn_size": 9}), epoch=2)
+    changed = arguments(**(TINY | {"units": 9}), epochs=2)
     assert train_lm.main([*data, *changed, "--resume"]) == 2
     error = capsys.readouterr().err
-    assert "qrnn_size=8. Received: qrnn_size=9" in error
+    assert "units=8. Received: units=9" in error
     # Another rate in the second epoch; one in the third would be allowed.
-    rates = arguments(**TINY, epoch=2, constant_epochs=1)
+    rates = arguments(**TINY, epochs=2, constant_epochs=1)
     assert train_lm.main([*data, *rates, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "constant_epochs=6. Received: constant_epochs=1" in error
-    shorter = [*data, *arguments(**TINY, epoch=1), "--resume"]
+    shorter = [*data, *arguments(**TINY, epochs=1), "--resume"]
     assert train_lm.main(shorter) == 2
-    assert "has begun 2 epochs already. Received: epoch=1" in capsys.readouterr().err
+    assert "has begun 2 epochs already. Received: epochs=1" in capsys.readouterr().err
     assert (trained / "checkpoint.npz").read_bytes() == before
 
 
@@ -503,7 +510,7 @@ def test_bad_checkpoints(tmp_path, damage):
 
 
 def test_checkpoint_of_fewer_layers(tmp_path):
-    options = {**TINY, "qrnn_layers": 1}
+    options = {**TINY, "layers": 1}
     path = tmp_path / "checkpoint.npz"
     save_checkpoint(path, build_language_model(TrainingOptions(**options), 20), {})
     with pytest.raises(ValueError, match="not a whole checkpoint of this model"):
@@ -520,7 +527,7 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 0}, "`epoch` must be a positive integer"),
+        ({"epochs": 0}, "`epochs` must be a positive integer"),
         ({"learning_rate": -1}, "`learning_rate` must be positive"),
         ({"grad_clip": 0}, "`grad_clip` must be positive"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
@@ -529,11 +536,11 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
         ({"constant_epochs": 0}, "`constant_epochs` must be a positive integer"),
         ({"dropout": 1}, "dropout"),
         ({"zoneout": 1}, r"`zoneout` must be in \[0, 1\)"),
-        ({"qrnn_k": 0}, "`window` must be a positive integer"),
+        ({"window": 0}, "`window` must be a positive integer"),
         ({"pooling": "x"}, "`pooling` must be one of"),
         ({"batch_size": 10**6}, "must have at least batch_size"),
         ({"data_dir": "nowhere"}, "`data_dir` must be a directory"),
-        ({"vocab_size": 1}, "`max_size` must be an integer of at least 2"),
+        ({"vocab_size": 1}, "`vocab_size` must be an integer of at least 2"),
     ],
 )
 def test_bad_options(small_ptb, tmp_path, capsys, options, message):
@@ -548,7 +555,7 @@ def test_config_file(small_ptb, tmp_path, capsys):
     path.write_text(json.dumps({"qrnn_size": 12, "zoneout": 0.3}))
     parsed = train_lm.parser().parse_args(["--config", str(path), "--zoneout", "0.2"])
     options = train_lm.options_from(parsed)
-    assert (options.qrnn_size, options.zoneout) == (12, 0.2)
+    assert (options.units, options.zoneout) == (12, 0.2)
     for content in ('{"colour": 1}', "[1]", "{", '{"learning_rate": "fast"}'):
         path.write_text(content)
         data = arguments(data_dir=small_ptb, save_path=tmp_path / "r", config=path)
@@ -618,7 +625,7 @@ def test_bad_sampling_options(trained, tmp_path, capsys, options, message):
 def test_train_language_model_returns_the_history(small_ptb, tmp_path):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
-    options = TrainingOptions(**TINY, epoch=1)
+    options = TrainingOptions(**TINY, epochs=1)
     history = train_language_model(
         corpus, vocabulary, options, tmp_path / "run", verbose=0
     )

@@ -1,0 +1,60 @@
+"""Data sets from the Hugging Face hub."""
+
+import importlib.util
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+
+TIMEOUT = 10  # seconds
+
+
+def need_datasets(what: str) -> None:
+    """Raises an ImportError if Hugging Face `datasets` is not installed.
+
+    Args:
+        what: is loaded with it, for the message.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise ImportError(
+            f"{what} is loaded with Hugging Face `datasets`, which is not "
+            "installed: pip install '.[lm]' in a checkout of keras-qrnn"
+        )
+
+
+def load_columns(
+    name: str, revision: str, column: str, advice: str
+) -> Mapping[str, list]:
+    """One column of each split of a data set on the hub.
+
+    Args:
+        name: of the data set, `owner/name`.
+        revision: of the data set, `refs/convert/parquet` for what the hub has made
+            of a loading script.
+        column: name of the column.
+        advice: what else a user can do where the hub cannot be reached.
+
+    Returns:
+        For each split the values of the column.
+
+    Raises:
+        ConnectionError: if the hub or the data set cannot be reached.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import constants
+
+    quoted = urllib.parse.quote(revision, safe="")
+    url = f"{constants.ENDPOINT}/api/datasets/{name}/revision/{quoted}"
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            # `datasets` tries again and again for minutes: one request first says
+            # whether that is worth it.
+            urllib.request.urlopen(url, timeout=TIMEOUT).close()
+        found = load_dataset(name, revision=revision)
+    except (OSError, DatasetsError) as error:
+        raise ConnectionError(
+            f"Could not load {name} ({revision}) from {constants.ENDPOINT}: "
+            f"{type(error).__name__}: {error}. {advice}, or HF_HUB_OFFLINE=1 for a "
+            "copy that was downloaded before."
+        ) from error
+    return {split: list(table[column]) for split, table in found.items()}

@@ -1,0 +1,71 @@
+"""Penn Treebank, and any corpus in its format."""
+
+from pathlib import Path
+
+from keras_qrnn.data import hub
+from keras_qrnn.data.corpus import Corpus
+
+SPLITS = ("train", "valid", "test")
+HUB_NAME = "ptb-text-only/ptb_text_only"
+# The repository itself is a loading script, which datasets >= 4 refuses.
+HUB_REVISION = "refs/convert/parquet"
+ADVICE = (
+    "Use --data_dir with a directory that holds train.txt, valid.txt and test.txt, "
+    "--dataset sample for the embedded corpus"
+)
+
+
+def from_directory(directory: Path) -> Corpus:
+    """The corpus in `train.txt`, `valid.txt` and `test.txt`, a sentence a line.
+
+    Args:
+        directory: of the three files, in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: if a file is empty or not UTF-8.
+        FileNotFoundError: if the directory or a file is missing.
+        ImportError: if `datasets` is not installed.
+    """
+    hub.need_datasets("Penn Treebank")
+    from datasets import Dataset
+
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            "Argument `data_dir` must be a directory with train.txt, valid.txt and "
+            f"test.txt. Received: {directory}, which does not exist"
+        )
+    splits = {}
+    for split in SPLITS:
+        path = directory / f"{split}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(
+                "Argument `data_dir` must hold train.txt, valid.txt and test.txt. "
+                f"Received: {directory}, which has no {path.name}"
+            )
+        try:
+            text = path.read_text("utf-8-sig")  # without the mark of some editors
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        if not text.strip():
+            raise ValueError(f"{path} is empty. Expected a sentence on each line")
+        # In memory: `datasets`' text builder would copy the file into its cache.
+        table = Dataset.from_dict({"sentence": text.removesuffix("\n").split("\n")})
+        splits[split] = list(table["sentence"])
+    return Corpus(str(directory), **splits)
+
+
+def from_hub() -> Corpus:
+    """Penn Treebank from the Hugging Face hub.
+
+    Raises:
+        ConnectionError: if the hub cannot be reached.
+        ImportError: if `datasets` is not installed.
+    """
+    hub.need_datasets("Penn Treebank")
+    found = hub.load_columns(HUB_NAME, HUB_REVISION, "sentence", ADVICE)
+    return Corpus(
+        HUB_NAME,
+        train=found["train"],
+        valid=found["validation"],
+        test=found["test"],
+    )

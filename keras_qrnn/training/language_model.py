@@ -1,0 +1,349 @@
+"""Training of a language model: its model, its batches and its checks."""
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
+from keras_qrnn.models import LanguageModel
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.training.callbacks import (
+    Validation,
+    learning_rate_at,
+    learning_rate_schedule,
+)
+from keras_qrnn.training.evaluation import Evaluator, kept_model
+from keras_qrnn.training.loop import train
+from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.options import (
+    TrainingOptions,
+    defaults_of,
+    with_current_names,
+)
+from keras_qrnn.training.plots import Panel
+from keras_qrnn.training.run_directory import (
+    DOING,
+    RunDirectory,
+    first_difference,
+    held,
+    refuse_if_held,
+)
+
+OBJECTIVE = Objective("val_perplexity", "min")
+OPTIMIZERS = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}
+# The learning rate of each epoch is theirs: see `learning_rate_at`.
+SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
+# What a resumed run may change.
+FREE = ("epochs", "save_every", "early_stopping")
+PANELS = (
+    Panel(
+        "loss (nats per token)",
+        {
+            "training": lambda row: math.log(row["perplexity"]),
+            "validation": lambda row: math.log(row["val_perplexity"]),
+        },
+    ),
+    Panel(
+        "perplexity",
+        {
+            "training": lambda row: row["perplexity"],
+            "validation": lambda row: row["val_perplexity"],
+        },
+        log=True,
+    ),
+)
+
+
+def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageModel:
+    """The options' model, built and compiled with the options' optimizer."""
+    model = LanguageModel(
+        vocab_size,
+        emb_dim=options.emb_dim,
+        units=options.units,
+        layers=options.layers,
+        batch_size=options.batch_size,
+        window=options.windows,
+        pooling=options.pooling,
+        zoneout=options.zoneout,
+        dropout=options.dropout,
+        cell=options.cell,
+        embedding_scale=options.embedding_scale,
+        tied=options.tied,
+        locked_dropout=options.locked_dropout,
+        embedding_dropout=options.embedding_dropout,
+        hidden_dropout=options.hidden_dropout,
+        seed=options.seed,
+        dtype=options.dtype_policy,
+    )
+    model.build()
+    no_decay = None if options.optimizer == "sgd" else 0.0  # AdamW wants a number
+    # Keras multiplies the decay by the rate and leaves it out of the clip.
+    optimizer = OPTIMIZERS[options.optimizer](
+        options.learning_rate,
+        global_clipnorm=options.grad_clip,
+        weight_decay=options.weight_decay or no_decay,
+        use_ema=bool(options.weight_average),
+        ema_momentum=options.weight_average,
+    )
+    model.compile(optimizer)
+    # With mixed_float16 this is a wrapper, with variables of its own.
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def train_language_model(
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    options: TrainingOptions,
+    save_path: str | os.PathLike,
+    resume: bool = False,
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    verbose: int | str = "auto",
+) -> list[dict]:
+    """Trains a language model and keeps the best by validation in `save_path`.
+
+    Nothing is made or written before all that can be refused has been.
+
+    Args:
+        corpus: text to train on and to validate with.
+        vocabulary: of its training split.
+        options: the recipe.
+        save_path: directory; see `RunFiles` for what it will hold.
+        resume: whether to go on from the checkpoint in `save_path`. The run then
+            ends with the weights of one that was never interrupted.
+        callbacks: further Keras callbacks, called last.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        The logs of each epoch.
+
+    Raises:
+        FileExistsError: if `save_path` holds a run and `resume` is False.
+        ValueError: if the checkpoint is damaged or of a run with other options, if
+            the model to finetune is of another shape or vocabulary, or if the
+            options do not fit the corpus or the machine.
+        OSError: if `save_path` cannot be written, or another process trains in it.
+    """
+    run = RunDirectory(Path(save_path))
+    record = run_record(corpus, vocabulary, options)
+
+    def difference(meta: dict) -> str | None:
+        return _difference(meta, record)
+
+    refuse_if_held(run.path, DOING)
+    run.check(difference, resume)
+    train_ids = vocabulary.encode(corpus.train, "training")
+    valid_ids = vocabulary.encode(corpus.valid, "validation")
+    check_sizes(options, len(vocabulary), len(train_ids))
+    start = None
+    if options.finetune is not None and not run.checkpoint.exists():
+        start = load_trained(options.finetune, "finetune")
+        _check_vocabulary(Path(options.finetune), start[1], vocabulary)
+
+    keras.utils.set_random_seed(options.seed)
+    model = build_language_model(options, len(vocabulary))
+    if start is not None:
+        _take_weights(Path(options.finetune), start[0], model)
+    evaluator = Evaluator(model, valid_ids, options.eval_steps)
+
+    def validate() -> dict[str, float]:
+        perplexity = evaluator()
+        return {"val_perplexity": perplexity, "val_loss": math.log(perplexity)}
+
+    def batches(step: int) -> BPTTBatches:
+        return BPTTBatches(train_ids, options.batch_size, options.seq_len, step)
+
+    with held(run.path, DOING):
+        run.check(difference, resume)  # now that no other process can write there
+        vocabulary.save(run.path / "vocabulary.json")
+        return train(
+            model,
+            batches,
+            run,
+            OBJECTIVE,
+            record,
+            epochs=options.epochs,
+            save_every=options.save_every,
+            patience=options.early_stopping,
+            callbacks=[
+                learning_rate_schedule(
+                    options.learning_rate,
+                    options.learning_rate_decay,
+                    options.constant_epochs,
+                ),
+                Validation(validate),
+            ],
+            last_callbacks=callbacks or [],
+            kept=kept_model,
+            panels=PANELS,
+            verbose=verbose,
+        )
+
+
+def run_record(
+    corpus: Corpus, vocabulary: Vocabulary, options: TrainingOptions
+) -> dict[str, Any]:
+    """What makes two runs the same: the options, the data and the backend."""
+    record = asdict(options)
+    if options.finetune is not None:
+        # The same run from any working directory.
+        record["finetune"] = str(Path(options.finetune).resolve())
+    record["vocabulary"] = len(vocabulary)
+    record["data"] = fingerprint(vocabulary.words, corpus.train, corpus.valid)
+    record["backend"] = keras.config.backend()  # each draws its own random numbers
+    return record
+
+
+def _difference(meta: dict, expected: dict) -> str | None:
+    """How the run of a checkpoint differs from the one that is about to start."""
+    found = with_current_names(meta["options"])
+    # What a checkpoint does not know of was added since: an option, then unused.
+    added = {name: expected[name] for name in ("data", "backend")}
+    found = defaults_of() | added | found
+    free = set(FREE)
+    begun = len(meta["history"]) + bool(meta["step"])
+    # The learning rates of epochs to come may change.
+    if all(
+        _learning_rate(found, epoch) == _learning_rate(expected, epoch)
+        for epoch in range(begun)
+    ):
+        free |= set(SCHEDULE)
+    if found["finetune"] is not None:
+        # Earlier checkpoints have it as it was spelled.
+        found["finetune"] = str(Path(found["finetune"]).resolve())
+    name = first_difference(found, expected, free)
+    if name is not None:
+        return f"{name}={found.get(name)!r}. Received: {name}={expected.get(name)!r}"
+    if begun > expected["epochs"]:
+        return f"begun {begun} epochs already. Received: epochs={expected['epochs']}"
+    return None
+
+
+def _learning_rate(options: dict, epoch: int) -> float:
+    return learning_rate_at(epoch, *(options[name] for name in SCHEDULE))
+
+
+def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
+    """Refuses options that do not fit the corpus or the machine. Allocates nothing.
+
+    Args:
+        options: the recipe.
+        vocab_size: words of the vocabulary.
+        tokens: tokens of the training split.
+
+    Raises:
+        ValueError: if there are fewer targets than rows, if a batch is longer than
+            its rows, or if the weights or the logits of a batch need more memory
+            than the machine has.
+    """
+    targets = tokens - 1
+    if targets < options.batch_size:
+        raise ValueError(
+            "The training split must have at least batch_size + 1 = "
+            f"{options.batch_size + 1} tokens. Received: {tokens} tokens"
+        )
+    row = -(-targets // options.batch_size)
+    if options.seq_len > row:
+        raise ValueError(
+            f"Option `seq_len` must be at most {row}, the tokens of the training split "
+            f"for each row of a batch. Received: seq_len={options.seq_len}"
+        )
+    # In float32: the weights, and the logits of a batch, the largest of its tensors.
+    logits = 4 * options.batch_size * options.seq_len * vocab_size
+    weights = 4 * count_weights(options, vocab_size)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needs = {
+        "`units`, `layers`, `window` and `emb_dim`: the weights": weights,
+        "`batch_size` and `seq_len`: the logits of a batch": logits,
+    }
+    for what, needed in needs.items():
+        if needed > memory:
+            raise ValueError(
+                f"Options {what} must fit in the memory of this machine, "
+                f"{memory / 2**30:.1f} GiB. Received: {needed / 2**30:.3g} GiB"
+            )
+
+
+def count_weights(options: TrainingOptions, vocab_size: int) -> int:
+    """Number of weights of the options' model, without building it."""
+
+    def layer(inputs: int, units: int, window: int) -> int:
+        if options.cell == "qrnn":
+            gates = len(GATES[options.pooling])
+            return gates * units * (window * inputs + 1)
+        return 4 * units * (inputs + units + 1)
+
+    last = options.emb_dim if options.tied else options.units
+    first_window = options.first_window or options.window
+    total = options.emb_dim * vocab_size + vocab_size  # embedding, softmax's bias
+    if not options.tied:
+        total += last * vocab_size
+    if options.layers == 1:
+        return total + layer(options.emb_dim, last, first_window)
+    total += layer(options.emb_dim, options.units, first_window)
+    total += (options.layers - 2) * layer(options.units, options.units, options.window)
+    return total + layer(options.units, last, options.window)
+
+
+def load_trained(
+    directory: str | os.PathLike, option: str
+) -> tuple[LanguageModel, Vocabulary]:
+    """The best model of a run, and its vocabulary.
+
+    Args:
+        directory: the run's `save_path`.
+        option: name under which an error speaks of it.
+
+    Raises:
+        FileNotFoundError: if one of the two files is not there.
+        ValueError: if one is damaged, or if they do not belong together.
+    """
+    directory = Path(directory)
+    for name in ("model.keras", "vocabulary.json"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"Option `{option}` must be a directory that train_lm.py wrote. "
+                f"Received: {directory}, which holds no {name}"
+            )
+    vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    try:
+        model = keras.saving.load_model(directory / "model.keras", compile=False)
+        if not isinstance(model, LanguageModel):
+            raise TypeError(f"a {type(model).__name__}, not a LanguageModel")
+    except Exception as error:
+        raise ValueError(
+            f"Option `{option}`: {directory / 'model.keras'} is not a whole language "
+            f"model. Received: {type(error).__name__}: {error}"
+        ) from error
+    expected = model.get_config()["vocab_size"]
+    if expected != len(vocabulary):
+        raise ValueError(
+            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            f"Expected {expected} words. Received: {len(vocabulary)}"
+        )
+    return model, vocabulary
+
+
+def _check_vocabulary(run: Path, found: Vocabulary, expected: Vocabulary) -> None:
+    if found.words != expected.words:
+        raise ValueError(
+            f"Option `finetune`: the run in {run} has another vocabulary than that of "
+            "this corpus"
+        )
+
+
+def _take_weights(run: Path, trained: LanguageModel, model: LanguageModel) -> None:
+    found, expected = (
+        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.learned}
+        for m in (trained, model)
+    )
+    if found != expected:
+        raise ValueError(
+            f"Option `finetune`: the model in {run} is not of these options. Expected "
+            f"weights of shapes {expected}. Received: {found}"
+        )
+    model.copy_weights(trained.learned)

@@ -1,0 +1,142 @@
+"""The directory of a run: who may write to it, and which run it holds.
+
+A search has such a directory, too, and uses `held` and `first_difference`.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_qrnn._files import remove_leftovers
+from keras_qrnn.training.checkpoint import read_meta
+
+LOCK = ".lock"
+DOING = "trained in"  # what a training does with its directory
+
+
+@contextlib.contextmanager
+def held(directory: Path, doing: str, option: str = "save_path") -> Iterator[None]:
+    """Keeps other processes out of `directory` while the context lasts.
+
+    Makes the directory, and removes what killed processes have left half-written in
+    it. The lock ends with the process, however that ends; its file stays.
+
+    Args:
+        directory: of a run or a search.
+        doing: what is done with it, for the message: "trained in", "searched".
+        option: name of the option that names the directory.
+
+    Raises:
+        BlockingIOError: if another process holds the directory.
+        OSError: if the directory cannot be made or written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("a") as file:
+        _lock(file, directory, doing, option)
+        remove_leftovers(directory)
+        yield
+
+
+def refuse_if_held(directory: Path, doing: str, option: str = "save_path") -> None:
+    """Raises the error of `held` if another process holds `directory`.
+
+    Writes nothing.
+    """
+    path = directory / LOCK
+    if path.exists():
+        with path.open() as file:
+            _lock(file, directory, doing, option)
+
+
+def _lock(file: Any, directory: Path, doing: str, option: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"Option `{option}`: {directory} is being {doing} by another process"
+        ) from error
+
+
+def first_difference(
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    free: Collection[str] = (),
+) -> str | None:
+    """Name of the first value in which two records differ, or None.
+
+    Args:
+        found: a record that was kept.
+        expected: the same of what is about to run; it gives the order.
+        free: names that may differ.
+    """
+    names = [*expected, *(name for name in found if name not in expected)]
+    for name in names:
+        if name not in free and found.get(name) != expected.get(name):
+            return name
+    return None
+
+
+class RunDirectory:
+    """The files of a run.
+
+    Attributes:
+        path: the directory.
+        checkpoint: all that is needed to go on, `checkpoint.npz`.
+        model: the best model by validation, `model.keras`.
+        log: a line for each epoch, `log.csv`.
+        plot: the curves of the epochs, `training.png`.
+        events: directory of event files for TensorBoard, `logs`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.npz"
+        self.model = path / "model.keras"
+        self.log = path / "log.csv"
+        self.plot = path / "training.png"
+        self.events = path / "logs"
+
+    def check(self, difference: Callable[[dict], str | None], resume: bool) -> None:
+        """Refuses to run here where something else would be lost. Writes nothing.
+
+        Args:
+            difference: called with the `meta` of the checkpoint that is there. Gives
+                None if that is of the run that is about to start, or else what
+                "the run has": `"units=8. Received: units=9"`.
+            resume: whether the run is to go on from the checkpoint.
+
+        Raises:
+            FileExistsError: if the directory holds a run and `resume` is False, or
+                a model and no checkpoint to go on from.
+            NotADirectoryError: if the path is a file or lies in one.
+            ValueError: if the checkpoint is damaged or of another run.
+        """
+        nearest = next(
+            each for each in (self.path, *self.path.parents) if each.exists()
+        )
+        if not nearest.is_dir():
+            raise NotADirectoryError(
+                f"Option `save_path` must be a directory. Received: {self.path}, where "
+                f"{nearest} is a file"
+            )
+        if not self.checkpoint.exists():
+            if self.model.exists():
+                raise FileExistsError(
+                    f"Option `save_path`: {self.path} holds a model and no checkpoint "
+                    "to go on from. Use another --save_path"
+                )
+            return
+        meta = read_meta(self.checkpoint)
+        other = difference(meta)
+        if resume and other:
+            raise ValueError(f"Option `resume`: the run in {self.path} has {other}")
+        begun = meta["epoch"] or meta["step"] or self.model.exists()
+        if begun and not resume:
+            advice = "Use --resume to go on with it, or another --save_path"
+            if other:
+                advice = f"It has {other}. Use another --save_path"
+            raise FileExistsError(
+                f"Option `save_path`: {self.path} holds a run already. {advice}"
+            )
