@@ -19,6 +19,8 @@ from tests.gradients import second_gradients, value_and_gradients
 differentiable = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
 )
+# The module that has the backend's cross-entropy.
+HOME_OF_THE_LOSS = sys.modules[active.cross_entropy.__module__]
 POOLS = {"f": keras_qrnn.f_pool, "fo": keras_qrnn.fo_pool, "ifo": keras_qrnn.ifo_pool}
 
 shapes = st.tuples(
@@ -133,48 +135,6 @@ def test_eager_scans_compile_once():
     assert active._scan._cache_size() == compiled
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-@pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("rows", [4, 2048])
-@pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("name", ["_Convolution", "_Products"])
-def test_convolution_equals_pytorchs(name, window, rows, use_bias, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(active, "PIECE_ROWS", rows)
-    rng = np.random.default_rng(window)
-    shapes = [(7, 2, 3), (window, 3, 8), (8,)][: 3 if use_bias else 2]
-    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
-
-    def plain(x, kernel, bias):
-        images, weight = x.permute(1, 2, 0), kernel.permute(2, 1, 0)
-        return torch.nn.functional.conv1d(images, weight, bias).permute(2, 0, 1)
-
-    def loss(function, *tensors):
-        tensors = tensors if use_bias else (*tensors, None)
-        return ops.sum(ops.sin(function(*tensors)))
-
-    own = getattr(active, name).apply
-    got = value_and_gradients(lambda *a: loss(own, *a), arrays)
-    want = value_and_gradients(lambda *a: loss(plain, *a), arrays)
-    assert_close(got[0], want[0])
-    for g, w in zip(got[1], want[1], strict=True):
-        assert_close(g, w)
-
-
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("at_home", [False, True])
-def test_convolution_by_processor(at_home, dtype, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(active, "ONEDNN", True)
-    monkeypatch.setattr(active, "MKL_AT_HOME", at_home)
-    inputs = torch.zeros((1, 1, 1), dtype=getattr(torch, dtype))
-    convolves = dtype == "float32" and not at_home
-    assert active._takes_convolution(inputs) == convolves
-
-
 @pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="a choice of TensorFlow"
 )
@@ -219,21 +179,6 @@ def test_xla_compiles_what_has_a_known_length():
     assert compiled(None) == []
     assert bool(compiled(8)) == (sys.platform != "darwin" and not active._has_gpu())
     assert compiled(8) == compiled(512)  # what is compiled does not grow
-
-
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-@pytest.mark.parametrize("name", ["_Convolution", "_Products"])
-def test_second_derivative_of_the_convolution(name):
-    import torch
-
-    rng = np.random.default_rng(0)
-    tensors = [
-        torch.tensor(rng.normal(size=shape), requires_grad=True)
-        for shape in [(5, 2, 3), (2, 3, 4), (4,)]
-    ]
-    own = getattr(active, name).apply
-    assert torch.autograd.gradcheck(own, tensors)
-    assert torch.autograd.gradgradcheck(own, tensors)
 
 
 def pool_arguments(pooling, shape, activated):
@@ -285,28 +230,6 @@ def test_pool_values_and_gradients(pooling, batch, time):
     assert_close(got[0], want[0])
     for g, w in zip(got[1], want[1], strict=True):
         assert_close(g, w)
-
-
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
-@pytest.mark.parametrize("update_scale", [None, 0.75, "mask"])
-@pytest.mark.parametrize("time", [1, 7, 70])
-@pytest.mark.parametrize("pooling", POOLS)
-def test_pool_in_place_equals_the_other(pooling, time, update_scale):
-    import torch
-
-    *gates, state = pool_arguments(pooling, (2, time, 3), activated=False)
-    packed = torch.tensor(np.concatenate(gates, axis=-1))
-    if update_scale == "mask":
-        update_scale = torch.tensor(
-            np.random.default_rng(1).uniform(size=gates[0].shape) > 0.3
-        )
-    arguments = torch.tensor(state), update_scale, pooling, True
-    want = active.pool(packed.clone(), *arguments)
-    with torch.no_grad():
-        got = active.pool(packed.clone(), *arguments)
-    for g, w in zip(got, want, strict=True):
-        assert_close(g, ops.convert_to_numpy(w))
-        assert g.untyped_storage().nbytes() == g.nbytes
 
 
 @differentiable
@@ -372,7 +295,7 @@ few = settings(max_examples=10)
 def test_cross_entropy_values(batch, time, classes, piece):
     logits, targets = cross_entropy_arguments(batch, time, classes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(active, "PIECE_LOGITS", piece, raising=False)
+        patch.setattr(HOME_OF_THE_LOSS, "PIECE_LOGITS", piece, raising=False)
         losses = active.cross_entropy(*map(ops.convert_to_tensor, (logits, targets)))
     assert_close(losses, reference.cross_entropy(logits, targets)[0])
 
@@ -389,7 +312,7 @@ def test_cross_entropy_gradient(batch, time, classes, piece):
         return ops.sum(losses * ops.convert_to_tensor(weight))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(active, "PIECE_LOGITS", piece, raising=False)
+        patch.setattr(HOME_OF_THE_LOSS, "PIECE_LOGITS", piece, raising=False)
         _, [gradient] = value_and_gradients(loss, [logits])
     _, by_logits = reference.cross_entropy(logits, targets)
     assert_close(gradient, weight[..., None] * by_logits)

@@ -21,8 +21,6 @@ import keras
 from keras_qrnn._types import Tensor
 
 BACKENDS = ("tensorflow", "jax", "torch", "numpy")
-# Where a set of kernels lacks one, two scans and a product take its place.
-OPTIONAL_KERNELS = ("scan_gradients",)
 
 
 class Backend(Protocol):
@@ -131,12 +129,15 @@ class Backend(Protocol):
 
 
 class Kernels(Protocol):
-    """A set of PyTorch's kernels: the loops over time in Triton or Numba.
+    """A set of PyTorch's kernels: loops over time in `ops/torch`.
 
-    Sequences are time-major: `(time, batch, units)`. No gradient is recorded through
-    a kernel, and its arguments are left as they were. Results are new memory, in that
-    order; those of a scan may keep the order of their arguments. Of bfloat16 and
-    float16 Numba takes none.
+    `triton.py` runs on a GPU, `numba.py` on a CPU where Numba is installed, `loops.py`
+    everywhere else. `compile.py` hands them to `torch.compile`.
+
+    Sequences are time-major: `(time, batch, units)`. No gradient is recorded through a
+    kernel. Its arguments are left as they were, but for the gates that `loops.py` gets
+    for inference. Results are new memory, in that order; those of a scan may keep the
+    order of their arguments. Numba takes no bfloat16 and no float16.
     """
 
     def linear_scan(

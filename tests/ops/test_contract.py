@@ -37,11 +37,6 @@ def test_the_contract_has_functions():
     assert "pool_gradients" in functions(contract.Kernels)
 
 
-# Until PyTorch's files say `update_scale` too.
-waits = pytest.mark.xfail(BACKEND == "torch", reason="`keep`", strict=False)
-
-
-@waits
 @pytest.mark.parametrize(("name", "function"), functions(contract.Backend).items())
 def test_backend(name, function):
     check(contract.backend, name, function)
@@ -53,15 +48,13 @@ def test_numpy_backend(name, function):
     check(importlib.import_module("keras_qrnn.ops.numpy"), name, function)
 
 
-@waits
 @pytest.mark.skipif(BACKEND != "torch", reason="kernels of PyTorch")
-@pytest.mark.parametrize("kernels", ["numba", "triton"])
+@pytest.mark.parametrize("kernels", ["loops", "compile", "numba", "triton"])
 @pytest.mark.parametrize(("name", "function"), functions(contract.Kernels).items())
 def test_kernels(kernels, name, function):
-    pytest.importorskip(kernels)
-    module = importlib.import_module(f"keras_qrnn.ops.{kernels}")
-    if name in contract.OPTIONAL_KERNELS and not hasattr(module, name):
-        pytest.skip(f"{kernels} leaves out {name}")
+    if kernels in ("numba", "triton"):
+        pytest.importorskip(kernels)
+    module = importlib.import_module(f"keras_qrnn.ops.torch.{kernels}")
     check(module, name, function)
 
 

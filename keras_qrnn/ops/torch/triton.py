@@ -1,25 +1,28 @@
 """Triton: the scan and the pooling on a GPU, as PyTorch uses them there.
 
-A lane is one unit of one sequence; it keeps its state in a register over a loop
-over time, and reads and writes every array once. Memory answers late: what several
-steps need is asked for before the first of them is computed. All arrays are
-time-major and contiguous.
+A lane is one unit of one sequence. A program computes some lanes in a loop over time,
+keeps their states in registers, and reads and writes every array once. Memory answers
+late, so the values of several steps are read before the first of them is computed. All
+arrays are time-major and contiguous.
 
-Where there are too few lanes for a GPU, time is cut in chunks that run side by side,
-and what decides the state is read twice. A chunk maps the state before it to
-`product * state + end`: the first pass finds the two numbers; in the second each chunk
-starts from what those before it make of the initial state.
+Where there are too few lanes for a GPU, time is cut in chunks that run side by side.
+What decides the state is then read twice. A chunk maps the state before it to
+`product * state + end`. The first pass finds these two numbers. In the second pass each
+chunk starts from what the chunks before it make of the initial state.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-# Lanes of one program. Few: a small batch must still spread over the whole GPU.
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.torch.plain import previous
+
+# Lanes of one program. They are few, so that a small batch spreads over the whole GPU.
 LANES = 32
-# Steps whose values are read together: the number that `_read` spells out.
+# Steps whose values are read together. `_read` spells out this number of them.
 STEPS = tl.constexpr(8)
-# Lanes, times chunks, that fill a GPU, and the fewest steps of a chunk.
+# The number of lanes times chunks that fills a GPU, and the fewest steps of a chunk.
 FULL = 2**16 - 1
 SHORTEST = 32
 
@@ -42,94 +45,113 @@ def linear_scan(
     return states
 
 
+def scan_gradients(
+    decay: torch.Tensor,
+    initial_state: torch.Tensor,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by decay and inputs; `gradient` is the gradient by `states`."""
+    zeros = torch.zeros_like(initial_state)
+    following = previous(decay, zeros, not reverse)
+    adjoint = linear_scan(following, gradient, zeros, not reverse)
+    return adjoint * previous(states, initial_state, reverse), adjoint
+
+
 def pool(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs in the dtype of `gates`, cell states in that of `initial_state`.
+    """Outputs in the dtype of `gates`, cell states in the dtype of `initial_state`.
 
-    `gates` has shape `(time, batch, gates * units)`, `initial_state` the shape
-    `(batch, units)` and the accumulator's dtype.
+    Both have shape `(time, batch, units)`; under f-pooling in float32 and float64 they
+    are one tensor. `gates` has shape `(time, batch, gates * units)`. `initial_state`
+    has shape `(batch, units)` and the accumulator's dtype.
     """
     cells = initial_state.new_empty((len(gates), *initial_state.shape))
     outputs = cells
     if pooling != "f" or gates.dtype != cells.dtype:
         outputs = torch.empty_like(cells, dtype=gates.dtype)
-    _pool_to(outputs, cells, None, gates, initial_state, keep, pooling, activate)
+    mask, number = _mask_and_number(update_scale, cells.shape)
+    _launch(
+        _pool_kernel, len(gates), initial_state.contiguous(), (outputs, cells, None),
+        gates.contiguous(), mask, *_sizes(initial_state, gates),
+        **_constants(number, pooling, activate),
+    )  # fmt: skip
     return outputs, cells
 
 
 def pool_for_inference(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and the last cell state: of the others nothing is written."""
+    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
+
+    The other cell states are written nowhere.
+    """
     state = initial_state.to(torch.promote_types(gates.dtype, torch.float32))
-    outputs, last = (
-        gates.new_empty((len(gates), *state.shape)),
-        state.new_empty(state.shape),
-    )
-    _pool_to(outputs, None, last, gates, state, keep, pooling, activate)
-    return outputs, last
-
-
-def _pool_to(
-    outputs: torch.Tensor,
-    cells: torch.Tensor | None,
-    last: torch.Tensor | None,
-    gates: torch.Tensor,
-    initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
-    pooling: str,
-    activate: bool,
-) -> None:
-    """Fills `outputs` and, if given, `cells` and the last of them."""
-    gates, initial_state = gates.contiguous(), initial_state.contiguous()
-    mask, number = _mask_and_number(keep, outputs.shape)
-    units, width = initial_state.shape[1], initial_state.numel()
+    outputs = gates.new_empty((len(gates), *state.shape))
+    last = state.new_empty(state.shape)
+    mask, number = _mask_and_number(update_scale, outputs.shape)
     _launch(
-        _pool_kernel, len(gates), initial_state, (outputs, cells, last),
-        gates, mask, units, width, gates[0].numel(),
-        KEEP=number, POOLING=pooling, ACTIVATE=activate,
+        _pool_kernel, len(gates), state.contiguous(), (outputs, None, last),
+        gates.contiguous(), mask, *_sizes(state, gates),
+        **_constants(number, pooling, activate),
     )  # fmt: skip
+    return outputs, last
 
 
 def pool_gradients(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
     cells: torch.Tensor,
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by `gates` and by `initial_state`, each in its dtype."""
+    """Gradients by `gates` and by `initial_state`, each of its shape and dtype."""
     gates, initial_state = gates.contiguous(), initial_state.contiguous()
     d_gates, d_initial = torch.empty_like(gates), torch.empty_like(initial_state)
-    mask, number = _mask_and_number(keep, cells.shape)
-    units, width = initial_state.shape[1], initial_state.numel()
+    mask, number = _mask_and_number(update_scale, cells.shape)
     _launch(
         _pool_gradient_kernel, len(gates), d_last.to(cells.dtype).contiguous(),
         (d_gates, d_initial), gates, initial_state, mask, cells,
-        d_outputs.contiguous(), units, width, gates[0].numel(),
-        KEEP=number, POOLING=pooling, ACTIVATE=activate,
+        d_outputs.contiguous(), *_sizes(initial_state, gates),
+        **_constants(number, pooling, activate),
     )  # fmt: skip
     return d_gates, d_initial
 
 
+def _sizes(state: torch.Tensor, gates: torch.Tensor) -> tuple[int, int, int]:
+    """Units, and the elements of one step of a sequence of states and of `gates`."""
+    return state.shape[1], state.numel(), gates[0].numel()
+
+
+def _constants(number: float, pooling: str, activate: bool) -> dict:
+    return {
+        "SCALE": number,
+        "POOLING": pooling,
+        "GATES": len(GATES[pooling]),
+        "ACTIVATE": activate,
+    }
+
+
 def _mask_and_number(
-    keep: torch.Tensor | float | None, shape: torch.Size
+    update_scale: torch.Tensor | float | None, shape: torch.Size
 ) -> tuple[torch.Tensor | None, float]:
-    if isinstance(keep, torch.Tensor):
-        return keep.expand(shape).contiguous(), 1.0
-    return None, 1.0 if keep is None else keep
+    """`update_scale` as a kernel takes it: a tensor of `shape` or None; a number."""
+    if isinstance(update_scale, torch.Tensor):
+        return update_scale.expand(shape).contiguous(), 1.0
+    return None, 1.0 if update_scale is None else update_scale
 
 
 def _launch(
@@ -140,8 +162,10 @@ def _launch(
     *arguments,
     **constants,
 ) -> None:
-    """Runs `kernel` from `state`; it fills `results`."""
+    """Runs `kernel` from `state`, of shape `(batch, units)`. It fills `results`."""
     lanes, length = state.numel(), chunk_length(time, state.numel())
+    if not lanes:  # a GPU refuses to launch no programs
+        return
     chunks = triton.cdiv(time, length)
     products = ends = None
     passes = [(state, *results)]
@@ -157,7 +181,7 @@ def _launch(
 
 
 def chunk_length(time: int, lanes: int) -> int:
-    """Steps of a chunk: of all there are, where two chunks or none would run."""
+    """Steps of a chunk: all steps where time would be cut in fewer than three."""
     chunks = min(FULL // max(lanes, 1), time // SHORTEST)
     if chunks < 3:
         return time
@@ -166,7 +190,7 @@ def chunk_length(time: int, lanes: int) -> int:
 
 @triton.jit
 def _read(at, step, inside, COUNT: tl.constexpr):
-    """The values of `COUNT` steps, `STEPS` or 1, as a tuple."""
+    """The values of `COUNT` steps as a tuple. `COUNT` is `STEPS` or 1."""
     values = (tl.load(at, inside, other=0),)
     if COUNT > 1:
         b = tl.load(at + step, inside, other=0)
@@ -194,7 +218,7 @@ def _place(width, time, length, LANES: tl.constexpr):
 
 @triton.jit
 def _before(initial_state, products, ends, lane, inside, width, chunk):
-    """The state in which `chunk` starts: of the first pass, zeros."""
+    """The state in which `chunk` starts. In the first pass it is zeros."""
     if initial_state is None:
         state = tl.full(lane.shape, 0, products.dtype.element_ty)
     else:
@@ -208,7 +232,7 @@ def _before(initial_state, products, ends, lane, inside, width, chunk):
 
 @triton.jit
 def _scan(decay, inputs, states, at, step, state, product, inside, time):
-    """The last state and `product` times all decays."""
+    """The last state, and the product of `product` and all decays."""
     blocks = time // STEPS
     for _ in range(blocks):
         state, product = _scan_steps(
@@ -273,7 +297,8 @@ def _sigmoid(x):
 
 @triton.jit
 def _tanh(x):
-    # Near zero the difference cancels; there, six terms of the continued fraction.
+    # Near zero the difference of sigmoids cancels. There six terms of the continued
+    # fraction are taken.
     s = x * x
     over = 10395 + s * (1260 + s * 21)
     under = 10395 + s * (4725 + s * (210 + s))
@@ -311,12 +336,12 @@ def _pool_kernel(
     units,
     width,
     gates_width,
-    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
     POOLING: tl.constexpr,
+    GATES: tl.constexpr,
     ACTIVATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    GATES: tl.constexpr = len(POOLING) + 1
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
     lane, inside, chunk, start, count = _place(width, time, length, LANES)
     cell = _before(initial_state, products, ends, lane, inside, width, chunk)
@@ -327,14 +352,14 @@ def _pool_kernel(
     for _ in range(blocks):
         cell, product = _pool_steps(
             outputs, cells, gates, mask, units, width, gates_width,
-            at, z_at, inside, cell, product, KEEP, POOLING, ACTIVATE, STEPS,
+            at, z_at, inside, cell, product, SCALE, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at += STEPS * width
         z_at += STEPS * gates_width
     for _ in range(blocks * STEPS, count):
         cell, product = _pool_steps(
             outputs, cells, gates, mask, units, width, gates_width,
-            at, z_at, inside, cell, product, KEEP, POOLING, ACTIVATE, 1,
+            at, z_at, inside, cell, product, SCALE, POOLING, ACTIVATE, 1,
         )  # fmt: skip
         at += width
         z_at += gates_width
@@ -360,12 +385,12 @@ def _pool_steps(
     inside,
     cell,
     product,
-    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The cell state after `COUNT` steps, and `product` times their decays."""
+    """The cell state after `COUNT` steps; the product of `product` and their decays."""
     z_at += gates
     zs = _read(z_at, gates_width, inside, COUNT)
     fs = _read(z_at + units, gates_width, inside, COUNT)
@@ -374,17 +399,17 @@ def _pool_steps(
     if POOLING == "ifo":
         is_ = _read(z_at + 3 * units, gates_width, inside, COUNT)
     if mask is not None:
-        factors = _read(mask + at, width, inside, COUNT)
+        scales = _read(mask + at, width, inside, COUNT)
     for n in tl.static_range(COUNT):
         z = _candidate(zs[n], cell, ACTIVATE)
         f = _gate(fs[n], cell, ACTIVATE)
-        factor = tl.full(cell.shape, KEEP, cell.dtype)
+        scale = tl.full(cell.shape, SCALE, cell.dtype)
         if mask is not None:
-            factor = factors[n].to(cell.dtype)
-        update = factor * (1 - f)
+            scale = scales[n].to(cell.dtype)
+        update = scale * (1 - f)
         if POOLING == "ifo":
             i = _gate(is_[n], cell, ACTIVATE)
-            cell = (1 - update) * cell + factor * i * z
+            cell = (1 - update) * cell + scale * i * z
         else:
             cell = (1 - update) * cell + update * z
         product *= 1 - update
@@ -416,14 +441,14 @@ def _pool_gradient_kernel(
     units,
     width,
     gates_width,
-    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
     POOLING: tl.constexpr,
+    GATES: tl.constexpr,
     ACTIVATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    GATES: tl.constexpr = len(POOLING) + 1
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
-    # Steps and chunks are counted from the last step, from which the loop goes back.
+    # Steps and chunks are counted from the last step. The loop goes backwards from it.
     lane, inside, chunk, start, count = _place(width, time, length, LANES)
     adjoint = _before(d_last, products, ends, lane, inside, width, chunk)
     product = tl.full(adjoint.shape, 1, adjoint.dtype)
@@ -432,13 +457,13 @@ def _pool_gradient_kernel(
     z_at = lane // units * (GATES * units) + lane % units + step * gates_width
     initial = tl.load(initial_state + lane, inside, other=0)
     cell = tl.load(cells + at, inside, other=0)
-    # The first step of all has no cell state before it: it is no part of a block.
+    # The very first step has no cell state before it, so it is never in a block.
     blocks = tl.minimum(count, step) // STEPS
     for _ in range(blocks):
         adjoint, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
             at, z_at, inside, inside, adjoint, product, cell, initial,
-            KEEP, POOLING, ACTIVATE, STEPS,
+            SCALE, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at -= STEPS * width
         z_at -= STEPS * gates_width
@@ -446,7 +471,7 @@ def _pool_gradient_kernel(
         adjoint, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
             at, z_at, inside, inside & (at >= width), adjoint, product, cell, initial,
-            KEEP, POOLING, ACTIVATE, 1,
+            SCALE, POOLING, ACTIVATE, 1,
         )  # fmt: skip
         at -= width
         z_at -= gates_width
@@ -476,19 +501,19 @@ def _pool_gradient_steps(
     product,
     cell,
     initial,
-    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
     POOLING: tl.constexpr,
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The adjoint, `product` and the cell state before `COUNT` steps, going back."""
+    """The adjoint, `product` and the cell state before `COUNT` steps, backwards."""
     step, gates_step = -width, -gates_width
     z_from = gates + z_at
     fs = _read(z_from + units, gates_step, inside, COUNT)
     if POOLING != "f":
         os = _read(z_from + 2 * units, gates_step, inside, COUNT)
     if mask is not None:
-        factors = _read(mask + at, step, inside, COUNT)
+        scales = _read(mask + at, step, inside, COUNT)
     d_os = _read(d_outputs + at, step, inside, COUNT)
     if d_gates is not None:
         zs = _read(z_from, gates_step, inside, COUNT)
@@ -498,10 +523,10 @@ def _pool_gradient_steps(
         d_z_at = d_gates + z_at
     for n in tl.static_range(COUNT):
         f = _gate(fs[n], adjoint, ACTIVATE)
-        factor = tl.full(adjoint.shape, KEEP, adjoint.dtype)
+        scale = tl.full(adjoint.shape, SCALE, adjoint.dtype)
         if mask is not None:
-            factor = factors[n].to(adjoint.dtype)
-        update = factor * (1 - f)
+            scale = scales[n].to(adjoint.dtype)
+        update = scale * (1 - f)
         d_output = d_os[n].to(adjoint.dtype)
         if POOLING == "f":
             adjoint += d_output
@@ -518,15 +543,15 @@ def _pool_gradient_steps(
                 tl.store(d_z_at + 2 * units, d_o, inside)
             if POOLING == "ifo":
                 i = _gate(is_[n], adjoint, ACTIVATE)
-                d_z = adjoint * factor * i
-                d_f = adjoint * factor * previous
-                d_i = adjoint * factor * z
+                d_z = adjoint * scale * i
+                d_f = adjoint * scale * previous
+                d_i = adjoint * scale * z
                 if ACTIVATE:
                     d_i *= i * (1 - i)
                 tl.store(d_z_at + 3 * units, d_i, inside)
             else:
                 d_z = adjoint * update
-                d_f = adjoint * factor * (previous - z)
+                d_f = adjoint * scale * (previous - z)
             if ACTIVATE:
                 d_z *= 1 - z * z
                 d_f *= f * (1 - f)

@@ -16,14 +16,14 @@ if keras.config.backend() != "torch":
     pytest.skip("Numba is for PyTorch", allow_module_level=True)
 
 import torch
-from torch.autograd import forward_ad
 
 import keras_qrnn
-from keras_qrnn.ops import torch as active
-from tests import kernels, reference, test_ops
+from keras_qrnn.ops.torch import choice, loops, openmp
+from tests import reference, test_ops
 from tests.layers import test_qrnn as test_layer
+from tests.ops.torch import kernels
 
-find_numba = active._numba
+find_numba = choice._numba
 if find_numba() is None:
     pytest.skip("pip install '.[numba]'", allow_module_level=True)
 
@@ -33,7 +33,7 @@ FULL = ["float32", "float64"]
 @pytest.fixture(scope="module", autouse=True)
 def _with_numba():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(active, "_numba", find_numba)
+        patch.setattr(choice, "_numba", find_numba)
         yield
 
 
@@ -41,10 +41,10 @@ def _with_numba():
 def many_threads(request, monkeypatch):
     """Also small arrays are shared out, to PyTorch's threads or to others."""
     if request.param == "own":
-        monkeypatch.setattr(find_numba(), "_openmp", lambda: None)
+        monkeypatch.setattr(openmp, "_openmp", lambda: None)
         monkeypatch.setattr(os, "cpu_count", lambda: 3)
-        find_numba()._threads.cache_clear()
-    elif find_numba()._openmp() is None:
+        openmp._own_threads.cache_clear()
+    elif openmp._openmp() is None:
         pytest.skip("no OpenMP here that can be called by GOMP_parallel")
     monkeypatch.setattr(find_numba(), "PER_THREAD", 1)
     before = torch.get_num_threads()
@@ -68,11 +68,11 @@ test_other_activations = test_layer.test_other_activations
 
 
 @pytest.mark.parametrize("activate", [False, True])
-@pytest.mark.parametrize("keep", kernels.KEEPS)
+@pytest.mark.parametrize("scale", kernels.SCALES)
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("dtype", FULL)
-def test_kernels_do_what_the_loops_do(dtype, pooling, keep, activate):
-    arguments = dtype, pooling, keep, activate, (3, 5, 31), "cpu"
+def test_kernels_do_what_the_loops_do(dtype, pooling, scale, activate):
+    arguments = dtype, pooling, scale, activate, (3, 5, 31), "cpu"
     kernels.check_pool(find_numba(), *arguments)
 
 
@@ -117,7 +117,7 @@ def test_an_error_in_a_thread_is_raised(many_threads):
 def test_an_interrupt_is_not_lost(outcome, monkeypatch):
     """C can report no exception of what it calls, nor of entering it."""
     if outcome == "not entered":
-        monkeypatch.setattr(find_numba(), "_in_threads", lambda run, count: None)
+        monkeypatch.setattr(openmp, "_in_threads", lambda run, count: None)
 
     def kernel(*arguments):
         raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_an_interrupt_is_not_lost(outcome, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other names, other libraries")
 def test_openmp_is_found():
-    assert find_numba()._openmp() is not None
+    assert openmp._openmp() is not None
 
 
 @given(
@@ -168,21 +168,16 @@ def test_what_is_no_number_stays_none(dtype):
     for gates in ([x, half], [half, x]):
         gates = torch.cat(gates, dim=-1)[None]
         got, _ = find_numba().pool(gates, state, None, "f", True)
-        want, _ = active._pool_in_pieces(gates, state, None, "f", True)
+        want, _ = loops.pool(gates, state, None, "f", True)
         torch.testing.assert_close(got, want, equal_nan=True)
 
 
-def test_where_they_run(monkeypatch):
+def test_where_they_run():
     tensor = torch.zeros(1)
-    assert active._kernels(tensor) is find_numba()
-    assert active._kernels(tensor.double()) is find_numba()
-    assert active._kernels(tensor.bfloat16()) is None
-    assert active._kernels(tensor.to("meta")) is None
-    assert active._kernels(torch.nn.Parameter(tensor)) is None
-    for module, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda: True)
-            assert active._kernels(tensor) is None
+    for of_this_kind in (tensor, tensor.double(), torch.nn.Parameter(tensor)):
+        assert choice.kernels_for(of_this_kind) is find_numba()
+    for of_another_kind in (tensor.bfloat16(), tensor.half(), tensor.to("meta")):
+        assert choice.kernels_for(of_another_kind) is loops
 
 
 def test_loops_without_numba(monkeypatch):
@@ -204,22 +199,19 @@ def test_loops_without_numba(monkeypatch):
         patch.setattr(importlib, "import_module", no_llvm)
         with pytest.warns(UserWarning, match=message):
             assert find_numba.__wrapped__() is None
-    monkeypatch.setitem(sys.modules, "keras_qrnn.ops.numba", None)  # cannot import
+    monkeypatch.setitem(
+        sys.modules, "keras_qrnn.ops.torch.numba", None
+    )  # cannot import
     with pytest.warns(UserWarning, match=message):
         assert find_numba.__wrapped__() is None
 
 
-def test_tensors_of_other_kinds():
-    """Those that are negated when read, or hold a tangent, which is refused."""
+def test_a_tensor_that_is_negated_when_read():
     x = torch.rand(2, 3, 4)
     negated = torch._neg_view(-x)
     state = torch.zeros(3, 4)
     got = find_numba().linear_scan(negated, negated, state, False)
     assert torch.equal(got, find_numba().linear_scan(x, x, state, False))
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, x)
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            keras_qrnn.fo_pool(dual, dual, dual)
 
 
 def test_an_exported_model_has_no_kernels():
@@ -241,7 +233,7 @@ if BEFORE:
     fo_pool(z, z, z)
 child = os.fork()
 if not child:
-    from keras_qrnn.ops import numba
+    from keras_qrnn.ops.torch import numba
     numba.PER_THREAD = 1
     ends = torch.tensor([[[0.25], [0.375], [0.4375]]]).expand(2, 3, 32) / 2
     os._exit(0 if torch.equal(fo_pool(z, z, z)[0], ends) else 1)
@@ -251,7 +243,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 FINALIZER = """
 import builtins, torch
 from keras_qrnn import fo_pool
-from keras_qrnn.ops import numba
+from keras_qrnn.ops.torch import numba
 numba.PER_THREAD = 1
 torch.set_num_threads(2)
 z = torch.full((2, 3, 32), 0.5)
@@ -266,7 +258,7 @@ builtins._ = Last()
 THREAD = """
 import threading, time, torch
 from keras_qrnn import fo_pool
-from keras_qrnn.ops import numba
+from keras_qrnn.ops.torch import numba
 numba.PER_THREAD = 1
 torch.set_num_threads(2)
 z = torch.full((2, 3, 32), 0.5)

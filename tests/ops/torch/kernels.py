@@ -1,12 +1,13 @@
-"""What PyTorch's kernels, Triton's and Numba's, are held to: the loops."""
+"""Holds a set of kernels, Triton's or Numba's, to the loops."""
 
 import numpy as np
 import torch
 
-from keras_qrnn.ops import torch as loops
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.torch import loops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KEEPS = {
+SCALES = {
     "none": lambda rng, batch, time, units: None,
     "number": lambda rng, batch, time, units: 0.7,
     "steps": lambda rng, batch, time, units: rng.random((time, batch, 1)) < 0.7,
@@ -15,7 +16,7 @@ KEEPS = {
 }
 
 
-def check_pool(kernels, dtype, pooling, keep, activate, shape, device=DEVICE):
+def check_pool(kernels, dtype, pooling, scale, activate, shape, device=DEVICE):
     """Values and gradients on random arrays; `shape` is that of the outputs."""
     batch, time, units = shape
     dtype = getattr(torch, dtype)
@@ -25,24 +26,24 @@ def check_pool(kernels, dtype, pooling, keep, activate, shape, device=DEVICE):
     def draw(*shape, dtype):
         return torch.asarray(rng.normal(size=shape), device=device).to(dtype)
 
-    keep = KEEPS[keep](rng, batch, time, units)
-    if isinstance(keep, np.ndarray):
-        keep = torch.asarray(keep, device=device)
-        keep = keep.to(accumulator) if keep.is_floating_point() else keep
-    gates = draw(time, batch, (len(pooling) + 1) * units, dtype=dtype)
+    scale = SCALES[scale](rng, batch, time, units)
+    if isinstance(scale, np.ndarray):
+        scale = torch.asarray(scale, device=device)
+        scale = scale.to(accumulator) if scale.is_floating_point() else scale
+    gates = draw(time, batch, len(GATES[pooling]) * units, dtype=dtype)
     if not activate:
         gates = gates.sigmoid()
     state = draw(
         units, batch, dtype=accumulator
     ).T  # in no order that is taken for granted
-    arguments = gates, state, keep, pooling, activate
-    want = loops._pool_in_pieces(*arguments)
+    arguments = gates, state, scale, pooling, activate
+    want = loops.pool(*arguments)
     got = kernels.pool(*arguments)
     want += want[0], want[1][-1]
     got += kernels.pool_for_inference(*arguments)
     above = want[1], draw(time, batch, units, dtype=dtype)
     above = *above, draw(batch, units, dtype=accumulator)
-    want += loops._pool_gradients_in_pieces(*arguments, *above)
+    want += loops.pool_gradients(*arguments, *above)
     got += kernels.pool_gradients(*arguments, *above)
     # Of bfloat16 Triton's interpreter stores the upper half: it does not round.
     room = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-5}

@@ -12,22 +12,22 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN, linear_scan
-from keras_qrnn.ops.backend import backend as active
-from tests import kernels
+from keras_qrnn.ops.torch import choice
+from tests.ops.torch import kernels
 
 TESTS = ("test_schema", "test_faketensor")
 
 
-def arguments_of_pool(dtype, pooling, keep):
+def arguments_of_pool(dtype, pooling, scale):
     rng, dtype = np.random.default_rng(0), getattr(torch, dtype)
     accumulator = torch.promote_types(dtype, torch.float32)
 
     def draw(*shape, dtype=dtype):
         return torch.asarray(rng.normal(size=shape)).to(dtype)
 
-    keep = kernels.KEEPS[keep](rng, 2, 5, 3)
-    mask = torch.asarray(keep) if isinstance(keep, np.ndarray) else None
-    number = keep if mask is None else None
+    scale = kernels.SCALES[scale](rng, 2, 5, 3)
+    mask = torch.asarray(scale) if isinstance(scale, np.ndarray) else None
+    number = scale if mask is None else None
     gates = draw(2, 5, (len(pooling) + 1) * 3).transpose(0, 1)
     state = draw(3, 2, dtype=accumulator).T
     above = draw(5, 2, 3, dtype=accumulator), draw(2, 5, 3).transpose(0, 1)
@@ -36,26 +36,26 @@ def arguments_of_pool(dtype, pooling, keep):
 
 
 @pytest.mark.parametrize("place", ["loops", "triton", "numba"])
-@pytest.mark.parametrize("keep", ["none", "number", "units"])
+@pytest.mark.parametrize("scale", ["none", "number", "units"])
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-def test_results_are_as_announced(dtype, pooling, keep, place, monkeypatch):
+def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
     """Their shapes, dtypes and order in memory, and that none is an argument."""
     if place != "loops":
         pytest.importorskip(place)
         if (place, dtype) == ("numba", "bfloat16"):
             pytest.skip("NumPy has no bfloat16")
-        module = importlib.import_module(f"keras_qrnn.ops.{place}")
-        monkeypatch.setattr(active, "_kernels", lambda tensor: module)
+        module = importlib.import_module(f"keras_qrnn.ops.torch.{place}")
+        monkeypatch.setattr(choice, "loops", module)
     operations = torch.ops.keras_qrnn
-    arguments, above = arguments_of_pool(dtype, pooling, keep)
+    arguments, above = arguments_of_pool(dtype, pooling, scale)
     torch.library.opcheck(operations.pool, arguments, test_utils=TESTS)
     arguments += above
     torch.library.opcheck(operations.pool_gradients, arguments, test_utils=TESTS)
     sequence = torch.rand((2, 5, 3), dtype=torch.float64).transpose(0, 1)
     for reverse in (False, True):
         arguments = sequence, sequence, sequence[0], reverse
-        torch.library.opcheck(operations.scan, arguments, test_utils=TESTS)
+        torch.library.opcheck(operations.linear_scan, arguments, test_utils=TESTS)
         above = torch.ones((), dtype=torch.float64).expand(sequence.shape)
         arguments = sequence, sequence[0], sequence, above, reverse
         torch.library.opcheck(operations.scan_gradients, arguments, test_utils=TESTS)

@@ -1,13 +1,14 @@
-"""Compiles the kernels of `ops/triton.py` to machine code; it needs no GPU.
+"""Compiles the kernels of `ops/torch/triton.py` to machine code; it needs no GPU.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=0 python -m tests.compile_kernels
+KERAS_BACKEND=torch TRITON_INTERPRET=0 python -m tests.ops.torch.compile_kernels
 """
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from keras_qrnn.ops import triton as kernels
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.torch import triton as kernels
 
 CAPABILITIES = (80, 90)  # of an A100 and an H100; both run 32 threads a warp
 # Of the arrays in the layer's dtype and in that of its accumulator.
@@ -57,7 +58,8 @@ def compile_scan(capability, dtype):
 def compile_pool(capability, dtype, accumulator, pooling, mask, activate):
     types = SIZES | dict.fromkeys(OUTER, f"*{dtype}")
     types |= dict.fromkeys(INNER, f"*{accumulator}")
-    constants = {"KEEP": 0.9, "POOLING": pooling, "ACTIVATE": activate}
+    constants = {"SCALE": 0.9, "POOLING": pooling, "ACTIVATE": activate}
+    constants["GATES"] = len(GATES[pooling])
     if mask:
         types["mask"] = mask
     else:

@@ -1,41 +1,34 @@
 """Numba: the scan and the pooling on a CPU, where PyTorch finds it installed.
 
-Every array is read and written once. The innermost loop runs over the units of one
-step, which are independent of each other and become vector instructions; threads
+One pass reads and writes every array once. The innermost loop runs over the units of
+one step. They are independent of each other and become vector instructions. Threads
 share out the sequences or, where there are few, the units.
 
-The threads are PyTorch's own where they can be had. After an operation of PyTorch's
-its OpenMP threads wait for the next one in a loop that keeps the cores busy for
-milliseconds, and threads of any other kind would have to share the cores with them.
+All arguments and results are tensors of float32 or float64 on the CPU. Sequences have
+shape `(time, batch, units)`; so does their memory, but `linear_scan` and its gradient
+also work in memory of the order `(batch, time, units)`.
 """
 
-import ctypes
 import functools
 import itertools
 import math
-import os
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 from numba import njit
-from torch.autograd import forward_ad
 
-from keras_qrnn.ops.torch import PROCESS
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.torch import openmp
 
 # Elements for which one more thread is worth its start.
 PER_THREAD = 16384
-# What a thread of OpenMP's runs: a function of a pointer.
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# A product and a sum may be one instruction; nothing else may change a result.
+# A product and a sum may become one instruction. Nothing else may change a result.
 compiled = functools.partial(
     njit, nogil=True, fastmath={"contract"}, error_model="numpy"
 )
-# Where a row, one step of one sequence, begins in an array. Of an index without a sign
-# Numba does not ask whether it counts from the end.
+# The type of an index of an array. For a signed index Numba would add code that counts
+# negative ones from the end.
 place = np.uintp
 
 
@@ -45,7 +38,7 @@ def linear_scan(
     initial_state: torch.Tensor,
     reverse: bool,
 ) -> torch.Tensor:
-    """The states, of the shape `(time, batch, units)` of `decay` and `inputs`."""
+    """The states, of the shape and in the memory order of `inputs`."""
     time_major, (decay, inputs) = _in_one_order(decay, inputs)
     state, states = _copy(initial_state), torch.empty_like(inputs)
     _launch(_scan(time_major, reverse), decay, inputs, states, state)
@@ -59,7 +52,10 @@ def scan_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by decay and inputs; `gradient` is that by `states`."""
+    """Gradients by decay and inputs, in the memory order of `states`.
+
+    `gradient` is the gradient by `states`.
+    """
     time_major, (decay, gradient, states) = _in_one_order(decay, gradient, states)
     d_decay, d_inputs = torch.empty_like(decay), torch.empty_like(decay)
     initial_state = initial_state.contiguous()
@@ -76,62 +72,57 @@ def scan_gradients(
 def pool(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and cell states, of the shape `(time, batch, units)`."""
     cells = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
     outputs = cells if pooling == "f" else torch.empty_like(cells)
-    _pool_to(outputs, cells, gates, initial_state, keep, pooling, activate)
+    masked, mask, number = _mask_and_number(update_scale, outputs)
+    _launch(
+        _pool(gates.dtype, pooling, activate, masked, keep_cells=True),
+        gates.contiguous(), mask, number, outputs, cells,
+        _copy(initial_state.to(gates.dtype)),
+    )  # fmt: skip
     return outputs, cells
 
 
 def pool_for_inference(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and the last cell state: of the others nothing is written."""
-    outputs = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
-    last = _pool_to(outputs, None, gates, initial_state, keep, pooling, activate)
-    return outputs, last
+    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
 
-
-def _pool_to(
-    outputs: torch.Tensor,
-    cells: torch.Tensor | None,
-    gates: torch.Tensor,
-    initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
-    pooling: str,
-    activate: bool,
-) -> torch.Tensor:
-    """Fills `outputs` and `cells`; returns the last cell state."""
+    The other cell states are written nowhere.
+    """
     state = _copy(initial_state.to(gates.dtype))
-    masked, mask, number = _mask_and_number(keep, outputs)
-    kernel = _pool(gates.dtype, pooling, activate, masked, cells is not None)
-    cells = outputs if cells is None else cells
-    _launch(kernel, gates.contiguous(), mask, number, outputs, cells, state)
-    return state
+    outputs = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
+    masked, mask, number = _mask_and_number(update_scale, outputs)
+    _launch(
+        _pool(gates.dtype, pooling, activate, masked, keep_cells=False),
+        gates.contiguous(), mask, number, outputs, outputs, state,
+    )  # fmt: skip
+    return outputs, state
 
 
 def pool_gradients(
     gates: torch.Tensor,
     initial_state: torch.Tensor,
-    keep: torch.Tensor | float | None,
+    update_scale: torch.Tensor | float | None,
     pooling: str,
     activate: bool,
     cells: torch.Tensor,
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by `gates` and by `initial_state`."""
+    """Gradients by `gates` and by `initial_state`, of their shapes."""
     gates, cells, adjoint = gates.contiguous(), cells.contiguous(), _copy(d_last)
     d_gates = torch.empty_like(gates)
-    masked, mask, number = _mask_and_number(keep, cells)
+    masked, mask, number = _mask_and_number(update_scale, cells)
     _launch(
         _pool_gradient(cells.dtype, pooling, activate, masked),
         gates, mask, number, initial_state.contiguous(), cells,
@@ -145,9 +136,10 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
-    """Contiguous tensors, and whether they are time-major or batch-major.
+    """Whether time is the first axis in memory, and the tensors, contiguous.
 
-    They are what the last one is: no copy is made of those that agree with it.
+    The last tensor decides on the order; those in another order are copied. Where the
+    answer is no, the shape of the tensors returned is `(batch, time, units)`.
     """
     last = tensors[-1]
     time_major = last.is_contiguous() or not last.transpose(0, 1).is_contiguous()
@@ -157,13 +149,18 @@ def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
 
 
 def _mask_and_number(
-    keep: torch.Tensor | float | None, like: torch.Tensor
+    update_scale: torch.Tensor | float | None, like: torch.Tensor
 ) -> tuple[bool, torch.Tensor, np.floating]:
-    """Zoneout's factors on updates: whether there are many, these, or the only one."""
+    """`update_scale` as a kernel takes it: as a tensor or as a number.
+
+    Returns:
+        Whether it is a tensor; that tensor in the shape of `like`, else `like`, which
+        the kernel does not read; the number, else 1.
+    """
     one = _scalar(like.dtype)(1)
-    if isinstance(keep, torch.Tensor):
-        return True, keep.expand(like.shape).contiguous(), one
-    return False, like, one if keep is None else one * keep
+    if isinstance(update_scale, torch.Tensor):
+        return True, update_scale.expand(like.shape).contiguous(), one
+    return False, like, one if update_scale is None else one * update_scale
 
 
 def _scalar(dtype: torch.dtype) -> type[np.floating]:
@@ -171,9 +168,20 @@ def _scalar(dtype: torch.dtype) -> type[np.floating]:
 
 
 def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
-    """Runs a kernel on all lanes; the last argument has the shape of a state."""
+    """Runs a kernel on all lanes. A lane is one unit of one sequence.
+
+    The kernel is called with the arguments, then batch and units, then the sequences
+    and the units of its part: `start, stop, unit, unit_end`.
+
+    Args:
+        arguments: contiguous tensors and numbers. The first decides the number of
+            threads by its size; the last has the shape of a state, `(batch, units)`.
+    """
     size, (batch, units) = arguments[0].numel(), arguments[-1].shape
+    if not batch * units:
+        return
     arguments = [_flat(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    arguments += batch, units
     parts = min(torch.get_num_threads(), 1 + size // PER_THREAD)
     if batch % parts == 0 or batch >= 4 * parts:
         bounds = [batch * n // parts for n in range(parts + 1)]
@@ -182,75 +190,17 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
         parts = max(1, min(parts, units // 16))
         bounds = [units * n // parts for n in range(parts + 1)]
         lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
-    arguments += batch, units
-    remaining, ran_in, errors = iter(lanes), set(), []
-
-    def run_lanes(*_) -> None:
-        try:
-            ran_in.add(threading.get_ident())
-            for lane in remaining:
-                kernel(*arguments, *lane)
-        except BaseException as error:  # noqa: BLE001 (C, which calls, knows none)
-            errors.append(error)
-
-    _in_threads(run_lanes, len(lanes))
-    if threading.get_ident() not in ran_in:
-        # What a signal's handler raises where C enters a function is printed and lost.
-        errors.append(KeyboardInterrupt())
-    if errors:
-        raise errors[0]
-
-
-def _in_threads(run: Callable[..., None], count: int) -> None:
-    """Calls `run` in this thread and in others: all of PyTorch's, or `count - 1`."""
-    # A forked process has none of PyTorch's threads, and they do not end with Python.
-    available = os.getpid() == PROCESS and not sys.is_finalizing()
-    parallel = _openmp() if count > 1 and available else None
-    if parallel:
-        # All of them, as PyTorch does: those left out would end, to be started again.
-        parallel(TASK(run), None, torch.get_num_threads(), 0)
-        return
-    others = []
-    for _ in range(count - 1):
-        try:
-            others.append(_threads().submit(run))
-        except RuntimeError:  # the interpreter ends, and starts no more threads
-            break
-    run()
-    wait(others)
-
-
-@functools.cache
-def _openmp() -> Callable | None:
-    """What compiled C calls for a parallel region, of the OpenMP that PyTorch loads.
-
-    None where no library that is loaded for all has a function of that name.
-    """
-    if os.name == "nt":
-        return None
-    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    if parallel is not None:
-        parallel.argtypes = TASK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
-        parallel.restype = None
-    return parallel
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="keras_qrnn")
-
-
-if hasattr(os, "register_at_fork"):  # a forked process has none of these threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+    if parts == 1:
+        kernel(*arguments, *lanes[0])
+    else:
+        openmp.share(functools.partial(kernel, *arguments), lanes)
 
 
 def _flat(tensor: torch.Tensor) -> np.ndarray:
-    if forward_ad.unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError("A QRNN's forward-mode derivatives on PyTorch")
     return tensor.detach().resolve_neg().numpy().reshape(-1)
 
 
-# The kernels see flat arrays: Numba counts the references of slices, and threads would
+# The kernels see flat arrays. Numba counts the references to a slice, and threads would
 # wait for each other's counts.
 
 
@@ -302,7 +252,7 @@ def _pool(
     dtype: torch.dtype, pooling: str, activate: bool, masked: bool, keep_cells: bool
 ) -> Callable:
     sigmoid, tanh, one = _functions(dtype)
-    gates_count = len(pooling) + 1
+    gates_count = len(GATES[pooling])
 
     @compiled
     def pool(
@@ -320,13 +270,13 @@ def _pool(
                 z, f = gates[z_row + u], gates[f_row + u]
                 if activate:
                     z, f = tanh(z), sigmoid(f)
-                factor = one * mask[row + u] if masked else number
-                update = factor * (one - f)
+                scale = one * mask[row + u] if masked else number
+                update = scale * (one - f)
                 if pooling == "ifo":
                     i = gates[i_row + u]
                     if activate:
                         i = sigmoid(i)
-                    cell = (one - update) * state[lane + u] + factor * i * z
+                    cell = (one - update) * state[lane + u] + scale * i * z
                 else:
                     cell = (one - update) * state[lane + u] + update * z
                 state[lane + u] = cell
@@ -348,7 +298,7 @@ def _pool_gradient(
     dtype: torch.dtype, pooling: str, activate: bool, masked: bool
 ) -> Callable:
     sigmoid, tanh, one = _functions(dtype)
-    gates_count = len(pooling) + 1
+    gates_count = len(GATES[pooling])
 
     @compiled
     def pool_gradient(
@@ -367,8 +317,8 @@ def _pool_gradient(
                 z, f = gates[z_row + u], gates[f_row + u]
                 if activate:
                     z, f = tanh(z), sigmoid(f)
-                factor = one * mask[row + u] if masked else number
-                update = factor * (one - f)
+                scale = one * mask[row + u] if masked else number
+                update = scale * (one - f)
                 previous = cells[before + u] if t > 0 else initial[lane + u]
                 total = d_output = d_outputs[row + u]
                 if pooling != "f":
@@ -385,15 +335,15 @@ def _pool_gradient(
                     i = gates[i_row + u]
                     if activate:
                         i = sigmoid(i)
-                    d_z = total * factor * i
-                    d_f = total * factor * previous
-                    d_i = total * factor * z
+                    d_z = total * scale * i
+                    d_f = total * scale * previous
+                    d_i = total * scale * z
                     if activate:
                         d_i *= i * (one - i)
                     d_gates[i_row + u] = d_i
                 else:
                     d_z = total * update
-                    d_f = total * factor * (previous - z)
+                    d_f = total * scale * (previous - z)
                 if activate:
                     d_z *= one - z * z
                     d_f *= f * (one - f)
@@ -408,19 +358,20 @@ def _pool_gradient(
 def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
     """Sigmoid, tanh and the number one of a dtype.
 
-    Those of the C library are calls, which no loop of vector instructions may hold.
+    The C library's exp and tanh are function calls. A loop with a call in it does not
+    become vector instructions.
     """
     scalar = _scalar(dtype)
     integer = np.int64 if scalar is np.float64 else np.int32
     bits, bias = np.finfo(scalar).nmant, np.finfo(scalar).maxexp - 1
     mantissa, bias = integer(bits), integer(bias)
     least, greatest = scalar(bias * -0.69), scalar(bias * 0.69)
-    # Adding and taking away 1.5 * 2**bits rounds to an integer.
+    # To add 1.5 * 2**bits and to subtract it again rounds to an integer.
     rounding, log2_e = scalar(1.5 * 2.0**bits), scalar(1 / math.log(2))
-    # ln 2 in two parts, of which the first times any exponent is exact.
+    # ln 2 as a sum. The product of the first part and any exponent is exact.
     high = scalar(355 / 512)
     low = scalar(math.log(2) - 355 / 512)
-    # The series of exp up to a remainder, for |x| <= ln(2) / 2, below the dtype's.
+    # The series of exp: for |x| <= ln(2) / 2 what is left out is below the rounding.
     terms = 14 if scalar is np.float64 else 8
     series = tuple(scalar(1 / math.factorial(k)) for k in reversed(range(terms)))
     zero, one, two = scalar(0), scalar(1), scalar(2)
@@ -445,7 +396,8 @@ def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
 
     @njit(inline="always")
     def tanh(x):
-        # Near zero the difference cancels; there, six terms of the continued fraction.
+        # Near zero the difference of sigmoids cancels. There six terms of the continued
+        # fraction are taken.
         s = x * x
         fraction = x * (a0 + s * (a1 + s * a2)) / (a0 + s * (b1 + s * (b2 + s)))
         return fraction if s < near else two * sigmoid(two * x) - one

@@ -1,0 +1,60 @@
+"""PyTorch: the functions of the contract in `ops/backend.py`.
+
+What runs is one of these:
+
+- `plain.py`, operations that can be traced, exported, batched and differentiated in
+  every way, while something does so;
+- else a set of kernels under a gradient by hand (`scan.py`, `pooling.py`): `triton.py`
+  on a GPU, `numba.py` on a CPU where it is installed, `loops.py` everywhere else, and
+  `compile.py`, which hands them to `torch.compile`.
+
+`kernels_for` in `choice.py` decides. The convolution and its gradient are matrix
+products or oneDNN's (`convolution.py`).
+
+Memory is time-major: a step is one contiguous slice. What goes in and out is a
+`(batch, time, ...)` view of it, so that a stack of layers pays for a transposition only
+at its ends. `linear_scan` alone leaves memory in the order that it is in.
+"""
+
+import torch
+
+from keras_qrnn.ops.torch.choice import is_recorded
+from keras_qrnn.ops.torch.convolution import autocast, causal_conv
+from keras_qrnn.ops.torch.loops import pieces, scale_at
+from keras_qrnn.ops.torch.pooling import pool
+from keras_qrnn.ops.torch.scan import linear_scan
+from keras_qrnn.ops.torch.softmax import cross_entropy
+
+__all__ = ["causal_conv", "conv_pool", "cross_entropy", "linear_scan", "pool"]
+
+
+def conv_pool(
+    inputs: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if torch.is_autocast_enabled(inputs.device.type):
+        with autocast(inputs, kernel, bias) as arguments:
+            outputs, last = conv_pool(*arguments, initial_state, update_scale, pooling)
+            return outputs.to(inputs.dtype), last
+    if torch.is_grad_enabled() or is_recorded(inputs):
+        gates = causal_conv(inputs, kernel, bias)
+        return pool(gates, initial_state, update_scale, pooling, activate=True)
+    # Without a gradient the gates of a piece of time are all that must exist at once.
+    window, units = kernel.shape[0], initial_state.shape[1]
+    batch, time = inputs.shape[0], inputs.shape[1] - window + 1
+    cuts = pieces(time, batch, inputs.is_cpu)
+    if len(cuts) == 1:
+        gates = causal_conv(inputs, kernel, bias)
+        return pool(gates, initial_state, update_scale, pooling, activate=True)
+    outputs = inputs.new_empty((time, batch, units)).transpose(0, 1)
+    state = initial_state
+    for at in cuts:
+        seen = slice(at.start, at.stop + window - 1)
+        gates = causal_conv(inputs[:, seen], kernel, bias)
+        scale = scale_at(update_scale, (slice(None), at))
+        outputs[:, at], state = pool(gates, state, scale, pooling, activate=True)
+    return outputs, state

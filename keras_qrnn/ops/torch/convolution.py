@@ -1,0 +1,170 @@
+"""The causal convolution and its gradient by hand, as products or as oneDNN's own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from keras_qrnn.ops.torch import plain
+from keras_qrnn.ops.torch.choice import is_recorded
+from keras_qrnn.ops.torch.loops import pieces
+
+ONEDNN = torch.backends.mkldnn.is_available()
+# MKL on one of Intel's processors. Newer versions of PyTorch tell a processor's name.
+CPU = getattr(torch.cpu, "get_capabilities", dict)()
+MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").startswith(
+    "Intel"
+)
+
+
+def causal_conv(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    if torch.is_autocast_enabled(inputs.device.type):
+        with autocast(inputs, kernel, bias) as arguments:
+            return causal_conv(*arguments).to(inputs.dtype)
+    if is_recorded(inputs):
+        return plain.causal_conv(inputs, kernel, bias)
+    inputs = inputs.transpose(0, 1).contiguous()
+    run = Convolution if takes_convolution(inputs) else Products
+    return run.apply(inputs, kernel, bias).transpose(0, 1)
+
+
+@contextmanager
+def autocast(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """The arguments in the dtype that `torch.autocast` gives to a convolution.
+
+    Within the block it is off: the functions of this module take one dtype.
+    """
+    device, bias_too = inputs.device.type, bias is not None
+    dtype = torch.get_autocast_dtype(device)
+    if inputs.dtype == torch.float64:  # which it leaves alone
+        dtype = inputs.dtype
+    with torch.autocast(device, enabled=False):
+        yield inputs.to(dtype), kernel.to(dtype), bias.to(dtype) if bias_too else None
+
+
+def takes_convolution(inputs: torch.Tensor) -> bool:
+    """Whether oneDNN's convolution runs, not one product for each tap.
+
+    oneDNN's float32 convolution is twice as fast as the products of MKL on other
+    processors than Intel's. On those, for which MKL is made, it is up to twice as slow.
+    It takes no empty batch.
+    """
+    float32 = inputs.dtype == torch.float32
+    return (
+        ONEDNN and inputs.is_cpu and float32 and not MKL_AT_HOME and inputs.numel() > 0
+    )
+
+
+class Products(Function):
+    """One matrix product for each tap, on views: the window is never copied.
+
+    `inputs` has shape `(window - 1 + time, batch, features)` and is contiguous; the
+    result has shape `(time, batch, channels)`.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(inputs, kernel)
+        outputs = None
+        for tap, seen in zip(kernel, _seen(inputs, len(kernel)), strict=True):
+            if outputs is not None:
+                outputs.addmm_(seen, tap)
+            elif bias is None:
+                outputs = torch.mm(seen, tap)
+            else:
+                outputs = torch.addmm(bias, seen, tap)
+        time = inputs.shape[0] - len(kernel) + 1
+        return outputs.view(time, inputs.shape[1], kernel.shape[2])
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        if torch.is_autocast_enabled(gradient.device.type):
+            with torch.autocast(gradient.device.type, enabled=False):
+                return Products.backward(ctx, gradient)
+        inputs, kernel = ctx.saved_tensors
+        if is_recorded(gradient):
+            return _recorded_gradients(inputs, kernel, gradient)
+        d_inputs = d_kernel = d_bias = None
+        rows = gradient.reshape(-1, kernel.shape[2])
+        if ctx.needs_input_grad[0]:
+            d_inputs = torch.zeros_like(inputs)
+            for tap, d_seen in zip(kernel, _seen(d_inputs, len(kernel)), strict=True):
+                d_seen.addmm_(rows, tap.T)
+        if ctx.needs_input_grad[1]:
+            taps = _seen(inputs, len(kernel))
+            d_kernel = torch.stack([seen.T @ rows for seen in taps])
+        if ctx.needs_input_grad[2]:
+            d_bias = rows.sum(0)
+        return d_inputs, d_kernel, d_bias
+
+
+def _seen(inputs: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
+    """What each tap of a window sees, as rows `(time * batch, features)`: views."""
+    time = inputs.shape[0] - window + 1
+    for j in range(window):
+        yield inputs[j : j + time].view(-1, inputs.shape[2])
+
+
+class Convolution(Function):
+    """`Products` as the convolution of one image of time by batch pixels.
+
+    Its channels are last in memory, so that `inputs` is not copied. Each of the three
+    products gets the kernel in that memory order in which oneDNN is fastest. Autograd
+    would give all three the same.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(inputs, kernel)
+        outputs = functional.conv2d(_image(inputs), _channels_last(kernel), bias)
+        return outputs[0].permute(1, 2, 0)
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        if torch.is_autocast_enabled(gradient.device.type):
+            with torch.autocast(gradient.device.type, enabled=False):
+                return Convolution.backward(ctx, gradient)
+        inputs, kernel = ctx.saved_tensors
+        if is_recorded(gradient):
+            return _recorded_gradients(inputs, kernel, gradient)
+        d_inputs = d_kernel = d_bias = None
+        if ctx.needs_input_grad[0]:
+            shape, weight = _image(inputs).shape, _channels_last(kernel)
+            d_image = conv2d_input(shape, weight, _image(gradient))
+            d_inputs = d_image[0].permute(1, 2, 0)
+        if ctx.needs_input_grad[1]:
+            shape = kernel.permute(2, 1, 0)[..., None].shape
+            d_weight = 0
+            for at in pieces(*gradient.shape[:2], is_cpu=True):
+                seen = _image(inputs[at.start : at.stop + len(kernel) - 1])
+                d_weight = d_weight + conv2d_weight(seen, shape, _image(gradient[at]))
+            d_kernel = d_weight[..., 0].permute(2, 1, 0)
+        if ctx.needs_input_grad[2]:
+            d_bias = gradient.sum((0, 1))
+        return d_inputs, d_kernel, d_bias
+
+
+def _recorded_gradients(
+    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    d_inputs, d_kernel, d_bias = plain.causal_conv_gradients(
+        inputs.transpose(0, 1), kernel, gradient.transpose(0, 1)
+    )
+    return d_inputs.transpose(0, 1), d_kernel, d_bias
+
+
+def _image(sequence: torch.Tensor) -> torch.Tensor:
+    """`(time, batch, channels)` as an image `(1, channels, time, batch)`: a view."""
+    return sequence.permute(2, 0, 1)[None]
+
+
+def _channels_last(kernel: torch.Tensor) -> torch.Tensor:
+    """The kernel as a convolution's weight, features innermost in memory."""
+    return kernel.permute(2, 0, 1).contiguous()[:, :, None].permute(0, 3, 1, 2)

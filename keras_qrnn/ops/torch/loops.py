@@ -1,0 +1,303 @@
+"""The kernels as loops of PyTorch's own operations in place, one or two for each step.
+
+They run where neither Triton nor Numba can: on a CPU without Numba, in half precision
+on a CPU, on other devices. Sequences have shape `(time, batch, units)` and lie
+time-major in memory, so that a step is one contiguous slice.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.torch.plain import accumulator, previous
+
+# Steps in a block of a long scan, half as many in a block of a short one: see
+# `ops/blocks.py`.
+BLOCK = 16
+# Pieces of this many steps of all sequences: see `ops/blocks.py`.
+PIECE_ROWS = 2048
+
+
+def linear_scan(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial_state: torch.Tensor,
+    reverse: bool,
+) -> torch.Tensor:
+    """The states, of the shape and in the memory order of `inputs`."""
+    states = inputs.clone()
+    _scan_(decay, states, initial_state, reverse)
+    return states
+
+
+def scan_gradients(
+    decay: torch.Tensor,
+    initial_state: torch.Tensor,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+    reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by decay and inputs; `gradient` is the gradient by `states`."""
+    d_inputs, d_decay = gradient.clone(), torch.empty_like(gradient)
+    _adjoint_(decay, d_inputs, reverse)
+    first, earlier, later = 0, slice(0, -1), slice(1, None)
+    if reverse:
+        first, earlier, later = -1, later, earlier
+    torch.mul(d_inputs[later], states[earlier], out=d_decay[later])
+    torch.mul(d_inputs[first], initial_state, out=d_decay[first])
+    return d_decay, d_inputs
+
+
+def pool(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and cell states, of the shape `(time, batch, units)`.
+
+    What else is computed lives for a piece of time only.
+    """
+    cells = initial_state.new_empty((*gates.shape[:2], initial_state.shape[1]))
+    outputs, state = cells, initial_state
+    if pooling != "f" or gates.dtype != cells.dtype:
+        outputs = torch.empty_like(cells, dtype=gates.dtype)
+    for at in pieces(*gates.shape[:2], gates.is_cpu):
+        z, f, o, i = _activations(gates[at], pooling, activate)
+        scale = scale_at(update_scale, at)
+        decay = _decay_(f, scale)
+        if i is None:
+            torch.addcmul(z, decay, z, value=-1, out=cells[at])
+        else:
+            _scaled_(torch.mul(z, i, out=cells[at]), scale)
+        _scan_(decay, cells[at], state, reverse=False)
+        state = cells[at][-1]
+        if outputs is not cells:
+            outputs[at] = cells[at] if o is None else o.mul_(cells[at])
+    return outputs, cells
+
+
+def pool_for_inference(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
+
+    It computes in the memory of `gates`, unless that has half precision. On a CPU a new
+    page costs more than the arithmetic on it.
+    """
+    dtype = accumulator(gates.dtype)
+    if gates.dtype != dtype:
+        state = initial_state.to(dtype)
+        outputs, cells = pool(gates, state, update_scale, pooling, activate)
+        return outputs, cells[-1].clone()
+    z, f, *rest = gates.tensor_split(len(GATES[pooling]), dim=-1)
+    if activate:
+        z.tanh_()
+        gates[..., z.shape[-1] :].sigmoid_()
+    decay = _decay_(f, update_scale)
+    if pooling == "ifo":
+        _scaled_(z.mul_(rest[1]), update_scale)
+    else:
+        z.addcmul_(z, decay, value=-1)
+    _scan_(decay, z, initial_state.to(dtype), reverse=False)
+    # Neither result may be a view of `gates`, which would live as long.
+    outputs = z.contiguous() if pooling == "f" else rest[0] * z
+    return outputs, z[-1].clone()
+
+
+def pool_gradients(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    cells: torch.Tensor,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by `gates` and by `initial_state`, of their shapes and dtypes.
+
+    The memory of the first is time-major, as the convolution's gradient wants it.
+    """
+    d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
+    d_state = d_last
+    for at in reversed(pieces(*gates.shape[:2], gates.is_cpu)):
+        if at.start:
+            before = cells[at.start - 1 : at.stop - 1]
+        else:
+            before = previous(cells[at], initial_state, reverse=False)
+        d_state = _pool_piece_gradient_(
+            d_gates[at], gates[at], before, cells[at], scale_at(update_scale, at),
+            pooling, activate, d_outputs[at], d_state,
+        )  # fmt: skip
+    return d_gates, d_state
+
+
+def _pool_piece_gradient_(
+    d_gates: torch.Tensor,
+    gates: torch.Tensor,
+    before: torch.Tensor,
+    cells: torch.Tensor,
+    scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+) -> torch.Tensor:
+    """Writes `d_gates`; returns the gradient by the state before the piece.
+
+    The equations are those of `gate_gradients` in `ops/equations.py`. They stand here
+    once more, in place: each new array of a piece costs as much as its arithmetic.
+    """
+    z, f, o, i = _activations(gates, pooling, activate)
+    d_outputs = d_outputs.to(z.dtype)
+    decay = f if scale is None else _decay_(f.clone(), scale)
+
+    adjoint = torch.empty_like(z)
+    if o is None:
+        adjoint.copy_(d_outputs)
+    else:
+        torch.mul(d_outputs, o, out=adjoint)
+    adjoint[-1] += d_last
+    _adjoint_(decay, adjoint, reverse=False)
+
+    aten = torch.ops.aten
+    backward = (aten.tanh_backward, aten.sigmoid_backward) if activate else (None, None)
+    of_tanh, of_sigmoid = backward
+    d_z, d_f, *d_rest = d_gates.tensor_split(len(GATES[pooling]), dim=-1)
+    d_initial = decay[0] * adjoint[0]
+    if o is not None:
+        _through_(d_rest[0], cells * d_outputs, o, of_sigmoid)
+    if i is None:
+        d_forget = _scaled_((before - z).mul_(adjoint), scale)
+        d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
+    else:
+        adjoint = _scaled_(adjoint, scale)
+        d_forget = before * adjoint
+        d_candidate = adjoint * i
+        _through_(d_rest[1], adjoint.mul_(z), i, of_sigmoid)
+    _through_(d_f, d_forget, f, of_sigmoid)
+    _through_(d_z, d_candidate, z, of_tanh)
+    return d_initial
+
+
+def _through_(
+    d_gate: torch.Tensor,
+    gradient: torch.Tensor,
+    gate: torch.Tensor,
+    backward: Callable | None,
+) -> None:
+    """Fills `d_gate` from the gradient by the activated gate.
+
+    `backward` is the gradient of the activation, None where there is none.
+    """
+    if backward is not None and d_gate.dtype == gradient.dtype:
+        backward(gradient, gate, grad_input=d_gate)
+    else:  # in full precision until it is stored
+        d_gate.copy_(gradient if backward is None else backward(gradient, gate))
+
+
+def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
+    """New arrays z, f, o, i in the accumulator's dtype, None where there is none."""
+    dtype = accumulator(gates.dtype)
+    z, *others = gates.tensor_split(len(GATES[pooling]), dim=-1)
+
+    def fresh(gate: torch.Tensor) -> torch.Tensor:
+        return gate.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+    z, others = fresh(z), [fresh(gate) for gate in others]
+    if activate:
+        z.tanh_()
+        for gate in others:
+            gate.sigmoid_()
+    return z, *others, *[None] * (3 - len(others))
+
+
+def _decay_(f: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:
+    """`1 - scale * (1 - f)`, in place of f."""
+    if scale is None:
+        return f
+    return _scaled_(f.sub_(1), scale).add_(1)
+
+
+def _scaled_(x: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:
+    return x if scale is None else x.mul_(scale)
+
+
+def scale_at(
+    update_scale: torch.Tensor | float | None, at: slice | tuple[slice, slice]
+) -> torch.Tensor | float | None:
+    """The part of `update_scale` that belongs to a piece of time."""
+    return update_scale[at] if isinstance(update_scale, torch.Tensor) else update_scale
+
+
+def pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
+    """How time is cut in pieces: see `ops/blocks.py`. On a GPU it is not."""
+    cut = is_cpu and not torch.compiler.is_compiling()
+    return slices(time, piece_length(time, batch, PIECE_ROWS) if cut else time)
+
+
+def slices(count: int, length: int) -> list[slice]:
+    """Slices of `length` each that cover `count` places; the last may be shorter."""
+    return [slice(at, min(at + length, count)) for at in range(0, count, length)]
+
+
+def _adjoint_(decay: torch.Tensor, gradient: torch.Tensor, reverse: bool) -> None:
+    """Turns the gradient by the states into the gradient by the inputs, in place.
+
+    `a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
+    """
+    if reverse:
+        _scan_(decay[:-1], gradient[1:], gradient[0], reverse=False)
+    else:
+        _scan_(decay[1:], gradient[:-1], gradient[-1], reverse=True)
+
+
+def _scan_(
+    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor, reverse: bool
+) -> None:
+    """Turns `inputs` into the states, in place."""
+    time = inputs.shape[0]
+    if not is_cut_in_blocks(time, inputs[:1].numel()):
+        _scan_steps_(decay, inputs, initial, 0, reverse)
+        return
+    block = BLOCK if time >= BLOCK**2 else BLOCK // 2
+    blocks, rest = divmod(time, block)
+    at = slice(rest, None) if reverse else slice(0, time - rest)
+    # (blocks, steps, batch, units): a slice of all blocks is a step of each.
+    d, x = (tensor[at].unflatten(0, (blocks, block)) for tensor in (decay, inputs))
+    products, ends = d.prod(1), torch.zeros_like(x[:, 0])
+    for d_t, x_t in _in_order(d, x, 1, reverse):
+        torch.addcmul(x_t, d_t, ends, out=ends)
+    _scan_(products, ends, initial, reverse)
+    _scan_steps_(d, x, previous(ends, initial, reverse), 1, reverse)
+    if rest:  # the steps that fill no block, before the others or after them
+        at = slice(0, rest) if reverse else slice(time - rest, None)
+        end = ends[0] if reverse else ends[-1]
+        _scan_steps_(decay[at], inputs[at], end, 0, reverse)
+
+
+def _scan_steps_(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    state: torch.Tensor,
+    axis: int,
+    reverse: bool,
+) -> None:
+    for d, x in _in_order(decay, inputs, axis, reverse):
+        state = x.addcmul_(d, state)
+
+
+def _in_order(
+    decay: torch.Tensor, inputs: torch.Tensor, axis: int, reverse: bool
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The steps along `axis`, in scan order."""
+    steps = [*zip(decay.unbind(axis), inputs.unbind(axis), strict=True)]
+    return steps[::-1] if reverse else steps

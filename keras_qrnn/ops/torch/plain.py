@@ -1,0 +1,215 @@
+"""The scan, the pooling and the convolution as PyTorch's dispatcher sees every step.
+
+Each operation makes a new tensor and can be differentiated, batched, traced and
+exported. This is what runs while something traces, exports, records or transforms. It
+looks at no value and at no size of a batch. A scan looks at the number of steps where
+that number holds for every later call; where it may change the scan doubles its reach
+in a fixed number of rounds.
+
+Time is axis 1, as in the contract (`ops/backend.py`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from keras_qrnn.ops import equations
+from keras_qrnn.ops.equations import GATES, Gates
+
+# Rounds of a scan of unknown length, and the steps that they reach.
+ROUNDS = 17
+REACH = 2**ROUNDS
+# Up to this many steps one follows the other; more are cut in blocks.
+FEW = 32
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for all others."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def previous(
+    sequence: torch.Tensor, initial: torch.Tensor, reverse: bool, axis: int = 0
+) -> torch.Tensor:
+    """`sequence` one step later in scan order, `initial` in the first place.
+
+    Args:
+        sequence: `(time, batch, units)`, or with time on another `axis`.
+        initial: `(batch, units)`.
+    """
+    initial, steps = initial.unsqueeze(axis), sequence.shape[axis] - 1
+    if reverse:
+        return torch.cat([sequence.narrow(axis, 1, steps), initial], axis)
+    return torch.cat([initial, sequence.narrow(axis, 0, steps)], axis)
+
+
+def linear_scan(
+    decay: torch.Tensor,
+    inputs: torch.Tensor,
+    initial_state: torch.Tensor,
+    reverse: bool,
+) -> torch.Tensor:
+    """The states `(batch, time, units)`, in the dtype of `inputs`."""
+    dtype = accumulator(inputs.dtype)
+    decay, states = decay.to(dtype), inputs.to(dtype)
+    if reverse:
+        decay, states = decay.flip(1), states.flip(1)
+    states = _scan(decay, states, initial_state.to(dtype))
+    return (states.flip(1) if reverse else states).to(inputs.dtype)
+
+
+def _scan(
+    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
+) -> torch.Tensor:
+    time = inputs.shape[1]
+    if torch.jit.is_tracing() or not isinstance(time, int):
+        return _scan_by_doubling(decay, inputs, initial)
+    size = time
+    if time > FEW:
+        size = 16 if time >= 256 else 8
+    blocks = -(-time // size)
+    missing = blocks * size - time
+    # (batch, blocks, steps, units), the last block filled up with zeros. The recorded
+    # view refuses a sequence of another length.
+    decay, inputs = (
+        functional.pad(x, (0, 0, 0, missing)).unflatten(1, (blocks, size))
+        for x in (decay, inputs)
+    )
+    starts = initial.unsqueeze(1)
+    if blocks > 1:  # see `ops/blocks.py`
+        products, ends = decay[:, :, 0], inputs[:, :, 0]
+        for n in range(1, size):
+            ends = torch.addcmul(inputs[:, :, n], decay[:, :, n], ends)
+            products = products * decay[:, :, n]
+        starts = previous(_scan(products, ends, initial), initial, False, axis=1)
+    states = []
+    for d, x in zip(decay.unbind(2), inputs.unbind(2), strict=True):
+        starts = torch.addcmul(x, d, starts)
+        states.append(starts)
+    return torch.stack(states, 2).flatten(1, 2).narrow(1, 0, time)
+
+
+def _scan_by_doubling(
+    decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
+) -> torch.Tensor:
+    """The states of a sequence of any length up to `REACH - 1`; NaN from there on.
+
+    After k rounds a step has seen the `2**k` steps up to itself, and `product` is the
+    product of their decays. The initial state stands before the first step, with a
+    decay of 0: what has seen it needs no earlier step, and its product is 0.
+    """
+    product = torch.cat([torch.zeros_like(initial).unsqueeze(1), decay], 1)
+    states = torch.cat([initial.unsqueeze(1), inputs], 1)
+    step = torch.arange(states.shape[1], device=states.device)
+    for n in range(ROUNDS):
+        earlier = (step - 2**n).clamp(min=0)
+        states = torch.addcmul(states, product, states.index_select(1, earlier))
+        if n < ROUNDS - 1:
+            product = product * product.index_select(1, earlier)
+    out_of_reach = (step >= REACH).unsqueeze(1)
+    return states.masked_fill(out_of_reach, torch.nan)[:, 1:]
+
+
+def activations(gates: torch.Tensor, pooling: str, activate: bool) -> Gates:
+    """The packed gates `(..., gates * units)` apart, in the accumulator's dtype."""
+    packed = gates.to(accumulator(gates.dtype))
+    z, f, *others = packed.tensor_split(len(GATES[pooling]), -1)
+    if not activate:
+        return Gates(z, 1 - f, *others)
+    return Gates(z.tanh(), (-f).sigmoid(), *[gate.sigmoid() for gate in others])
+
+
+def pool(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs `(batch, time, units)` and the last cell state `(batch, units)`."""
+    activated = activations(gates, pooling, activate)
+    scale = _cast(update_scale, activated.z.dtype)
+    decay, inputs = equations.decay_and_inputs(activated, scale)
+    cells = linear_scan(decay, inputs, initial_state, False)
+    outputs = equations.outputs_of(activated, cells)
+    return outputs.to(gates.dtype), cells[:, -1]
+
+
+def pool_gradients(
+    gates: torch.Tensor,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+    activate: bool,
+    d_outputs: torch.Tensor,
+    d_last: torch.Tensor,
+    scan: Callable[..., torch.Tensor] = linear_scan,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients by `gates` and `initial_state`, which can be differentiated again.
+
+    Args:
+        gates, initial_state, update_scale, pooling, activate: as in `pool`.
+        d_outputs: gradient by the outputs, `(batch, time, units)`.
+        d_last: gradient by the last cell state, `(batch, units)`.
+        scan: a differentiable `linear_scan`.
+    """
+    activated = activations(gates, pooling, activate)
+    scale = _cast(update_scale, activated.z.dtype)
+    decay, inputs = equations.decay_and_inputs(activated, scale)
+    # Computed again: of the kept cell states no derivative is known.
+    cells = scan(decay, inputs, initial_state, False)
+    before = previous(cells, initial_state.to(cells.dtype), False, axis=1)
+
+    d_outputs, d_last = d_outputs.to(cells.dtype), d_last.to(cells.dtype)
+    d_cells = d_outputs if activated.o is None else d_outputs * activated.o
+    at_the_end = d_cells[:, -1] + d_last
+    d_cells = torch.cat([d_cells[:, :-1], at_the_end.unsqueeze(1)], 1)
+    # The adjoint is a scan the other way: a[t] = d_cells[t] + decay[t + 1] * a[t + 1].
+    zeros = torch.zeros_like(at_the_end)
+    following = previous(decay, torch.zeros_like(decay[:, 0]), True, axis=1)
+    adjoint = scan(following, d_cells, zeros, True)
+
+    d_gates = equations.gate_gradients(
+        activated, scale, cells, before, d_outputs, adjoint
+    )
+    if activate:
+        d_gates = equations.logit_gradients(activated, d_gates)
+    d_initial = (decay[:, 0] * adjoint[:, 0]).to(initial_state.dtype)
+    return torch.cat(d_gates, -1).to(gates.dtype), d_initial
+
+
+def _cast(
+    update_scale: torch.Tensor | float | None, dtype: torch.dtype
+) -> torch.Tensor | float | None:
+    if isinstance(update_scale, torch.Tensor):
+        return update_scale.to(dtype)
+    return update_scale
+
+
+def causal_conv(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The convolution `(batch, time, channels)` as one matrix product for each tap.
+
+    `inputs` has shape `(batch, window - 1 + time, features)`.
+    """
+    window = kernel.shape[0]
+    outputs = inputs[:, window - 1 :] @ kernel[window - 1]
+    for j in range(window - 1):
+        outputs = outputs + inputs[:, j : j + 1 - window] @ kernel[j]
+    return outputs if bias is None else outputs + bias
+
+
+def causal_conv_gradients(
+    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients by inputs, kernel and bias, from the `gradient` by the result."""
+    window = kernel.shape[0]
+    d_inputs, d_kernel = 0, []
+    for j in range(window):
+        d_seen = functional.pad(gradient @ kernel[j].T, (0, 0, j, window - 1 - j))
+        d_inputs = d_inputs + d_seen
+        seen = inputs[:, j : j + gradient.shape[1]]
+        d_kernel.append(torch.tensordot(seen, gradient, ((0, 1), (0, 1))))
+    return d_inputs, torch.stack(d_kernel), gradient.sum((0, 1))

@@ -1,0 +1,83 @@
+"""What JAX and TensorFlow run on a GPU: the tests of the ops and the layer again.
+
+They run on the CPU: scans of logarithmically many steps. For PyTorch see
+`tests/ops/torch/test_triton.py`.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_qrnn import QRNN
+from keras_qrnn.ops.backend import backend as active
+from tests import reference, test_ops
+from tests.layers import test_qrnn as test_layer
+
+BACKEND = keras.config.backend()
+
+if BACKEND not in ("jax", "tensorflow"):
+    pytest.skip("other backends have no such scan", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_on_a_gpu():
+    with pytest.MonkeyPatch.context() as patch:
+        if BACKEND == "tensorflow":
+            patch.setattr(active, "_has_gpu", lambda: True)
+        else:
+            import jax
+
+            def default(*arguments, default, **by_platform):
+                return default(*arguments)
+
+            patch.setattr(jax.lax, "platform_dependent", default)
+            jax.clear_caches()
+        yield
+    if BACKEND == "jax":
+        jax.clear_caches()
+
+
+test_scan_values = test_ops.test_scan_values
+test_scan_gradients = test_ops.test_scan_gradients
+test_scan_accumulates = test_ops.test_scan_accumulates
+test_pool_values_and_gradients = test_ops.test_pool_values_and_gradients
+test_second_gradients = test_ops.test_second_gradients
+test_second_gradients_of_the_scan = test_ops.test_second_gradients_of_the_scan
+test_values = test_layer.test_values
+test_gradients = test_layer.test_gradients
+test_inference_in_pieces = test_layer.test_inference_in_pieces
+test_dtype_policies = test_layer.test_dtype_policies
+test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_mask
+test_other_activations = test_layer.test_other_activations
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow")
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("shape", [(None, 37, 3), (None, 37, None), (None, None, 3)])
+def test_graph_of_unknown_sizes(shape, jit_compile):
+    import tensorflow as tf
+
+    arrays = test_ops.scan_arguments((2, 37, 3))
+    scan = tf.function(
+        lambda *tensors: active.linear_scan(*tensors, False),
+        input_signature=[
+            tf.TensorSpec(shape),
+            tf.TensorSpec(shape),
+            tf.TensorSpec((None, shape[2])),
+        ],
+        jit_compile=jit_compile,
+    )
+    test_ops.assert_close(
+        scan(*map(np.float32, arrays)), reference.linear_scan(*arrays)
+    )
+
+
+@pytest.mark.parametrize("time", [20, None])
+def test_compiled_training(time):
+    x, y = np.ones((4, 20, 3), "float32"), np.zeros((4, 20, 2), "float32")
+    model = keras.Sequential(
+        [keras.Input((time, 3)), QRNN(2, return_sequences=True, zoneout=0.1)]
+    )
+    model.compile("sgd", "mse", jit_compile=True)
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[0]
