@@ -1,15 +1,23 @@
-# make demo    train on the embedded corpus and write a sentence (one backend)
-# make test    the tests, in a fresh virtual environment for each backend
-# make lint    ruff, as CI runs it
-# make figure  the figure in README.md
+# make demo         train on the embedded corpus and write a sentence (one backend)
+# make test         the tests, in a fresh virtual environment for each backend
+# make test-jax     the same on one backend; test-numpy uses the environment of test-jax
+# make lint         ruff, codespell, mypy
+# make docs         the documentation, in docs/_build/index.html; a warning is an error
+# make figure       the figure in README.md
+# make dist         wheel and sdist, checked, and the wheel installed for each backend
+# make test-oldest  the tests with the oldest versions that pyproject.toml allows
+# make clean        removes what these made
 
 PYTHON ?= python3.11
 BACKEND ?= jax
 BACKENDS ?= tensorflow jax torch
 comma := ,
-PIP = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported: most of a framework never is.
+PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+PINNED = $(PIP) -c constraints.txt
 
-.PHONY: demo test lint figure clean $(BACKENDS:%=test-%)
+.PHONY: demo test test-numpy lint docs figure dist test-oldest clean
+.PHONY: $(BACKENDS:%=test-%) $(BACKENDS:%=dist-%) $(BACKENDS:%=oldest-%)
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
@@ -21,28 +29,57 @@ demo: .venv-demo-$(BACKEND)/installed
 
 .venv-demo-%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-demo-$*
-	.venv-demo-$*/$(PIP) -e '.[$*,lm]'
+	.venv-demo-$*/$(PINNED) -e '.[$*,lm]'
 	touch $@
 
-test: $(BACKENDS:%=test-%)
+test: $(BACKENDS:%=test-%) $(if $(filter jax,$(BACKENDS)),test-numpy)
 
-# Keras's NumPy backend itself needs JAX: its tests run where JAX is. PyTorch's CPU
-# build lacks Triton, whose interpreter runs the GPU kernels in the tests.
+# PyTorch's CPU build lacks Triton, whose interpreter runs the GPU kernels in the tests.
 $(BACKENDS:%=test-%): test-%:
 	$(PYTHON) -m venv --clear .venv-test-$*
-	.venv-test-$*/$(PIP) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
+	.venv-test-$*/$(PINNED) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
 		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
 	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
-	$(if $(filter jax,$*),KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS))
+
+# Keras's NumPy backend itself needs JAX: its tests run where JAX is.
+test-numpy: test-jax
+	KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS)
 
 lint:
 	$(PYTHON) -m venv --clear .venv-lint
-	.venv-lint/$(PIP) ruff
+	.venv-lint/$(PINNED) ruff codespell mypy numpy
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/codespell
+	.venv-lint/bin/mypy
+
+docs:
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/$(PINNED) '.[jax,docs]'
+	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "Documentation: docs/_build/index.html"
 
 figure: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/draw_qrnn.py
 
+dist: $(BACKENDS:%=dist-%)
+
+dist/built:
+	rm -rf dist
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/$(PINNED) build twine
+	.venv-dist/bin/python -m build --outdir dist
+	.venv-dist/bin/python -m twine check --strict dist/*
+	touch $@
+
+.PHONY: dist/built
+
+# From another directory, in which the wheel alone can be imported.
+$(BACKENDS:%=dist-%): dist-%: dist/built
+	$(PYTHON) -m venv --clear .venv-dist-$*
+	.venv-dist-$*/$(PINNED) "$$(echo dist/*.whl)[$*]"
+	cd dist && KERAS_BACKEND=$* ../.venv-dist-$*/bin/python -c "import numpy, keras_qrnn; \
+		print(keras_qrnn.__version__, keras_qrnn.QRNN(4)(numpy.ones((1, 3, 2))).shape)"
+
 clean:
-	rm -rf .venv-* demo build dist
+	rm -rf .venv-* demo build dist docs/_build

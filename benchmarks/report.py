@@ -1,11 +1,14 @@
-"""Writes the README's figures from the result files.
+"""Writes the figures of README.md and docs/ from the result files.
 
-    python benchmarks/report.py [--readme README.md]
+    python benchmarks/report.py [--root .]
 
-Speed on a CPU, from benchmarks/results, goes between `<!-- speed:begin -->` and
-`<!-- speed:end -->`, that on a GPU between `<!-- gpu:begin -->` and `<!-- gpu:end -->`;
-what language models reached, from results, between `<!-- results:begin -->` and
-`<!-- results:end -->`.
+Each goes between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`:
+
+    README.md                 speed, results: the two short tables
+    docs/speed.md             speed (on a CPU), gpu
+    docs/penn-treebank.md     results
+
+Speed comes from benchmarks/results, what language models reached from results.
 """
 
 import argparse
@@ -42,6 +45,7 @@ PAPER_SPEEDUP = {
     128: (2.1, 1.9, 2.0, 2.0, 2.4),
     256: (1.4, 1.4, 1.3, 1.3, 1.3),
 }
+MODES = ("training", "inference")
 Cells = dict[tuple[int, ...], dict[str, float]]
 
 
@@ -189,12 +193,29 @@ def runs_table(directory: Path) -> str:
         ]
         cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
         both = [f"{r} ({p})" for r, p in zip(reached, published, strict=True)]
-        cells = [f"[{title}](results/{name})", *both, cached]
+        cells = [title, f"`{name}`", *both, cached]
         cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]
         cells.append(run["options"]["dtype_policy"])
         body.append(cells)
-    header = ["perplexity (published)", "valid", "test", "test with cache"]
-    header += ["million weights", "best epoch", "dtype policy"]
+    header = ["perplexity (published)", "directory", "valid", "test"]
+    header += ["test with cache", "million weights", "best epoch", "dtype policy"]
+    return markdown(header, body)
+
+
+def short_runs_table(directory: Path) -> str:
+    """The test perplexities alone, for the README."""
+    body = []
+    for name, (title, _, published) in RUNS.items():
+        path = directory / name / "run.json"
+        if path.is_file():
+            run = json.loads(path.read_text("utf-8"))
+            reached = [
+                f"{run[key]:.1f}" if key in run else "not read"
+                for key in ("valid", "test")
+            ]
+            cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
+            body.append([title, *reached, cached, published])
+    header = ["perplexity", "validation", "test", "with cache", "published, test"]
     return markdown(header, body)
 
 
@@ -276,7 +297,7 @@ def gpu_section(directory: Path) -> str | None:
     parts += [*tables, "</details>"]
     for place in layer:
         if (directory / place / "layer.png").exists():
-            path = f"benchmarks/results/{place}/layer.png"
+            path = f"../benchmarks/results/{place}/layer.png"
             alt = f"{ON_GPU[place]}, times faster by batch and time"
             parts.append(f"![{alt}]({path})")
     return "\n\n".join(parts)
@@ -297,13 +318,13 @@ def section(directory: Path) -> str:
     parts.append(measured_on(layer))
     dtypes = {row["dtype"] for rows in layer.values() for row in rows}
     for dtype in sorted(dtypes, key=lambda dtype: (dtype != "float32", dtype)):
-        for mode in ("training", "inference"):
+        for mode in MODES:
             title = f"**A layer of 320 units, {mode}, {dtype}**"
             parts.append(f"{title}\n\n{layer_summary(layer, mode, dtype)}")
     parts.append("How many times faster than the fastest LSTM, by batch and time:")
     for backend in layer:
         if (directory / backend / "layer.png").exists():
-            path = f"benchmarks/results/{backend}/layer.png"
+            path = f"../benchmarks/results/{backend}/layer.png"
             alt = f"{BACKENDS[backend]}, times faster by batch and time"
             parts.append(f"![{alt}]({path})")
     tables = (
@@ -334,36 +355,57 @@ def section(directory: Path) -> str:
     if lengths := all_of("length.csv"):
         parts.append("The time of a layer grows with the length, as the length does:")
         for backend in lengths:
-            path = f"benchmarks/results/{backend}/length.png"
+            path = f"../benchmarks/results/{backend}/length.png"
             parts.append(f"![{BACKENDS[backend]}, seconds by steps]({path})")
     return "\n\n".join(parts)
 
 
-def write_section(readme: Path, name: str, text: str) -> None:
-    """Replaces what is between the markers called `name` in `readme`."""
+def short_section(directory: Path) -> str:
+    """Times faster than LSTMs, in one line for each backend, for the README."""
+    body = []
+    places = {place: f"{name}, CPU" for place, name in BACKENDS.items()}
+    places |= {"jax_cuda": "JAX, GPU", "torch_cuda": "PyTorch, GPU"}
+    for place, rows in files_of(directory, "layer.csv", places).items():
+        cells = []
+        for mode in MODES:
+            values = list(speedups(rows, mode=mode, dtype="float32").values())
+            cells.append(
+                f"{geometric_mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+                if values
+                else ""
+            )
+        body.append([places[place], *cells])
+    return markdown(["times faster than the fastest LSTM", *MODES], body)
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replaces what is between the markers called `name` in `page`."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    whole = readme.read_text(encoding="utf-8")
+    whole = page.read_text(encoding="utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1:
-        raise ValueError(f"Expected one {begin} and one {end}. Received: {readme}")
+        raise ValueError(f"Expected one {begin} and one {end}. Received: {page}")
     head, rest = whole.split(begin)
     _, tail = rest.split(end)
-    with atomic_write(readme) as temporary:
+    with atomic_write(page) as temporary:
         new = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
         temporary.write_text(new, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    root = Path(__file__).parent
-    parser.add_argument("--readme", type=Path, default=root.parent / "README.md")
-    parser.add_argument("--results", type=Path, default=root / "results")
-    parser.add_argument("--runs", type=Path, default=root.parent / "results")
+    here = Path(__file__).parent
+    parser.add_argument("--root", type=Path, default=here.parent)
+    parser.add_argument("--results", type=Path, default=here / "results")
+    parser.add_argument("--runs", type=Path, default=here.parent / "results")
     options = parser.parse_args(arguments)
-    write_section(options.readme, "speed", section(options.results))
+    readme, docs = options.root / "README.md", options.root / "docs"
+    write_section(docs / "speed.md", "speed", section(options.results))
+    write_section(readme, "speed", short_section(options.results))
     if gpu := gpu_section(options.results):
-        write_section(options.readme, "gpu", gpu)
+        write_section(docs / "speed.md", "gpu", gpu)
     if any((options.runs / name).is_dir() for name in RUNS):
-        write_section(options.readme, "results", runs_table(options.runs))
+        write_section(docs / "penn-treebank.md", "results", runs_table(options.runs))
+        write_section(readme, "results", short_runs_table(options.runs))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def evaluate(
     """
     model, vocabulary = load_trained(path, "save_path")
     steps = replace(options, cell=model.cell).eval_steps
-    weights = sum(math.prod(variable.shape) for variable in model.learned)
+    weights = sum(math.prod(variable.shape) for variable in model.weights)
     streams = {
         split: vocabulary.encode(getattr(corpus, split), split) for split in splits
     }

@@ -1,5 +1,6 @@
 """Losses of the models."""
 
+import keras
 from keras import ops
 
 from keras_qrnn._types import Tensor
@@ -22,3 +23,16 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     logits, targets = ops.cast(logits, "float32"), ops.convert_to_tensor(targets)
     return backend.cross_entropy(logits, targets)
+
+
+def replicas() -> int:
+    """How many replicas share a batch: under `tf.distribute`, else 1.
+
+    TensorFlow adds up the losses and gradients of its replicas. A mean over the rows
+    of the whole batch is a replica's sum divided by the rows of all replicas.
+    """
+    if keras.config.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync

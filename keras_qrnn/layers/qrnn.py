@@ -8,6 +8,14 @@ from keras.regularizers import Regularizer
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.layers import _window_owner
+from keras_qrnn.layers._masks import compact, expand, fits, last_steps, mask_of
+from keras_qrnn.layers._states import (
+    KeptStates,
+    as_value,
+    check_batch_size,
+    checked_states,
+)
 from keras_qrnn.ops.backend import backend
 from keras_qrnn.ops.equations import GATES
 
@@ -37,7 +45,7 @@ _HARMLESS = {
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class QRNN(keras.layers.Layer):
+class QRNN(KeptStates, keras.layers.Layer):
     """Quasi-Recurrent Neural Network layer (Bradbury et al., arXiv 1611.01576).
 
     Takes the place of `keras.layers.LSTM`. A causal convolution computes the
@@ -162,6 +170,8 @@ class QRNN(keras.layers.Layer):
                     f"QRNN does not take LSTM's argument `{name}`; "
                     f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
                 )
+        # Keras would cast the states, which stay float32 in mixed precision.
+        kwargs.setdefault("autocast", False)
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = positive_integer("units", units)
         self.window = positive_integer("window", window)
@@ -193,15 +203,40 @@ class QRNN(keras.layers.Layer):
         self.zero_output_for_mask = zero_output_for_mask
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        self.states = None
+        self.kernel = None
+        self.bias = None
+        # The kept states: attributes of their own, which NNX finds, unlike a list.
+        self.cell_state = None
+        self.window_state = None
+        self.last_output = None
 
     def build(
         self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
     ) -> None:
+        """Makes the weights and, when stateful, the kept states.
+
+        Of a layer that is built it resets the kept states, as `keras.layers.RNN` does.
+
+        Args:
+            sequences_shape: `(batch, time, features)`.
+            initial_state_shape: shapes of the states; not needed.
+
+        Raises:
+            ValueError: if `features` is None, or `batch` is and the layer is stateful.
+        """
         batch, _, features = sequences_shape
+        if self.kernel is not None:
+            self.reset_state()
+            return
         if features is None:
             raise ValueError(
                 "The last dimension of the inputs to QRNN must be known. "
+                f"Received: sequences.shape={tuple(sequences_shape)}"
+            )
+        if self.stateful and batch is None:
+            raise ValueError(
+                "A stateful QRNN needs a static batch size: give the model an "
+                "`Input(batch_shape=...)` or call it on data. "
                 f"Received: sequences.shape={tuple(sequences_shape)}"
             )
         channels = len(GATES[self.pooling]) * self.units
@@ -212,7 +247,6 @@ class QRNN(keras.layers.Layer):
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
         )
-        self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
                 shape=(channels,),
@@ -222,34 +256,34 @@ class QRNN(keras.layers.Layer):
                 constraint=self.bias_constraint,
             )
         if self.stateful:
-            if batch is None:
-                raise ValueError(
-                    "A stateful QRNN needs a static batch size: give the model an "
-                    "`Input(batch_shape=...)` or call it on data. "
-                    f"Received: sequences.shape={tuple(sequences_shape)}"
-                )
-            self.states = [
-                self.add_weight(
+            shapes = self._state_shapes(batch, features)
+            for name, shape in (shapes | {"last_output": shapes["cell_state"]}).items():
+                state = self.add_weight(
                     shape=shape,
                     name=name,
                     initializer="zeros",
                     trainable=False,
                     autocast=False,
                 )
-                for name, shape in self._full_state(batch, features).items()
-            ]
+                setattr(self, name, state)
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: features})
 
-    def _full_state(self, batch: int | None, features: int) -> dict[str, tuple]:
-        """Shapes of the cell state, the window (if any) and the last output.
+    @property
+    def states(self) -> list[keras.Variable] | None:
+        """The kept states of a built stateful layer, else None.
 
-        The last output is only repeated by masked steps, so it is not part of
-        what `return_state` gives.
+        The cell state, for `window > 1` the window state, and the last output, which
+        masked steps repeat. They are variables of the layer, but not among `weights`.
         """
+        states = [self.cell_state, self.window_state, self.last_output]
+        return [state for state in states if state is not None] or None
+
+    def _state_shapes(self, batch: int | None, features: int) -> dict[str, Shape]:
+        """The shapes of what `return_state` gives, by name."""
         shapes = {"cell_state": (batch, self.units)}
         if self.window > 1:
             shapes["window_state"] = (batch, self.window - 1, features)
-        return shapes | {"last_output": (batch, self.units)}
+        return shapes
 
     def call(
         self,
@@ -257,24 +291,16 @@ class QRNN(keras.layers.Layer):
         initial_state: Tensor | list[Tensor] | None = None,
         mask: Tensor | None = None,
         training: bool = False,
+        previous_output: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
-        _check_time(sequences)
-        # Keras itself casts floats only, and not in a layer's `stateless_call`.
-        sequences = ops.cast(sequences, self.compute_dtype)
-        if self.go_backwards:
-            sequences = ops.flip(sequences, axis=1)
-        if mask is not None:
-            mask = _checked_mask(mask, sequences)
-            if self.go_backwards:
-                mask = ops.flip(mask, axis=1)
-        cell, window, previous_output = self._initial_state(sequences, initial_state)
-
+        sequences, mask = self._in_scan_order(sequences, mask)
+        cell, window, previous_output = self._first_states(
+            sequences, initial_state, previous_output
+        )
         valid = None
         if mask is not None:
-            # Masked steps go behind the others: what they leave as it was, the
-            # window included, then needs no care, whatever their pattern.
-            sequences, valid = _compact(sequences, mask)
+            sequences, valid = compact(sequences, mask)
         inputs = sequences
         if window is not None:
             inputs = ops.concatenate([window, sequences], axis=1)
@@ -284,53 +310,139 @@ class QRNN(keras.layers.Layer):
             self._update_scale(sequences, valid, training),
             training,
         )
-
-        if self.window > 1:
-            window = _last_inputs(inputs, valid, self.window - 1)
+        if window is not None:
+            window = last_steps(inputs, valid, self.window - 1)
         if mask is not None:
-            outputs = _expand(outputs, mask, previous_output)
+            outputs = expand(outputs, mask, previous_output)
         last_output = outputs[:, -1]
         if mask is not None and self.zero_output_for_mask:
-            outputs = outputs * ops.cast(mask[:, :, None], outputs.dtype)
+            zero = ops.zeros((), outputs.dtype)
+            outputs = ops.where(mask[:, :, None], outputs, zero)
         if self.stateful:
-            new_states = [cell, window, last_output]
-            new_states = [state for state in new_states if state is not None]
-            for variable, state in zip(self.states, new_states, strict=True):
-                variable.assign(ops.cast(state, variable.dtype))
-
-        outputs = outputs if self.return_sequences else outputs[:, -1]
+            self._keep(cell, window, last_output)
+        if not self.return_sequences:
+            outputs = outputs[:, -1]
         if not self.return_state:
             return outputs
-        cell = ops.cast(cell, self.compute_dtype)
-        return (outputs, cell) if window is None else (outputs, cell, window)
+        cell = ops.cast(cell, self.variable_dtype)
+        if window is None:
+            return outputs, cell
+        window = ops.cast(window, self.variable_dtype)
+        _window_owner.remember(window, self.name)
+        return outputs, cell, window
 
     def compute_gates(
-        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None = None
+        self,
+        sequences: Tensor,
+        initial_state: Tensor | list[Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> list[Tensor]:
         """The activations of the gates, for looking into a trained layer.
 
         Args:
             sequences: float tensor of shape `(batch, time, features)`.
-            initial_state: As in a call of the layer. Defaults to zeros, or to
-                the kept state when `stateful`; the state is not changed.
+            initial_state: as in a call of the layer. Defaults to zeros, or to
+                the kept states when `stateful`; these do not change.
+            mask: as in a call of the layer.
 
         Returns:
-            A list of tensors of shape `(batch, time, units)`: z, f and, as the
-            pooling has them, o and i. Zoneout and dropout are off. With
-            `go_backwards` time runs in the order of the outputs.
+            A list of tensors of shape `(batch, time, units)` and the compute dtype:
+            z, f and, as the pooling has them, o and i. Zoneout and dropout are off.
+            With `go_backwards` time runs in the order of the outputs. In a masked
+            step, which leaves the state as it was, f is 1 and the others are 0.
         """
-        sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
         if not self.built:
-            self.build(sequences.shape)
-        _check_time(sequences)
-        if self.go_backwards:
-            sequences = ops.flip(sequences, axis=1)
-        _, window, _ = self._initial_state(sequences, initial_state)
+            self.build(tuple(ops.shape(sequences)))
+        sequences, mask = self._in_scan_order(sequences, mask)
+        _, window, _ = self._first_states(sequences, initial_state, None)
+        if mask is not None:
+            sequences, _ = compact(sequences, mask)
         if window is not None:
             sequences = ops.concatenate([window, sequences], axis=1)
-        return self._activate(
+        gates = self._activate(
             backend.causal_conv(sequences, *self._weights(sequences.dtype))
         )
+        if mask is None:
+            return gates
+        masked = {name: ops.zeros_like(gates[0][:, 0]) for name in GATES[self.pooling]}
+        masked["f"] = ops.ones_like(gates[0][:, 0])
+        return [
+            ops.where(mask[:, :, None], expand(gate, mask, at_mask), at_mask[:, None])
+            for gate, at_mask in zip(gates, masked.values(), strict=True)
+        ]
+
+    def _in_scan_order(
+        self, sequences: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Checked inputs of the compute dtype and their mask, in scan order."""
+        sequences = as_value(sequences, self.compute_dtype)
+        mask = mask_of(sequences, mask)
+        _check_time(sequences)
+        if sequences.shape[-1] is None:
+            # In a graph of TensorFlow. The weights know how many features there are.
+            batch, time, _ = ops.shape(sequences)
+            sequences = ops.reshape(sequences, (batch, time, self.kernel.shape[1]))
+        if self.stateful:
+            sequences = check_batch_size(sequences, self.cell_state.shape[0])
+        if self.go_backwards:
+            sequences = ops.flip(sequences, axis=1)
+            mask = None if mask is None else ops.flip(mask, axis=1)
+        return sequences, mask
+
+    def _first_states(
+        self,
+        sequences: Tensor,
+        initial_state: Tensor | list[Tensor] | None,
+        previous_output: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The cell state, the window (None where it is 1) and the previous output.
+
+        The cell state has the dtype of the weights, the others have the compute dtype.
+        """
+        batch, _, features = sequences.shape
+        given = self._checked_states(batch, features, initial_state, previous_output)
+        if not given and self.stateful:
+            # Copies: on PyTorch the variables change before a gradient is taken.
+            given = [ops.copy(state) for state in self.states]
+            if previous_output is None:
+                previous_output = given[-1]
+            given = given[:-1]
+        shapes = self._state_shapes(ops.shape(sequences)[0], features)
+        for shape in list(shapes.values())[len(given) :]:
+            given.append(ops.zeros(shape, self.variable_dtype))
+        cell = as_value(given[0], self.variable_dtype)
+        window = None
+        if self.window > 1:
+            window = as_value(given[1], self.compute_dtype)
+        if previous_output is None:
+            # Under f-pooling the state is the output.
+            previous_output = cell if self.pooling == "f" else ops.zeros_like(cell)
+        return cell, window, as_value(previous_output, self.compute_dtype)
+
+    def _checked_states(
+        self,
+        batch: int | None,
+        features: int,
+        initial_state: Tensor | list[Tensor] | None,
+        previous_output: Tensor | None,
+    ) -> list[Tensor]:
+        """The given states as a list, which is empty where none is given."""
+        given = checked_states(initial_state, self._state_shapes(batch, features))
+        if len(given) > 1:
+            _window_owner.check(given[1], self)
+        if previous_output is not None:
+            expected, received = (batch, self.units), tuple(previous_output.shape)
+            if not fits(received, expected):
+                raise ValueError(
+                    "Argument `previous_output` must have shape (batch, units) = "
+                    f"{expected}. Received: previous_output.shape={received}"
+                )
+        return given
+
+    def _keep(self, cell: Tensor, window: Tensor | None, last_output: Tensor) -> None:
+        new = [state for state in (cell, window, last_output) if state is not None]
+        for variable, state in zip(self.states, new, strict=True):
+            variable.assign(ops.cast(state, variable.dtype))
 
     def _drop(self, inputs: Tensor, training: bool) -> Tensor:
         if not (training and self.dropout):
@@ -385,7 +497,7 @@ class QRNN(keras.layers.Layer):
     def _update_scale(
         self, sequences: Tensor, valid: Tensor | None, training: bool
     ) -> Tensor | float | None:
-        """How much of its update each state takes: what zoneout and masks do."""
+        """What multiplies the update of each state: zoneout, and 0 in masked steps."""
         batch, time = ops.shape(sequences)[:2]
         update_scale = None
         if self.zoneout and training:
@@ -405,59 +517,6 @@ class QRNN(keras.layers.Layer):
             return update_scale * ops.cast(is_valid, accumulator)
         return ops.logical_and(update_scale, is_valid)
 
-    def _given_state(
-        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None
-    ) -> list[Tensor]:
-        """`initial_state` as a list of checked shapes, empty where there is none."""
-        batch, _, features = sequences.shape
-        if self.stateful and batch is not None and batch != self.states[0].shape[0]:
-            raise ValueError(
-                "The batch size of a stateful QRNN must not change: leave out the "
-                "samples that do not fill a batch. Expected: "
-                f"{self.states[0].shape[0]}. Received: sequences.shape="
-                f"{tuple(sequences.shape)}"
-            )
-        if initial_state is None:
-            return []
-        given = initial_state if isinstance(initial_state, (list, tuple)) else None
-        given = [initial_state] if given is None else list(given)
-        shapes = self._full_state(batch, features)
-        if len(given) not in {1, len(shapes) - 1, len(shapes)}:
-            raise ValueError(
-                f"Argument `initial_state` of a QRNN with window={self.window} must "
-                f"be the cell state or a list of {', '.join(list(shapes)[:-1])} and, "
-                f"optionally, last_output. Received: {len(given)} tensors"
-            )
-        for n, (name, shape) in enumerate(list(shapes.items())[: len(given)]):
-            if given[n] is not None and not hasattr(given[n], "shape"):
-                given[n] = ops.convert_to_tensor(given[n])
-            received = None if given[n] is None else tuple(given[n].shape)
-            if received is None or not _fits(received, shape):
-                raise ValueError(
-                    f"Argument `initial_state`: expected {name} of shape {shape}. "
-                    f"Received: {'None' if received is None else f'shape {received}'}"
-                )
-        return given
-
-    def _initial_state(
-        self, sequences: Tensor, initial_state: Tensor | list[Tensor] | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The cell state, window (None where it is 1) and previous output."""
-        given = self._given_state(sequences, initial_state)
-        if not given and self.stateful:
-            # Copies: the variables change before a gradient is taken.
-            given = [ops.copy(state) for state in self.states]
-        shapes = list(self._full_state(None, sequences.shape[-1]).values())
-        states = [ops.convert_to_tensor(state) for state in given]
-        for shape in shapes[len(given) :]:
-            shape = (ops.shape(sequences)[0], *shape[1:])
-            states.append(ops.zeros(shape, self.compute_dtype))
-        if self.pooling == "f" and len(given) < len(shapes):
-            states[-1] = states[0]  # under f-pooling the state is the output
-        cell, *window, previous_output = states
-        window = ops.cast(window[0], sequences.dtype) if window else None
-        return cell, window, ops.cast(previous_output, sequences.dtype)
-
     def reset_state(self) -> None:
         """Sets the kept state of a stateful layer to zeros."""
         for variable in self.states or []:
@@ -476,22 +535,30 @@ class QRNN(keras.layers.Layer):
             output = (batch, time, self.units)
         if not self.return_state:
             return output
-        return (output, *list(self._full_state(batch, features).values())[:-1])
+        return (output, *self._state_shapes(batch, features).values())
 
     def compute_output_spec(
         self,
         sequences: Tensor,
         initial_state: Tensor | list[Tensor] | None = None,
-        **kwargs,
+        mask: Tensor | None = None,
+        training: bool = False,
+        previous_output: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         _check_time(sequences)
-        if kwargs.get("mask") is not None:
-            _checked_mask(kwargs["mask"], sequences)
-        self._given_state(sequences, initial_state)
+        mask_of(sequences, mask)
+        batch, _, features = sequences.shape
+        if self.stateful:
+            check_batch_size(sequences, self.cell_state.shape[0])
+        self._checked_states(batch, features, initial_state, previous_output)
         shapes = self.compute_output_shape(sequences.shape)
         if not self.return_state:
             return keras.KerasTensor(shapes, self.compute_dtype)
-        return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
+        output, *states = shapes
+        return (
+            keras.KerasTensor(output, self.compute_dtype),
+            *(keras.KerasTensor(state, self.variable_dtype) for state in states),
+        )
 
     def compute_mask(
         self, sequences: Tensor, mask: Tensor | list[Tensor | None] | None
@@ -502,16 +569,40 @@ class QRNN(keras.layers.Layer):
             return output_mask
         return [output_mask] + [None] * (1 if self.window == 1 else 2)
 
+    def _own_weights(self) -> dict[str, keras.Variable]:
+        """The weights by their names in files; a subclass's own have numbers."""
+        named = {"kernel": self.kernel, "bias": self.bias}
+        named = {name: weight for name, weight in named.items() if weight is not None}
+        others = {}
+        super().save_own_variables(others)
+        left_out = {id(each) for each in [*named.values(), *(self.states or ())]}
+        others = [each for each in others.values() if id(each) not in left_out]
+        return named | {str(number): each for number, each in enumerate(others)}
+
     def save_own_variables(self, store: MutableMapping) -> None:
-        # The kept state depends on the batch size and is not part of the model.
-        store["kernel"] = self.kernel
-        if self.bias is not None:
-            store["bias"] = self.bias
+        """Writes the weights, not the kept states, which belong to a run."""
+        for name, weight in self._own_weights().items():
+            store[name] = weight
 
     def load_own_variables(self, store: Mapping) -> None:
-        self.kernel.assign(store["kernel"])
-        if self.bias is not None:
-            self.bias.assign(store["bias"])
+        """Reads what `save_own_variables` wrote.
+
+        Raises:
+            ValueError: if the file has other weights than the layer.
+        """
+        weights = self._own_weights()
+        if set(store.keys()) != set(weights):
+            hint = ""
+            if not self.built:
+                hint = " The layer is not built yet."
+            elif {"bias"} == set(store.keys()) ^ set(weights):
+                hint = " One of the two was made with `use_bias=False`."
+            raise ValueError(
+                f"Layer '{self.name}' and the file have different weights.{hint} "
+                f"Expected: {sorted(weights)}. Received: {sorted(store.keys())}"
+            )
+        for name, weight in weights.items():
+            weight.assign(store[name])
 
     def get_config(self) -> dict:
         config = {
@@ -541,52 +632,9 @@ class QRNN(keras.layers.Layer):
         return {**super().get_config(), **config}
 
 
-def _fits(shape: tuple, expected: tuple) -> bool:
-    """Whether a shape is the expected one; None fits any size."""
-    return len(shape) == len(expected) and all(
-        a is None or b is None or a == b for a, b in zip(shape, expected, strict=True)
-    )
-
-
 def _check_time(sequences: Tensor) -> None:
     if sequences.shape[1] == 0:
         raise ValueError(
             "The inputs to QRNN must have at least one time step. "
             f"Received: sequences.shape={tuple(sequences.shape)}"
         )
-
-
-def _checked_mask(mask: Tensor, sequences: Tensor) -> Tensor:
-    if not isinstance(mask, keras.KerasTensor):
-        mask = ops.convert_to_tensor(mask)
-    if not _fits(mask.shape, sequences.shape[:2]):
-        raise ValueError(
-            "Argument `mask` must have shape (batch, time) = "
-            f"{tuple(sequences.shape[:2])}. Received: mask.shape={tuple(mask.shape)}"
-        )
-    return mask if isinstance(mask, keras.KerasTensor) else ops.cast(mask, "bool")
-
-
-def _compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The valid steps of each sequence in front, and their number `(batch,)`."""
-    time = ops.shape(sequences)[1]
-    is_masked = ops.cast(ops.logical_not(mask), "int32")
-    # Each key is unique, so that no backend's sort needs to be a stable one.
-    order = ops.argsort(ops.arange(time, dtype="int32") + time * is_masked, axis=1)
-    sequences = ops.take_along_axis(sequences, order[:, :, None], axis=1)
-    return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
-
-
-def _expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
-    """Outputs of the valid steps back in place; masked steps repeat the previous."""
-    outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
-    position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-    return ops.take_along_axis(outputs, position[:, :, None], axis=1)
-
-
-def _last_inputs(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
-    """The last `count` valid steps of inputs that begin with the old window."""
-    if valid is None:
-        return inputs[:, ops.shape(inputs)[1] - count :]
-    position = valid[:, None] + ops.arange(count, dtype="int32")[None]
-    return ops.take_along_axis(inputs, position[:, :, None], axis=1)

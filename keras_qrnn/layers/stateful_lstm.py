@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.layers._states import KeptStates
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class StatefulLSTM(keras.layers.LSTM):
+class StatefulLSTM(KeptStates, keras.layers.LSTM):
     """A stateful LSTM whose state is carried over on every backend.
 
     Keras does not track the kept state of its RNN layers, so on JAX, whose

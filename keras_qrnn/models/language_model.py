@@ -6,7 +6,7 @@ from keras import ops
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
-from keras_qrnn.losses import token_cross_entropy
+from keras_qrnn.losses import replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
@@ -288,7 +288,7 @@ class LanguageModel(keras.Model):
         self.perplexity.update_state(
             ops.stop_gradient(total), ops.sum(ops.cast(sample_weight, "float32"))
         )
-        return sum(self.losses, total / self.batch_size)
+        return sum(self.losses, total / self.batch_size) / replicas()
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
@@ -300,12 +300,6 @@ class LanguageModel(keras.Model):
         for layer in self.recurrent:
             layer.reset_state()
 
-    @property
-    def learned(self) -> list[keras.Variable]:
-        """All that training can change, frozen or not: no states, no seeds."""
-        kept = {id(state) for layer in self.recurrent for state in layer.states}
-        return [weight for weight in self.weights if id(weight) not in kept]
-
     def with_batch_size(self, batch_size: int) -> "LanguageModel":
         """The same model for batches of another size, its state zero.
 
@@ -314,12 +308,12 @@ class LanguageModel(keras.Model):
         config = self._config | {"batch_size": batch_size}
         twin = LanguageModel(**config, dtype=self.dtype_policy)
         twin.build()
-        twin.copy_weights(self.learned)
+        twin.copy_weights(self.weights)
         return twin
 
     def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Takes over values for all that is learned, in its order."""
-        for variable, value in zip(self.learned, values, strict=True):
+        """Takes over values for all `weights`, in their order."""
+        for variable, value in zip(self.weights, values, strict=True):
             # A copy: on JAX a step gives its buffers away.
             variable.assign(ops.copy(value))
 

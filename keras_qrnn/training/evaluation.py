@@ -18,7 +18,7 @@ def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
     averages = optimizer._model_variables_moving_average
     pairs = zip(optimizer._trainable_variables, averages, strict=True)
     averaged = {id(variable): average for variable, average in pairs}
-    return [averaged.get(id(variable), variable) for variable in model.learned]
+    return [averaged.get(id(variable), variable) for variable in model.weights]
 
 
 def kept_model(model: LanguageModel) -> LanguageModel:
@@ -52,7 +52,7 @@ class Evaluator:
 
     def __call__(self) -> float:
         """The perplexity under the weights of this moment, or their averages."""
-        self._twin.copy_weights(weight_averages(self._model) or self._model.learned)
+        self._twin.copy_weights(weight_averages(self._model) or self._model.weights)
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])

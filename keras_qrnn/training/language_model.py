@@ -338,7 +338,7 @@ def _check_vocabulary(run: Path, found: Vocabulary, expected: Vocabulary) -> Non
 
 def _take_weights(run: Path, trained: LanguageModel, model: LanguageModel) -> None:
     found, expected = (
-        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.learned}
+        {weight.path.partition("/")[2]: tuple(weight.shape) for weight in m.weights}
         for m in (trained, model)
     )
     if found != expected:
@@ -346,4 +346,4 @@ def _take_weights(run: Path, trained: LanguageModel, model: LanguageModel) -> No
             f"Option `finetune`: the model in {run} is not of these options. Expected "
             f"weights of shapes {expected}. Received: {found}"
         )
-    model.copy_weights(trained.learned)
+    model.copy_weights(trained.weights)

@@ -207,14 +207,20 @@ def layer_rows(mode, medians):
 def test_report(script, tmp_path):
     report = script("report")
     medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
-    names = ("speed", "gpu", "results")
     rows = layer_rows("training", medians) + layer_rows("inference", medians)
     for place in ("torch", "jax_cuda"):
         path = tmp_path / place / "layer.csv"
         script("_timing").merge_rows(path, rows, ("mode", "name"))
-    readme = tmp_path / "README.md"
-    sections = [f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->" for n in names]
-    readme.write_text("\n".join(["before", *sections, "after\n"]))
+    sections_of = {
+        "README.md": ("speed", "results"),
+        "docs/speed.md": ("speed", "gpu"),
+        "docs/penn-treebank.md": ("results",),
+    }
+    pages = {name: tmp_path / name for name in sections_of}
+    (tmp_path / "docs").mkdir()
+    for name, sections in sections_of.items():
+        marked = [f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->" for n in sections]
+        pages[name].write_text("\n".join(["before", *marked, "after\n"]))
     run = tmp_path / "runs" / "lstm"
     script("_timing").write_csv(
         run / "log.csv",
@@ -224,22 +230,26 @@ def test_report(script, tmp_path):
     record |= {"versions": "v", "hardware": "cpu"}
     record["options"] = {"dtype_policy": "float32"}
     (run / "run.json").write_text(json.dumps(record))
-    arguments = ["--readme", str(readme), "--results", str(tmp_path)]
+    arguments = ["--root", str(tmp_path), "--results", str(tmp_path)]
     arguments += ["--runs", str(run.parent)]
     report.main(arguments)
-    once = readme.read_text()
+    once = {name: page.read_text() for name, page in pages.items()}
     line = "| PyTorch | 4.0 (1 cells) |  | 2.00 to 2.0 | 1 of 1 | 1.50 (at most 1.50) |"
-    assert line in once
-    line = "(results/lstm) | 8.0 (85.7) | 7.0 (82.0) |  | 2.5 | 2 of 2 | float32 |"
-    assert line in once
-    assert "Measured on: cpu; v; today." in once
+    assert line in once["docs/speed.md"]
+    line = "| `lstm` | 8.0 (85.7) | 7.0 (82.0) |  | 2.5 | 2 of 2 | float32 |"
+    assert line in once["docs/penn-treebank.md"]
+    assert "Measured on: cpu; v; today." in once["docs/speed.md"]
     line = "| JAX, compiled, float32, inference | 1 of 30 | 2.0 to 2.0 | 2.0 | 1 of 1 |"
-    assert f"{line} 0 of 1 |" in once
-    assert "| 8 |  |  |  |  | 2.0 (16.9) |" in once
-    assert "old" not in once
-    assert once.startswith("before\n") and once.endswith("after\n")
+    assert f"{line} 0 of 1 |" in once["docs/speed.md"]
+    assert "| 8 |  |  |  |  | 2.0 (16.9) |" in once["docs/speed.md"]
+    line = "| PyTorch, CPU | 2.0 (2.0 to 2.0) | 2.0 (2.0 to 2.0) |"
+    assert line in once["README.md"]
+    assert "| LSTM of that size | 8.0 | 7.0 |  | 82.0 |" in once["README.md"]
+    for text in once.values():
+        assert "old" not in text
+        assert text.startswith("before\n") and text.endswith("after\n")
     report.main(arguments)
-    assert readme.read_text() == once
+    assert {name: page.read_text() for name, page in pages.items()} == once
 
 
 def test_report_refuses(script, tmp_path):

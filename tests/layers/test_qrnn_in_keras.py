@@ -30,9 +30,10 @@ def test_takes_the_place_of_lstm():
     assert {n: ours[n].default for n in shared} == {
         n: theirs[n].default for n in shared
     }
-    assert list(inspect.signature(QRNN.call).parameters) == list(
-        inspect.signature(keras.layers.LSTM.call).parameters
-    )
+    assert list(inspect.signature(QRNN.call).parameters) == [
+        *inspect.signature(keras.layers.LSTM.call).parameters,
+        "previous_output",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,16 +179,22 @@ def test_bidirectional_with_states(symbolic):
     if symbolic:
         inputs = keras.Input((None, 3))
         _, *states = encoder(inputs)
-        model = keras.Model(inputs, decoder(inputs, initial_state=states))
+        model = keras.Model(inputs, decoder(inputs, initial_state=states[::2]))
         got = model.predict(X, verbose=0)
     else:
         _, *states = encoder(X)
-        got = to_numpy(decoder(X, initial_state=states))
+        got = to_numpy(decoder(X, initial_state=states[::2]))
     _, *states = encoder(X)
     assert len(states) == 4
-    forward = decoder.forward_layer(X, initial_state=states[:2])
+    forward = decoder.forward_layer(X, initial_state=states[0])
     assert np.abs(got[..., :5] - to_numpy(forward)).max() < 1e-5
     assert np.abs(got - to_numpy(decoder(X))).max() > 1e-3
+    # The windows are the encoder's own.
+    with pytest.raises(ValueError, match="the window of layer 'forward_qrnn'"):
+        decoder(X, initial_state=states)
+    again = encoder(X, initial_state=states)
+    forward = encoder.forward_layer(X, initial_state=states[:2])
+    assert np.abs(to_numpy(again[0])[..., :5] - to_numpy(forward[0])).max() < 1e-6
 
 
 def test_time_distributed():
@@ -312,11 +319,11 @@ def test_refuses_bad_initial_states(state):
 
 
 def test_refuses_a_symbolic_state_of_the_wrong_shape():
-    with pytest.raises(ValueError, match="expected cell_state of shape"):
+    with pytest.raises(ValueError, match=r"the cell_state \(None, 5\) and"):
         QRNN(5)(keras.Input((None, 3)), initial_state=keras.Input((6,)))
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (3, 6), (4, 6, 1), (6,)])
+@pytest.mark.parametrize("shape", [(4, 5), (3, 6), (4, 6, 2), (3, 6, 1), (6,)])
 def test_refuses_bad_masks(shape):
     with pytest.raises(ValueError, match=r"`mask` must have shape \(batch, time\)"):
         QRNN(5)(X, mask=np.ones(shape, bool))

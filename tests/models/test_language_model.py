@@ -169,22 +169,22 @@ def test_twin_stays_valid_while_the_model_trains():
 def test_twin_of_a_frozen_model():
     model = tiny(units=6)
     model.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5))
-    before = [keras.ops.convert_to_numpy(weight) for weight in model.learned]
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     ids = RNG.integers(0, 11, 40).astype("int32")
     evaluate_perplexity(model, ids)  # no averages are there yet
     model.embedding.trainable = False
     x, y, _ = batch()
     model.fit(x, y, batch_size=2, epochs=3, verbose=0)
     twin = model.with_batch_size(1)
-    for mine, its in zip(model.learned, twin.learned, strict=True):
+    for mine, its in zip(model.weights, twin.weights, strict=True):
         assert mine.name == its.name
         assert np.array_equal(*map(keras.ops.convert_to_numpy, (mine, its)))
-    after = [keras.ops.convert_to_numpy(weight) for weight in model.learned]
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     changed = [not np.array_equal(*pair) for pair in zip(before, after, strict=True)]
     assert changed == [weight is not model.embedding.embeddings
-                       for weight in model.learned]  # fmt: skip
+                       for weight in model.weights]  # fmt: skip
     averages = weight_averages(model)
-    untouched = [a is w for a, w in zip(averages, model.learned, strict=True)]
+    untouched = [a is w for a, w in zip(averages, model.weights, strict=True)]
     assert untouched == [not each for each in changed]
     evaluate_perplexity(model, ids)
 
@@ -205,7 +205,7 @@ def test_policy_is_the_models_own(tmp_path, cell):
 def test_paper_size():
     model = LanguageModel(10000, emb_dim=640)
     model.build()
-    count = sum(math.prod(v.shape) for v in model.learned)
+    count = sum(math.prod(v.shape) for v in model.weights)
     assert count == 10000 * 640 + 2 * (2 * 640 * 1920 + 1920) + 640 * 10000 + 10000
 
 

@@ -1,4 +1,4 @@
-"""The README's Python examples run, and its figures are those of the result files."""
+"""The figures of README.md and docs/ are those of the result files."""
 
 import csv
 import json
@@ -6,28 +6,12 @@ import re
 import statistics
 from pathlib import Path
 
-import keras
-import numpy as np
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
 
 
-def test_examples(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(block, names)
-    assert names["model"].predict(np.array([[3, 5, 0]]), verbose=0).shape == (1, 1)
-    assert names["decoded"].shape == (None, None, 16)
-    pieces = keras.ops.concatenate([names["first"], names["second"]], axis=1)
-    assert np.allclose(
-        keras.ops.convert_to_numpy(pieces),
-        keras.ops.convert_to_numpy(names["whole"]),
-        atol=1e-5,
-    )
+def text_of(page):
+    """A page of docs/ in one line."""
+    return " ".join((ROOT / "docs" / f"{page}.md").read_text("utf-8").split())
 
 
 def times_faster(place):
@@ -50,7 +34,7 @@ def test_the_summary_of_the_gpu_table():
         return [n for key, n in times_faster(place).items() if key[0] == mode]
 
     found = ratios("jax_cuda", "training") + ratios("jax_cuda", "inference")
-    text, mean = " ".join(README.split()), statistics.geometric_mean
+    text, mean = text_of("speed"), statistics.geometric_mean
     least, most = min(found), max(found)
     assert f"{least:.0f} to {most:.0f} times as fast ({mean(found):.0f} in" in text
     means = [mean(ratios("torch_cuda", mode)) for mode in ("training", "inference")]
@@ -65,7 +49,7 @@ def test_the_order_of_the_models():
         best[run], epochs[run] = min(found), len(found) - found.index(min(found)) - 1
         record = json.loads((ROOT / "results" / run / "run.json").read_text())
         assert abs(record["valid"] - best[run]) < 0.1
-    text = " ".join(README.split())
+    text = text_of("penn-treebank")
     expected = "({qrnn_zoneout:.1f} and {qrnn:.1f} against {lstm:.1f} in validation"
     assert expected.format(**best) in text
     assert best["qrnn"] < best["qrnn_zoneout"] < best["lstm"]
@@ -94,8 +78,10 @@ def test_what_the_search_found():
         ]
     rows.sort(key=lambda row: row["val_perplexity"])
     found = [row["val_perplexity"] for row in rows]
-    assert len(rows) == 20 and f"the best reaches {found[0]:.1f}" in README
+    text = text_of("search")
+    assert len(rows) == 20 and f"The best reaches {found[0]:.1f}" in text
     assert sum(row["zoneout"] < 1e-3 for row in rows[:10]) == 9
+    assert "of the best ten trials nine have next to none" in text
 
     def range_of(**wanted):
         of = [
@@ -105,7 +91,6 @@ def test_what_the_search_found():
         ]
         return f"{min(of):.0f} to {max(of):.0f}" if len(of) > 2 else f"{min(of):.0f}"
 
-    text = " ".join(README.split())
     minutes = sum(row["seconds"] for row in rows) / 60
     assert f"The trials, one training each, took {minutes:.0f} minutes" in text
     assert f"with 0.4 the perplexity is {range_of(zoneout=0.4)}" in text
@@ -115,15 +100,15 @@ def test_what_the_search_found():
 
 
 def test_the_summary_of_the_speed_tables():
-    """What the README says in short is what the result files say."""
+    """What is said in short is what the result files say."""
     spans = {}
     for place in ("jax", "tensorflow", "torch", "torch_numba"):
         ahead = times_faster(place).values()
         assert min(ahead) > 1
         least, most = (100 * (ratio - 1) for ratio in (min(ahead), max(ahead)))
         spans[place] = f"by {least:.0f} to {most:.0f}%"
-    text = " ".join(README.split())
-    expected = "(`torch.nn.LSTM`), {torch} (with Numba {torch_numba})"
+    text = text_of("speed")
+    expected = "the QRNN is ahead of it {torch} (with Numba {torch_numba})"
     assert expected.format(**spans) in text
     behind = "up to a third faster than the QRNN where batch x time is 1024 or less"
     assert behind in text

@@ -1,0 +1,116 @@
+"""Masks of any pattern: valid steps move to the front, and their outputs back.
+
+Masked steps behind all valid ones can neither change what a valid step sees nor the
+state after the last of them, so that convolution and pooling need not know the
+pattern.
+"""
+
+import keras
+from keras import ops
+from keras.src.backend import get_keras_mask
+
+from keras_qrnn._types import Tensor
+
+
+def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
+    """`mask`, or where it is None the mask that `sequences` carries, or None.
+
+    Keras hands a carried mask on only to a call with one tensor argument. A call
+    with an `initial_state` has several.
+
+    Args:
+        sequences: tensor of shape `(batch, time, features)`.
+        mask: tensor of shape `(batch, time)` or `(batch, time, 1)`, or None.
+
+    Returns:
+        A bool tensor of shape `(batch, time)`, or None. Of a `keras.KerasTensor` only
+        the shape is checked.
+
+    Raises:
+        ValueError: if the mask has another shape.
+    """
+    if mask is None:
+        mask = get_keras_mask(sequences)
+    if mask is None:
+        return None
+    symbolic = isinstance(mask, keras.KerasTensor)
+    if not symbolic:
+        mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+    expected = tuple(sequences.shape[:2])
+    received = tuple(mask.shape)
+    with_axis = len(received) == 3 and received[2] == 1
+    if not fits(received[:2] if with_axis else received, expected):
+        raise ValueError(
+            f"Argument `mask` must have shape (batch, time) = {expected} or "
+            f"(batch, time, 1). Received: mask.shape={received}"
+        )
+    return mask if symbolic or not with_axis else mask[:, :, 0]
+
+
+def fits(shape: tuple, expected: tuple) -> bool:
+    """Whether two shapes can be the same; None stands for any size."""
+    return len(shape) == len(expected) and all(
+        a is None or b is None or a == b for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the valid steps of each sequence to its front.
+
+    Args:
+        sequences: tensor of shape `(batch, time, features)`.
+        mask: bool tensor of shape `(batch, time)`.
+
+    Returns:
+        The sequences with zeros behind their valid steps, and the number of valid
+        steps, an int32 tensor of shape `(batch,)`. What stood in a masked step is
+        nowhere in them, and its gradient is zero.
+    """
+    time = ops.shape(sequences)[1]
+    zero = ops.zeros((), sequences.dtype)
+    sequences = ops.where(mask[:, :, None], sequences, zero)
+    is_masked = ops.cast(ops.logical_not(mask), "int32")
+    # No two keys are equal, so that a sort need not be stable.
+    order = ops.argsort(ops.arange(time, dtype="int32") + time * is_masked, axis=1)
+    sequences = ops.take_along_axis(sequences, order[:, :, None], axis=1)
+    return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
+
+
+def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
+    """Moves the outputs of compacted sequences back to the places of their steps.
+
+    Args:
+        outputs: tensor of shape `(batch, time, units)`, valid steps first.
+        mask: bool tensor of shape `(batch, time)`.
+        previous_output: tensor of shape `(batch, units)`.
+
+    Returns:
+        A tensor of the shape of `outputs`. A masked step has the output of the
+        valid step before it, or `previous_output` where there is none.
+    """
+    outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
+    position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    return ops.take_along_axis(outputs, position[:, :, None], axis=1)
+
+
+def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
+    """The last `count` steps: the window state after a sequence.
+
+    Args:
+        inputs: tensor of shape `(batch, count + time, features)`: the window state
+            before the sequence, then the sequence, compacted where it is masked.
+        valid: the number of valid steps, of shape `(batch,)`, or None for all.
+
+    Returns:
+        A tensor of shape `(batch, count, features)`.
+    """
+    batch, time, features = ops.shape(inputs)
+    if valid is None:
+        last = inputs[:, time - count :]
+    else:
+        position = valid[:, None] + ops.arange(count, dtype="int32")[None]
+        last = ops.take_along_axis(inputs, position[:, :, None], axis=1)
+    if last.shape[1] is None:
+        # TensorFlow's loops need to know that a state keeps its shape.
+        last = ops.reshape(last, (batch, count, features))
+    return last

@@ -1,0 +1,72 @@
+"""Which layer's inputs a window state holds.
+
+Code written for an LSTM hands all of an encoder's states to a decoder. The second
+one of a QRNN is its last inputs, which mean nothing to another layer, and where both
+layers have inputs of one width no shape tells. So a returned window state remembers
+the name of its layer. Of a tensor that is not one that a layer returned (an array, an
+input, a copy, the variable of a loop, the argument of a compiled function) nothing
+is known, and nothing is said.
+"""
+
+import weakref
+
+import keras
+
+from keras_qrnn._types import Tensor
+
+if keras.config.backend() == "torch":
+    from torch.compiler import is_compiling
+else:
+
+    def is_compiling() -> bool:
+        """Whether attributes of tensors are out of reach: in `torch.compile`."""
+        return False
+
+
+_ATTRIBUTE = "_keras_qrnn_window_of"
+# For tensors that take no attributes, JAX's and NumPy's: reference and name, by id.
+_names: dict[int, tuple[weakref.ref, str]] = {}
+
+
+def remember(window: Tensor, name: str) -> None:
+    """Notes that `window` holds the last inputs of the layer of this name."""
+    if is_compiling():
+        return
+    try:
+        setattr(window, _ATTRIBUTE, name)
+    except AttributeError:
+        key = id(window)
+        gone = weakref.ref(window, lambda _: _names.pop(key, None))
+        _names[key] = gone, name
+
+
+def check(window: Tensor, layer: keras.layers.Layer) -> None:
+    """Refuses a window state that another layer returned.
+
+    Raises:
+        ValueError: if `window` is known to be that of a layer of another name.
+    """
+    name = _name_of(window, type(layer))
+    if name is not None and name != layer.name:
+        raise ValueError(
+            "Argument `initial_state`: the window state holds the last inputs of the "
+            "layer that returned it, and another layer has other inputs. A decoder "
+            "starts from the encoder's cell alone: `initial_state=cell`. To hand the "
+            "window over all the same, copy it: `keras.ops.copy(window)`. "
+            f"Expected: the window of layer '{layer.name}'. Received: the window of "
+            f"layer '{name}'"
+        )
+
+
+def _name_of(window: Tensor, layer_class: type) -> str | None:
+    if is_compiling():
+        return None
+    if isinstance(window, keras.KerasTensor):
+        history = getattr(window, "_keras_history", None)
+        operation = getattr(history, "operation", None)
+        return operation.name if isinstance(operation, layer_class) else None
+    name = getattr(window, _ATTRIBUTE, None)
+    if name is None and (noted := _names.get(id(window))) is not None:
+        reference, noted_name = noted
+        name = noted_name if reference() is window else None
+    return name

@@ -1,0 +1,84 @@
+"""Every Python example of README.md and docs/ runs, on each backend."""
+
+import os
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): re.findall(
+        r"^```python\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+BACKEND = keras.config.backend()
+
+pytestmark = pytest.mark.skipif(
+    BACKEND == "numpy", reason="the NumPy backend has no gradients"
+)
+
+
+def run(page):
+    """The names that the examples of a page define, run in one namespace in order."""
+    names = {}
+    for number, block in enumerate(PAGES[page], 1):
+        # "# backend: torch" in its first line: the example is of that backend only.
+        only = re.match(r"# backend: (\w+)", block)
+        if only is None or only.group(1) == BACKEND:
+            exec(compile(block, f"<{page}, example {number}>", "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _in_a_place_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # examples set KERAS_BACKEND
+
+
+def equal(got, expected):
+    got, expected = map(keras.ops.convert_to_numpy, (got, expected))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_readme(capsys):
+    names = run("README.md")
+    assert names["accuracy"] > 0.95
+    printed = capsys.readouterr().out.splitlines()
+    (shown,) = re.findall(
+        r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    shown = [line for line in shown.splitlines() if line != "..."]
+
+    def words(line):
+        return re.sub(r"[\d.]+", "0", line).replace("0ms", "0s")
+
+    assert {words(line) for line in shown} <= {words(line) for line in printed}
+    last = float(shown[-1].rpartition(" ")[2])
+    assert abs(last - names["accuracy"]) < 0.04
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if PAGES[page] and page != "README.md"]
+)
+def test_page(page):
+    names = run(page)
+    if page == "docs/from-lstm.md":
+        pieces = [names["first"], names["second"]]
+        equal(keras.ops.concatenate(pieces, axis=1), names["whole"])
+        assert names["decoded"].shape == (None, None, 16)
+
+
+def test_links():
+    """Files that the pages name are there."""
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            assert ((ROOT / page).parent / target).exists(), (page, target)
