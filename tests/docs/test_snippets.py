@@ -75,6 +75,13 @@ def test_page(page):
         equal(keras.ops.concatenate(pieces, axis=1), names["whole"])
         assert names["decoded"].shape == (None, None, 16)
 
+    if page == "docs/streaming.md":
+        layer, x, mask = names["layer"], names["x"], names["mask"]
+        mask = np.concatenate([np.ones((1, 3), bool), mask], axis=1)
+        whole, *_ = layer(x, mask=mask)
+        pieces = [names["first"], names["second"]]
+        equal(keras.ops.concatenate(pieces, axis=1), whole)
+
 
 def test_links():
     """Files that the pages name are there."""
