@@ -1,5 +1,7 @@
 """Metrics of the models."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -10,7 +12,7 @@ from keras_qrnn._types import Tensor
 class Perplexity(keras.metrics.Metric):
     """`exp` of the mean cross-entropy of all counted tokens, in nats."""
 
-    def __init__(self, name: str = "perplexity", **kwargs) -> None:
+    def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")

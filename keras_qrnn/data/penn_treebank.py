@@ -51,7 +51,7 @@ def from_directory(directory: Path) -> Corpus:
         # In memory: `datasets`' text builder would copy the file into its cache.
         table = Dataset.from_dict({"sentence": text.removesuffix("\n").split("\n")})
         splits[split] = list(table["sentence"])
-    return Corpus(str(directory), **splits)
+    return Corpus(str(directory), **splits)  # type: ignore[arg-type]
 
 
 def from_hub() -> Corpus:

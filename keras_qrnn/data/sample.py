@@ -13,7 +13,7 @@ import functools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from keras_qrnn.data.vocabulary import EOS
 
@@ -43,7 +43,7 @@ def grammar() -> Grammar:
     """The rules that `generate` draws from."""
     subjects = [(topic, number) for topic in NOUNS for number in (0, 1)]
     distractors = [noun for pairs in NOUNS.values() for pair in pairs for noun in pair]
-    rules = {
+    rules: dict[object, tuple] = {
         START: _choose(1, ((("the"), (*subject, "noun?")) for subject in subjects))
     }
     for topic, number in subjects:
@@ -51,7 +51,9 @@ def grammar() -> Grammar:
         def at(place: str, topic: str = topic, number: int = number) -> tuple:
             return (topic, number, place)
 
-        def each(share: float, words: Iterable[str], place: str, at=at) -> tuple:  # noqa: ANN001
+        def each(
+            share: float, words: Iterable[str], place: str, at: Callable = at
+        ) -> tuple:
             return _choose(share, ((word, at(place)) for word in words))
 
         nouns = [pair[number] for pair in NOUNS[topic]]
@@ -103,7 +105,8 @@ def generate(
 
 
 def _sentence(rules: Grammar, rng: random.Random) -> str:
-    words, state = [], START
+    words: list[str] = []
+    state: object = START
     while state != END:
         draw = rng.random()
         # Rounding can leave a little of `draw` at the last arrow: that one then.
@@ -125,7 +128,8 @@ def floor_perplexity(rules: Grammar, lines: Iterable[str]) -> float:
 
     @functools.cache
     def log_probabilities(line: str) -> tuple[float, ...]:
-        beliefs, logs = {START: 1.0}, []
+        beliefs: Mapping[object, float] = {START: 1.0}
+        logs = []
         for word in (*line.split(), EOS):
             probability, beliefs = step(rules, beliefs, word)
             logs.append(math.log(probability))
@@ -150,7 +154,7 @@ def step(
     Raises:
         ValueError: if the grammar cannot go on with `word`.
     """
-    after = defaultdict(float)
+    after: defaultdict[object, float] = defaultdict(float)
     for state, belief in beliefs.items():
         for probability, emitted, following in rules.get(state, ()):
             if emitted == word:
@@ -168,9 +172,9 @@ def entropy_rate(rules: Grammar) -> float:
     through the states: each state's own entropy times its expected visits.
     """
     entropy = length = 0.0
-    arriving = {START: 1.0}
+    arriving: Mapping[object, float] = {START: 1.0}
     while arriving:
-        onward = defaultdict(float)
+        onward: defaultdict[object, float] = defaultdict(float)
         for state, mass in arriving.items():
             for probability, _, following in rules[state]:
                 entropy -= mass * probability * math.log(probability)

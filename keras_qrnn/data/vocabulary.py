@@ -50,14 +50,14 @@ class Vocabulary:
                 "Argument `max_size` must be an integer of at least 2. "
                 f"Received: max_size={max_size!r}"
             )
-        counts = Counter()
+        counts: Counter[str] = Counter()
         for line in lines:
             counts.update(line.split())
             counts[EOS] += 1
         words = sorted(counts, key=lambda word: (-counts[word], word))
         if len(words) > max_size:
-            kept = [word for word in words if word not in (EOS, UNK)][: max_size - 2]
-            kept = {EOS, UNK, *kept}
+            others = [word for word in words if word not in (EOS, UNK)]
+            kept = {EOS, UNK, *others[: max_size - 2]}
             words = [word for word in words if word in kept]
             words += [UNK] * (UNK not in words)
         return cls(words or [EOS])
@@ -97,7 +97,7 @@ class Vocabulary:
             ValueError: if a word is unknown and so is `<unk>`.
         """
         eos = self._ids[EOS]
-        ids = []
+        ids: list[int] = []
         for line in lines:
             try:
                 ids.extend(self.id_of(word) for word in line.split())

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 from keras.src.backend import get_keras_mask
 
-from keras_qrnn._types import Tensor
+from keras_qrnn._types import Shape, Tensor
 
 
 def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -47,7 +47,7 @@ def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
     return mask if symbolic or not with_axis else mask[:, :, 0]
 
 
-def fits(shape: tuple, expected: tuple) -> bool:
+def fits(shape: Shape, expected: Shape) -> bool:
     """Whether two shapes can be the same; None stands for any size."""
     return len(shape) == len(expected) and all(
         a is None or b is None or a == b for a, b in zip(shape, expected, strict=True)

@@ -1,5 +1,7 @@
 """The states of a layer: their checks, and where they are kept between calls."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -38,19 +40,19 @@ def checked_states(
     if initial_state is None:
         return []
     is_list = isinstance(initial_state, (list, tuple))
-    given = list(initial_state) if is_list else [initial_state]
+    each: list[Any] = list(initial_state) if is_list else [initial_state]
     given = [
         state
         if state is None or hasattr(state, "shape")
         else ops.convert_to_tensor(state)
-        for state in given
+        for state in each
     ]
     received = [None if state is None else tuple(state.shape) for state in given]
     expected = list(shapes.values())[: len(given)]
     if (
         len(given) in {1, len(shapes)}
         and None not in received
-        and all(map(fits, received, expected))
+        and all(map(fits, received, expected))  # type: ignore[arg-type]
     ):
         return given
 

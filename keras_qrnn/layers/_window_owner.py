@@ -9,6 +9,7 @@ is known, and nothing is said.
 """
 
 import weakref
+from typing import Any
 
 import keras
 
@@ -25,7 +26,7 @@ else:
 
 _ATTRIBUTE = "_keras_qrnn_window_of"
 # For tensors that take no attributes, JAX's and NumPy's: reference and name, by id.
-_names: dict[int, tuple[weakref.ref, str]] = {}
+_names: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def remember(window: Tensor, name: str) -> None:
@@ -58,7 +59,7 @@ def check(window: Tensor, layer: keras.layers.Layer) -> None:
         )
 
 
-def _name_of(window: Tensor, layer_class: type) -> str | None:
+def _name_of(window: Tensor, layer_class: type[keras.layers.Layer]) -> str | None:
     if is_compiling():
         return None
     if isinstance(window, keras.KerasTensor):

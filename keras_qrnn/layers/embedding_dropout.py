@@ -1,8 +1,10 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_qrnn import _checks
-from keras_qrnn._types import Tensor
+from keras_qrnn._types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -33,7 +35,7 @@ class EmbeddingDropout(keras.layers.Layer):
     """
 
     def __init__(
-        self, vocab_size: int, rate: float, seed: int | None = None, **kwargs
+        self, vocab_size: int, rate: float, seed: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.vocab_size = _checks.positive_integer("vocab_size", vocab_size)
@@ -54,10 +56,10 @@ class EmbeddingDropout(keras.layers.Layer):
         return embedded * ops.take(scale, tokens, axis=0)[..., None]
 
     def compute_output_shape(
-        self, embedded_shape: tuple, tokens_shape: tuple | None = None
-    ) -> tuple:
+        self, embedded_shape: Shape, tokens_shape: Shape | None = None
+    ) -> Shape:
         return embedded_shape
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         own = {"vocab_size": self.vocab_size, "rate": self.rate, "seed": self.seed}
         return {**super().get_config(), **own}

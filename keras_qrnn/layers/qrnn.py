@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
@@ -141,8 +142,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         units: int,
         window: int = 2,
         pooling: str = "fo",
-        activation: str | Callable = "tanh",
-        recurrent_activation: str | Callable = "sigmoid",
+        activation: str | Callable[..., Tensor] = "tanh",
+        recurrent_activation: str | Callable[..., Tensor] = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
@@ -160,7 +161,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         stateful: bool = False,
         zero_output_for_mask: bool = False,
         kernel_dropout: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         for name in [name for name in kwargs if name in _NO_MEANING]:
             if kwargs[name] in _HARMLESS.get(name, ()):
@@ -203,12 +204,12 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.zero_output_for_mask = zero_output_for_mask
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        self.kernel = None
-        self.bias = None
+        self.kernel: keras.Variable = None
+        self.bias: keras.Variable = None
         # The kept states: attributes of their own, which NNX finds, unlike a list.
-        self.cell_state = None
-        self.window_state = None
-        self.last_output = None
+        self.cell_state: keras.Variable = None
+        self.window_state: keras.Variable = None
+        self.last_output: keras.Variable = None
 
     def build(
         self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
@@ -278,9 +279,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         states = [self.cell_state, self.window_state, self.last_output]
         return [state for state in states if state is not None] or None
 
-    def _state_shapes(self, batch: int | None, features: int) -> dict[str, Shape]:
+    def _state_shapes(
+        self, batch: int | None, features: int | None
+    ) -> dict[str, Shape]:
         """The shapes of what `return_state` gives, by name."""
-        shapes = {"cell_state": (batch, self.units)}
+        shapes: dict[str, Shape] = {"cell_state": (batch, self.units)}
         if self.window > 1:
             shapes["window_state"] = (batch, self.window - 1, features)
         return shapes
@@ -403,7 +406,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         given = self._checked_states(batch, features, initial_state, previous_output)
         if not given and self.stateful:
             # Copies: on PyTorch the variables change before a gradient is taken.
-            given = [ops.copy(state) for state in self.states]
+            given = [ops.copy(state) for state in self.states or ()]
             if previous_output is None:
                 previous_output = given[-1]
             given = given[:-1]
@@ -441,7 +444,7 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _keep(self, cell: Tensor, window: Tensor | None, last_output: Tensor) -> None:
         new = [state for state in (cell, window, last_output) if state is not None]
-        for variable, state in zip(self.states, new, strict=True):
+        for variable, state in zip(self.states or (), new, strict=True):
             variable.assign(ops.cast(state, variable.dtype))
 
     def _drop(self, inputs: Tensor, training: bool) -> Tensor:
@@ -530,7 +533,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
     ) -> Shape | tuple[Shape, ...]:
         batch, time, features = sequences_shape
-        output = (batch, self.units)
+        output: Shape = (batch, self.units)
         if self.return_sequences:
             output = (batch, time, self.units)
         if not self.return_state:
@@ -573,18 +576,18 @@ class QRNN(KeptStates, keras.layers.Layer):
         """The weights by their names in files; a subclass's own have numbers."""
         named = {"kernel": self.kernel, "bias": self.bias}
         named = {name: weight for name, weight in named.items() if weight is not None}
-        others = {}
+        others: dict[str, keras.Variable] = {}
         super().save_own_variables(others)
         left_out = {id(each) for each in [*named.values(), *(self.states or ())]}
-        others = [each for each in others.values() if id(each) not in left_out]
-        return named | {str(number): each for number, each in enumerate(others)}
+        rest = [each for each in others.values() if id(each) not in left_out]
+        return named | {str(number): each for number, each in enumerate(rest)}
 
-    def save_own_variables(self, store: MutableMapping) -> None:
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Writes the weights, not the kept states, which belong to a run."""
         for name, weight in self._own_weights().items():
             store[name] = weight
 
-    def load_own_variables(self, store: Mapping) -> None:
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Reads what `save_own_variables` wrote.
 
         Raises:
@@ -604,7 +607,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         for name, weight in weights.items():
             weight.assign(store[name])
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         config = {
             "units": self.units,
             "window": self.window,

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -39,8 +40,8 @@ class StatefulLSTM(KeptStates, keras.layers.LSTM):
             ]
         return super().call(sequences, initial_state, mask, training)
 
-    def save_own_variables(self, store: MutableMapping) -> None:
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Nothing: the kept state is no part of the model, the cell saves its own."""
 
-    def load_own_variables(self, store: Mapping) -> None:
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Nothing, see `save_own_variables`."""

@@ -62,7 +62,7 @@ def layer_gates(
     for layer in model.recurrent:
         if isinstance(layer, QRNN):
             values = [
-                np.float32(keras.ops.convert_to_numpy(keras.ops.cast(g, "float32")))[0]
+                keras.ops.convert_to_numpy(keras.ops.cast(g, "float32"))[0]
                 for g in layer.compute_gates(x)
             ]
             gates[layer.name] = dict(zip(GATES[layer.pooling], values, strict=True))

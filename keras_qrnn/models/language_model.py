@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -93,7 +94,7 @@ class LanguageModel(keras.Model):
         kernel_dropout: float = 0.0,
         activation_regularization: float = 0.0,
         temporal_regularization: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if cell not in CELLS:
@@ -106,7 +107,7 @@ class LanguageModel(keras.Model):
         for name, value in sizes.items():
             sizes[name] = positive_integer(name, value)
         one_window = hasattr(window, "__index__")
-        windows = [window] * layers if one_window else list(window)
+        windows: list[Any] = [window] * layers if one_window else list(window)  # type: ignore[arg-type]
         if len(windows) != layers:
             raise ValueError(
                 "Argument `window` must be an integer or a list with one for each of "
@@ -125,13 +126,13 @@ class LanguageModel(keras.Model):
             "activation_regularization": activation_regularization,
             "temporal_regularization": temporal_regularization,
         }
-        for name, value in regularization.items():
-            if not 0 <= value < float("inf"):
+        for name, strength in regularization.items():
+            if not 0 <= strength < float("inf"):
                 raise ValueError(
                     f"Argument `{name}` must be 0 or a positive number. "
-                    f"Received: {name}={value!r}"
+                    f"Received: {name}={strength!r}"
                 )
-        self._config = {
+        self._config: dict[str, Any] = {
             **sizes, "window": window if one_window else windows,
             "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
             "embedding_scale": embedding_scale, "tied": tied,
@@ -142,7 +143,7 @@ class LanguageModel(keras.Model):
         self.batch_size = batch_size
         self.cell = cell
         self.tied = tied
-        seeds = [None] * (2 * layers + 2)
+        seeds: list[int | None] = [None] * (2 * layers + 2)
         if seed is not None:
             seeds = [seed + n for n in range(2 * layers + 2)]
 
@@ -158,7 +159,7 @@ class LanguageModel(keras.Model):
             name="embedding",
             dtype=self.variable_dtype,
         )
-        self.embedding_dropout = None
+        self.embedding_dropout: EmbeddingDropout | None = None
         if embedding_dropout:
             self.embedding_dropout = EmbeddingDropout(
                 vocab_size,
@@ -178,7 +179,7 @@ class LanguageModel(keras.Model):
             )
             for n in range(layers + 1)
         ]
-        carried = {"return_sequences": True, "stateful": True}
+        carried: dict[str, Any] = {"return_sequences": True, "stateful": True}
         carried["dtype"] = self.dtype_policy
         self.recurrent = []
         for n in range(layers):
@@ -195,7 +196,7 @@ class LanguageModel(keras.Model):
                 )
             self.recurrent.append(layer)
         # The softmax is part of the loss, which needs its logarithm in float32.
-        self.logits = None
+        self.logits: keras.layers.Layer = None
         if not tied:
             self.logits = keras.layers.Dense(
                 vocab_size, use_bias=False, name="logits", dtype=self.dtype_policy
@@ -203,7 +204,7 @@ class LanguageModel(keras.Model):
         self.perplexity = Perplexity()
 
     def build(self, tokens_shape: Shape | None = None) -> None:
-        shape = (self.batch_size, None)
+        shape: Shape = (self.batch_size, None)
         self.embedding.build(shape)
         shape = (*shape, self._config["emb_dim"])
         for layer in self.recurrent:
@@ -262,12 +263,12 @@ class LanguageModel(keras.Model):
         return self.softmax_logits(self.hidden(tokens, training))
 
     def compile(
-        self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs
+        self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs: Any
     ) -> None:
         # `compute_loss` is the loss; Keras keeps a tracker only where one is named.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
-    def compile_from_config(self, config: dict) -> None:
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
         del config["loss"]
         self.compile(**config)
@@ -292,7 +293,7 @@ class LanguageModel(keras.Model):
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
-    ) -> dict:
+    ) -> dict[str, Tensor]:
         return self.get_metrics_result()  # updated with the loss, computed once
 
     def reset_state(self) -> None:
@@ -317,6 +318,6 @@ class LanguageModel(keras.Model):
             # A copy: on JAX a step gives its buffers away.
             variable.assign(ops.copy(value))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)
         return {**self._config, "name": self.name, "dtype": dtype}

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -91,7 +92,8 @@ class Validation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         sync(self.model)
-        logs.update(self._evaluate())
+        if logs is not None:
+            logs.update(self._evaluate())
 
 
 class Stopping(keras.callbacks.Callback):
@@ -158,7 +160,7 @@ class RunFiles(keras.callbacks.Callback):
         self._kept = kept
         self._panels = panels
         self._epoch = len(history)
-        self._writer = None
+        self._writer: Any = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         pyplot()  # what is missing is said now, not after an epoch
@@ -191,7 +193,8 @@ class RunFiles(keras.callbacks.Callback):
             self._save(self._epoch, step)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        row = {"epoch": epoch + 1, **{name: float(logs[name]) for name in sorted(logs)}}
+        found = logs or {}
+        row = {"epoch": epoch + 1, **{n: float(found[n]) for n in sorted(found)}}
         row["seconds"] = round(self._seconds(), 1)  # validation included
         self._history.append(row)
         if self._objective.best(self._history) == len(self._history) - 1:

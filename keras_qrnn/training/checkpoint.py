@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -41,7 +42,9 @@ def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> 
         model: compiled, its optimizer built.
         meta: where the run is; JSON.
     """
-    arrays = {name: _to_numpy(variable) for name, variable in _named(model).items()}
+    arrays: dict[str, Any] = {
+        name: _to_numpy(variable) for name, variable in _named(model).items()
+    }
     header = json.dumps({"format": FORMAT, **meta})
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=np.array(header), **arrays)

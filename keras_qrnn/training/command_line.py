@@ -13,7 +13,7 @@ from keras_qrnn.training.options import named_fields, type_of, with_current_name
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line and exits with 2."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def error(self, message: str) -> NoReturn:
@@ -132,12 +132,19 @@ def run_command(
     Returns:
         The exit code: 0, 2 after an error of use, 130 after Ctrl-C.
     """
+    reported: tuple[type[Exception], ...] = (
+        ValueError,
+        OSError,
+        ImportError,
+        MemoryError,
+        *errors,
+    )
     try:
         command()
     except KeyboardInterrupt:
         print(one_line(f"{name}: interrupted. {on_interrupt}"), file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, MemoryError, *errors) as error:
+    except reported as error:
         message = str(error) or type(error).__name__
         print(f"{name}: error: {one_line(message)}", file=sys.stderr)
         return 2

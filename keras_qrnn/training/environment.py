@@ -17,7 +17,7 @@ def environment() -> dict[str, str]:
         lines = info.read_text().splitlines()
         names = [line.split(":", 1)[1] for line in lines if "model name" in line]
         model = names[0].strip() if names else model
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
         cores = len(os.sched_getaffinity(0))
     backend = keras.config.backend()

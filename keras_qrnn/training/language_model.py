@@ -139,15 +139,15 @@ def train_language_model(
     train_ids = vocabulary.encode(corpus.train, "training")
     valid_ids = vocabulary.encode(corpus.valid, "validation")
     check_sizes(options, len(vocabulary), len(train_ids))
-    start = None
-    if options.finetune is not None and not run.checkpoint.exists():
-        start = load_trained(options.finetune, "finetune")
-        _check_vocabulary(Path(options.finetune), start[1], vocabulary)
+    start, finetune = None, options.finetune
+    if finetune is not None and not run.checkpoint.exists():
+        start = load_trained(finetune, "finetune")
+        _check_vocabulary(Path(finetune), start[1], vocabulary)
 
     keras.utils.set_random_seed(options.seed)
     model = build_language_model(options, len(vocabulary))
-    if start is not None:
-        _take_weights(Path(options.finetune), start[0], model)
+    if start is not None and finetune is not None:
+        _take_weights(Path(finetune), start[0], model)
     evaluator = Evaluator(model, valid_ids, options.eval_steps)
 
     def validate() -> dict[str, float]:

@@ -1,11 +1,13 @@
 """Keras's SGD and AdamW with what the recipes of language models add to them."""
 
+from typing import Any, TypeAlias
+
 import keras
 from keras import ops
 
 from keras_qrnn._types import Tensor
 
-LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 
 class TriggeredAverage:
@@ -17,7 +19,9 @@ class TriggeredAverage:
     weights. The step is an optimizer variable, so that a checkpoint holds it.
     """
 
-    def __init__(self, *args, triggered_average: bool = False, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, triggered_average: bool = False, **kwargs: Any
+    ) -> None:
         if triggered_average:
             kwargs["use_ema"] = True
         super().__init__(*args, **kwargs)
@@ -95,7 +99,7 @@ class AdamW(TriggeredAverage, keras.optimizers.AdamW):
     """
 
     def __init__(
-        self, *args, beta_1: float | LearningRateSchedule = 0.9, **kwargs
+        self, *args: Any, beta_1: float | LearningRateSchedule = 0.9, **kwargs: Any
     ) -> None:
         if isinstance(beta_1, dict):
             beta_1 = keras.saving.deserialize_keras_object(beta_1)
