@@ -18,15 +18,16 @@ from tests.ops.torch import kernels
 TESTS = ("test_schema", "test_faketensor")
 
 
-def arguments_of_pool(dtype, pooling, scale):
+def arguments_of_pool(dtype, pooling, scale, device):
     rng, dtype = np.random.default_rng(0), getattr(torch, dtype)
     accumulator = torch.promote_types(dtype, torch.float32)
 
     def draw(*shape, dtype=dtype):
-        return torch.asarray(rng.normal(size=shape)).to(dtype)
+        return torch.asarray(rng.normal(size=shape), device=device).to(dtype)
 
     scale = kernels.SCALES[scale](rng, 2, 5, 3)
-    mask = torch.asarray(scale) if isinstance(scale, np.ndarray) else None
+    is_mask = isinstance(scale, np.ndarray)
+    mask = torch.asarray(scale, device=device) if is_mask else None
     number = scale if mask is None else None
     gates = draw(2, 5, (len(pooling) + 1) * 3).transpose(0, 1)
     state = draw(3, 2, dtype=accumulator).T
@@ -48,15 +49,17 @@ def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
         module = importlib.import_module(f"keras_qrnn.ops.torch.{place}")
         monkeypatch.setattr(choice, "loops", module)
     operations = torch.ops.keras_qrnn
-    arguments, above = arguments_of_pool(dtype, pooling, scale)
+    device = kernels.DEVICE if place == "triton" else "cpu"
+    arguments, above = arguments_of_pool(dtype, pooling, scale, device)
     torch.library.opcheck(operations.pool, arguments, test_utils=TESTS)
     arguments += above
     torch.library.opcheck(operations.pool_gradients, arguments, test_utils=TESTS)
-    sequence = torch.rand((2, 5, 3), dtype=torch.float64).transpose(0, 1)
+    sequence = torch.rand((2, 5, 3), dtype=torch.float64, device=device)
+    sequence = sequence.transpose(0, 1)
     for reverse in (False, True):
         arguments = sequence, sequence, sequence[0], reverse
         torch.library.opcheck(operations.linear_scan, arguments, test_utils=TESTS)
-        above = torch.ones((), dtype=torch.float64).expand(sequence.shape)
+        above = torch.ones_like(sequence[0, 0, 0]).expand(sequence.shape)
         arguments = sequence, sequence[0], sequence, above, reverse
         torch.library.opcheck(operations.scan_gradients, arguments, test_utils=TESTS)
 
@@ -71,8 +74,10 @@ def compiled(function):
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 def test_compiled_layer(pooling, policy):
     layer = QRNN(4, 3, pooling, return_sequences=True, zoneout=0.1, dtype=policy)
-    x = torch.rand((2, 6, 3), requires_grad=True)
-    mask = torch.tensor([[True] * 6, [True, False, True, True, False, False]])
+    x = torch.rand((2, 6, 3), requires_grad=True, device=kernels.DEVICE)
+    mask = torch.tensor(
+        [[True] * 6, [True, False, True, True, False, False]], device=kernels.DEVICE
+    )
 
     def call(x):
         return layer(layer(x, mask=mask)[..., :3], training=False)
@@ -90,9 +95,10 @@ def test_compiled_layer(pooling, policy):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_compiled_scan(reverse):
-    arguments = [torch.rand(shape) for shape in ((2, 6, 3), (2, 6, 3), (2, 3))]
-    for argument in arguments:
-        argument.requires_grad_()
+    arguments = [
+        torch.rand(shape, requires_grad=True, device=kernels.DEVICE)
+        for shape in ((2, 6, 3), (2, 6, 3), (2, 3))
+    ]
 
     def gradients(scan):
         states = scan(*arguments, reverse)
@@ -113,5 +119,5 @@ def test_what_is_compiled_does_not_grow_with_time():
     for time in (8, 64, 512):
         torch._dynamo.reset()
         run = torch.compile(layer, backend=count, fullgraph=True, dynamic=False)
-        run(torch.rand((2, time, 3)))
+        run(torch.rand((2, time, 3), device=kernels.DEVICE))
     assert len(sizes) == 3 and len(set(sizes)) == 1
