@@ -219,9 +219,14 @@ def _no_gradient(
 def causal_conv(
     inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
-    outputs = lax.conv_general_dilated(
-        inputs, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-    )
+    if kernel.shape[0] == 1:
+        # On a GPU, XLA calls cuDNN for a convolution, whatever its window. For a
+        # product it pads sizes such as 1550 to what tensor cores take in bfloat16.
+        outputs = lax.dot_general(inputs, kernel[0], (((2,), (0,)), ((), ())))
+    else:
+        outputs = lax.conv_general_dilated(
+            inputs, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        )
     if bias is None:
         return outputs
     # In float32, so that the bias's gradient is summed in it.

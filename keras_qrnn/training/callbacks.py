@@ -54,6 +54,62 @@ class BatchesOfTheEpoch(keras.callbacks.Callback):
         self._batches.epoch = epoch
 
 
+class LoggedRate(keras.callbacks.Callback):
+    """Adds the optimizer's learning rate after the last step to an epoch's logs."""
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if logs is not None:
+            sync(self.model)
+            logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+
+
+def has_stalled(values: list[float], epochs: int) -> bool:
+    """The non-monotonic criterion of arXiv 1708.02182, section 3.
+
+    Args:
+        values: what was validated after each epoch; lower is better.
+        epochs: positive, how many of the last epochs do not count.
+
+    Returns:
+        Whether the last value is worse than the best of those before it, the last
+        `epochs` of these left out.
+    """
+    earlier = values[:-1][:-epochs]
+    return bool(earlier) and values[-1] > min(earlier)
+
+
+class AverageAfterStall(keras.callbacks.Callback):
+    """Has the optimizer average the weights once validation stalls.
+
+    With `keras_qrnn.training.optimizers.SGD` this is the NT-ASGD of arXiv 1708.02182.
+    The start of the average is a variable of the optimizer, and the criterion one of
+    the history alone, so that a resumed run averages what one that was never
+    interrupted does.
+
+    Args:
+        name: what is validated, among the logs of an epoch; lower is better.
+        epochs: see `has_stalled`.
+        history: the logs of the epochs before.
+    """
+
+    def __init__(self, name: str, epochs: int, history: Sequence[dict]) -> None:
+        super().__init__()
+        self._name = name
+        self._epochs = epochs
+        self._history = history
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if logs is None:
+            return
+        values = [row[self._name] for row in self._history] + [logs[self._name]]
+        sync(self.model)
+        # With mixed_float16 Keras wraps the optimizer.
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not optimizer.has_average_started and has_stalled(values, self._epochs):
+            optimizer.start_average()
+
+
 class CarriedState(keras.callbacks.Callback):
     """Starts each epoch from a zero state; a resumed epoch goes on where it stopped.
 
@@ -122,8 +178,11 @@ class RunFiles(keras.callbacks.Callback):
     """Writes what a run leaves in its directory.
 
     After each epoch: `model.keras` where the objective is the best so far,
-    `log.csv`, `training.png`, event files for TensorBoard in `logs/`; and, then
-    and every `save_every` steps, `checkpoint.npz`.
+    `log.csv`, event files for TensorBoard in `logs/`. Every `save_every` steps and
+    after each epoch: `checkpoint.npz`, and after an epoch also `training.png`. Where
+    `save_every` is more than an epoch's steps, these two are written only after the
+    epochs in which so many steps have passed since the last time, and after the last
+    epoch: on a GPU an epoch can be over before a large checkpoint is written.
 
     Args:
         run: the directory.
@@ -135,6 +194,7 @@ class RunFiles(keras.callbacks.Callback):
         elapsed: seconds that the first epoch has taken before.
         kept: gives the model to keep, of the one that is trained.
         panels: what `training.png` shows.
+        patience: epochs without improvement after which training ends; 0: never.
     """
 
     def __init__(
@@ -148,8 +208,11 @@ class RunFiles(keras.callbacks.Callback):
         elapsed: float = 0.0,
         kept: Callable[[keras.Model], keras.Model] = lambda model: model,
         panels: Sequence[Panel] = (),
+        patience: int = 0,
     ) -> None:
         super().__init__()
+        self._patience = patience
+        self._unsaved = 0  # epochs' steps since the last checkpoint
         self._run = run
         self._objective = objective
         self._record = record
@@ -201,11 +264,17 @@ class RunFiles(keras.callbacks.Callback):
             with atomic_write(self._run.model) as temporary:
                 self._kept(self.model).save(temporary)
         write_csv(self._run.log, self._history)
+        self._unsaved += self._first_step + (self.params["steps"] or 0)
+        is_last = epoch + 1 == self.params["epochs"] or self._objective.is_over(
+            self._history, self._patience
+        )
         self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
-        self._save(epoch + 1, 0)
+        if is_last or self._unsaved >= self._save_every:
+            self._save(epoch + 1, 0)
+            plot_history(self._run.plot, self._history, self._panels)
+            self._unsaved = 0
         self._write_scalars(row)
         self._writer.flush()
-        plot_history(self._run.plot, self._history, self._panels)
 
     def _write_scalars(self, row: dict) -> None:
         for name, value in row.items():

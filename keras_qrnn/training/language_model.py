@@ -12,6 +12,9 @@ from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training.callbacks import (
+    AverageAfterStall,
+    BatchesOfTheEpoch,
+    LoggedRate,
     Validation,
     learning_rate_at,
     learning_rate_schedule,
@@ -19,6 +22,7 @@ from keras_qrnn.training.callbacks import (
 from keras_qrnn.training.evaluation import Evaluator, kept_model
 from keras_qrnn.training.loop import train
 from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.optimizers import SGD, AdamW
 from keras_qrnn.training.options import (
     TrainingOptions,
     defaults_of,
@@ -32,9 +36,9 @@ from keras_qrnn.training.run_directory import (
     held,
     refuse_if_held,
 )
+from keras_qrnn.training.schedules import OneCycle
 
 OBJECTIVE = Objective("val_perplexity", "min")
-OPTIMIZERS = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}
 # The learning rate of each epoch is theirs: see `learning_rate_at`.
 SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
 # What a resumed run may change.
@@ -58,8 +62,16 @@ PANELS = (
 )
 
 
-def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageModel:
-    """The options' model, built and compiled with the options' optimizer."""
+def build_language_model(
+    options: TrainingOptions, vocab_size: int, steps_per_epoch: int | None = None
+) -> LanguageModel:
+    """The options' model, built and compiled with the options' optimizer.
+
+    Args:
+        options: the recipe.
+        vocab_size: number of words.
+        steps_per_epoch: batches of an epoch. A one-cycle schedule needs it.
+    """
     model = LanguageModel(
         vocab_size,
         emb_dim=options.emb_dim,
@@ -76,23 +88,62 @@ def build_language_model(options: TrainingOptions, vocab_size: int) -> LanguageM
         locked_dropout=options.locked_dropout,
         embedding_dropout=options.embedding_dropout,
         hidden_dropout=options.hidden_dropout,
+        kernel_dropout=options.kernel_dropout,
+        activation_regularization=options.activation_regularization,
+        temporal_regularization=options.temporal_regularization,
         seed=options.seed,
         dtype=options.dtype_policy,
     )
     model.build()
-    no_decay = None if options.optimizer == "sgd" else 0.0  # AdamW wants a number
-    # Keras multiplies the decay by the rate and leaves it out of the clip.
-    optimizer = OPTIMIZERS[options.optimizer](
-        options.learning_rate,
-        global_clipnorm=options.grad_clip,
-        weight_decay=options.weight_decay or no_decay,
-        use_ema=bool(options.weight_average),
-        ema_momentum=options.weight_average,
-    )
-    model.compile(optimizer)
+    model.compile(build_optimizer(options, steps_per_epoch))
     # With mixed_float16 this is a wrapper, with variables of its own.
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def build_optimizer(
+    options: TrainingOptions, steps_per_epoch: int | None = None
+) -> keras.optimizers.Optimizer:
+    """The options' optimizer: see `build_language_model`."""
+
+    one_cycle = options.schedule == "one_cycle"
+    if one_cycle and steps_per_epoch is None:
+        raise ValueError(
+            "A one-cycle schedule needs the batches of an epoch. "
+            "Received: steps_per_epoch=None"
+        )
+
+    def cycle(peak: float, ends: float | None = None) -> OneCycle:
+        return OneCycle(
+            peak,
+            options.epochs * (steps_per_epoch or 0),
+            ends,
+            ends,
+            rise=options.cycle_rise,
+            hold=options.cycle_hold,
+            anneal=options.cycle_anneal,
+        )
+
+    rate = options.learning_rate
+    common: dict[str, Any] = {
+        "learning_rate": cycle(rate) if one_cycle else rate,
+        "global_clipnorm": options.grad_clip,
+        "use_ema": bool(options.weight_average),
+        "ema_momentum": options.weight_average,
+        "triggered_average": bool(options.average_trigger),
+    }
+    # Keras multiplies the decay by the rate and leaves it out of the clip.
+    if options.optimizer == "sgd":
+        return SGD(weight_decay=options.weight_decay or None, **common)
+    beta_1: float | OneCycle = options.beta_1
+    if options.cycle_beta_1 is not None:
+        beta_1 = cycle(options.cycle_beta_1, ends=options.beta_1)
+    return AdamW(
+        weight_decay=options.weight_decay,
+        beta_1=beta_1,
+        beta_2=options.beta_2,
+        **common,
+    )
 
 
 def train_language_model(
@@ -145,7 +196,13 @@ def train_language_model(
         _check_vocabulary(Path(finetune), start[1], vocabulary)
 
     keras.utils.set_random_seed(options.seed)
-    model = build_language_model(options, len(vocabulary))
+    batches = BPTTBatches(
+        train_ids,
+        options.batch_size,
+        options.seq_len,
+        lengths_seed=options.seed if options.random_lengths else None,
+    )
+    model = build_language_model(options, len(vocabulary), len(batches))
     if start is not None and finetune is not None:
         _take_weights(Path(finetune), start[0], model)
     evaluator = Evaluator(model, valid_ids, options.eval_steps)
@@ -154,15 +211,18 @@ def train_language_model(
         perplexity = evaluator()
         return {"val_perplexity": perplexity, "val_loss": math.log(perplexity)}
 
-    def batches(step: int) -> BPTTBatches:
-        return BPTTBatches(train_ids, options.batch_size, options.seq_len, step)
+    history: list[dict] = []
+
+    def batches_from(step: int) -> Any:
+        batches.start = step
+        return batches.for_fit()
 
     with held(run.path, DOING):
         run.check(difference, resume)  # now that no other process can write there
         vocabulary.save(run.path / "vocabulary.json")
         return train(
             model,
-            batches,
+            batches_from,
             run,
             OBJECTIVE,
             record,
@@ -170,18 +230,33 @@ def train_language_model(
             save_every=options.save_every,
             patience=options.early_stopping,
             callbacks=[
-                learning_rate_schedule(
-                    options.learning_rate,
-                    options.learning_rate_decay,
-                    options.constant_epochs,
-                ),
+                BatchesOfTheEpoch(batches),
+                _rate_callback(options),
                 Validation(validate),
+                *_average_callbacks(options, history),
             ],
+            history=history,
             last_callbacks=callbacks or [],
             kept=kept_model,
             panels=PANELS,
             verbose=verbose,
         )
+
+
+def _average_callbacks(
+    options: TrainingOptions, history: list[dict]
+) -> list[keras.callbacks.Callback]:
+    if not options.average_trigger:
+        return []
+    return [AverageAfterStall(OBJECTIVE.name, options.average_trigger, history)]
+
+
+def _rate_callback(options: TrainingOptions) -> keras.callbacks.Callback:
+    if options.schedule == "one_cycle":
+        return LoggedRate()  # the optimizer has the schedule itself
+    return learning_rate_schedule(
+        options.learning_rate, options.learning_rate_decay, options.constant_epochs
+    )
 
 
 def run_record(
@@ -206,8 +281,11 @@ def _difference(meta: dict, expected: dict) -> str | None:
     found = defaults_of() | added | found
     free = set(FREE)
     begun = len(meta["history"]) + bool(meta["step"])
+    # One cycle is a whole: what is to come follows from its length.
+    if begun and expected["schedule"] == "one_cycle":
+        free -= {"epochs"}
     # The learning rates of epochs to come may change.
-    if all(
+    elif all(
         _learning_rate(found, epoch) == _learning_rate(expected, epoch)
         for epoch in range(begun)
     ):

@@ -1,6 +1,7 @@
 """Training that can be killed at any moment and goes on as if it had not been."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -13,7 +14,7 @@ from keras_qrnn.training.run_directory import RunDirectory
 
 def train(
     model: keras.Model,
-    batches: Callable[[int], keras.utils.PyDataset],
+    batches: Callable[[int], Any],
     run: RunDirectory,
     objective: Objective,
     record: dict,
@@ -25,6 +26,7 @@ def train(
     last_callbacks: Sequence[keras.callbacks.Callback] = (),
     kept: Callable[[keras.Model], keras.Model] = lambda model: model,
     panels: Sequence[Panel] = (),
+    history: list[dict] | None = None,
     verbose: int | str = "auto",
 ) -> list[dict]:
     """Trains `model`, from the checkpoint of `run` if there is one.
@@ -34,19 +36,21 @@ def train(
     Args:
         model: compiled, its optimizer built, its weights those that a run starts
             from.
-        batches: gives the batches of an epoch from a given step on. They do not
-            depend on the epoch.
+        batches: gives what `fit` takes, the batches of an epoch from a given step on.
+            A callback may change them from epoch to epoch, but not their number.
         run: the directory, held by this process.
         objective: chooses the epoch whose model is kept.
         record: what makes two runs the same; JSON.
         epochs: epochs in all, those of the checkpoint included.
-        save_every: steps between two checkpoints.
+        save_every: steps between two checkpoints; see `RunFiles`.
         patience: epochs without improvement after which training ends; 0: never.
         callbacks: called before the run's files are written. They add to the logs
             what the objective names.
         last_callbacks: called after all others.
         kept: gives the model to keep, of the one that is trained.
         panels: what `training.png` shows beside the learning rate.
+        history: a list that is filled with the logs of each epoch, for callbacks that
+            look at those before.
         verbose: as in `keras.Model.fit`.
 
     Returns:
@@ -56,11 +60,11 @@ def train(
         ValueError: if the checkpoint is damaged or of another model.
         OSError: if the directory cannot be written.
     """
-    history: list[dict] = []
+    history = [] if history is None else history
     epoch, step, metrics, elapsed = 0, 0, None, 0.0
     if run.checkpoint.exists():
         meta = load_checkpoint(run.checkpoint, model)
-        epoch, step, history = meta["epoch"], meta["step"], meta["history"]
+        epoch, step, history[:] = meta["epoch"], meta["step"], meta["history"]
         elapsed = meta["seconds"]
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
         if verbose:
@@ -72,8 +76,9 @@ def train(
 
     def fit(last_epoch: int, step: int, metrics: list | None, elapsed: float) -> None:
         files = RunFiles(
-            run, objective, record, history, save_every, step, elapsed, kept, panels
-        )
+            run, objective, record, history, save_every, step, elapsed, kept, panels,
+            patience,
+        )  # fmt: skip
         model.fit(
             batches(step),
             initial_epoch=epoch,
