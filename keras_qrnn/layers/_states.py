@@ -8,6 +8,11 @@ from keras import ops
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers._masks import fits
 
+_BATCH_SIZE_MUST_NOT_CHANGE = (
+    "The batch size of a stateful layer must not change: leave out the samples that do "
+    "not fill a batch."
+)
+
 
 class KeptStates:
     """For a layer that keeps its last states: they are variables, but no weights.
@@ -86,31 +91,58 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
     return ops.cast(ops.convert_to_tensor(state), dtype)
 
 
-def check_batch_size(sequences: Tensor, expected: int) -> Tensor:
-    """`sequences`, which must have as many rows as the kept states.
+def check_batch_size(sequences: Tensor, expected: int) -> None:
+    """Refuses another number of rows than the kept states have, where it is known.
 
     Raises:
-        ValueError: if their number is known and another. In a graph of TensorFlow,
-            where it may be unknown, the graph's own error says so when it runs.
+        ValueError: if `sequences` has another number of rows.
     """
-    batch = sequences.shape[0]
-    message = (
-        "The batch size of a stateful QRNN must not change: leave out the samples "
-        f"that do not fill a batch. Expected: {expected}. Received: "
-    )
-    if batch is not None and batch != expected:
-        raise ValueError(f"{message}sequences.shape={tuple(sequences.shape)}")
-    if batch is None and keras.config.backend() == "tensorflow":
-        import tensorflow as tf
+    if sequences.shape[0] not in (None, expected):
+        raise ValueError(
+            f"{_BATCH_SIZE_MUST_NOT_CHANGE} Expected: {expected}. Received: "
+            f"sequences.shape={tuple(sequences.shape)}"
+        )
 
-        rows = tf.shape(sequences)[0]
-        right = tf.debugging.Assert(rows == expected, [message, rows])
-        with tf.control_dependencies([right]):
-            # XLA leaves assertions out, but compiles this one, and its error has
-            # the operation's name.
-            return tf.ensure_shape(
-                sequences,
-                (expected, *sequences.shape[1:]),
-                name="batch_size_of_a_stateful_QRNN_must_not_change",
+
+def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
+    """Copies of the kept states, for a batch of as many rows.
+
+    Copies, because on PyTorch the variables change before a gradient is taken.
+
+    In a graph of TensorFlow the number of rows may be unknown when the graph is made.
+    The graph then compares it when it runs.
+
+    Raises:
+        ValueError: if `sequences` has another number of rows.
+    """
+    expected = states[0].shape[0]
+    check_batch_size(sequences, expected)
+    if sequences.shape[0] is not None:
+        return [ops.copy(state) for state in states]
+    import tensorflow as tf
+
+    rows = tf.shape(sequences)[0]
+    message = f"{_BATCH_SIZE_MUST_NOT_CHANGE} Expected: {expected}. Received:"
+    right = tf.debugging.Assert(rows == expected, [message, rows])
+    copies = []
+    with tf.control_dependencies([right]):
+        for state in states:
+            # XLA leaves the assertion out: its error is that of this operation.
+            copy = tf.reshape(
+                tf.convert_to_tensor(state),
+                (rows, *state.shape[1:]),
+                name="batch_size_of_a_stateful_layer_must_not_change",
             )
-    return sequences
+            # Cuts nothing off, but from here on TensorFlow takes the number of rows
+            # as unknown, so that no operation fails before the assertion does.
+            copies.append(copy[:rows])
+    return copies
+
+
+def zeros(shape: tuple, dtype: str, sequences: Tensor) -> Tensor:
+    """Zeros; in JAX's `shard_map` they vary over the devices as `sequences` does."""
+    if keras.config.backend() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.full_like(sequences, 0, dtype=dtype, shape=shape)
+    return ops.zeros(shape, dtype)

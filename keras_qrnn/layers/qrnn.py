@@ -16,6 +16,8 @@ from keras_qrnn.layers._states import (
     as_value,
     check_batch_size,
     checked_states,
+    with_rows_of,
+    zeros,
 )
 from keras_qrnn.ops.backend import backend
 from keras_qrnn.ops.equations import GATES
@@ -386,7 +388,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             batch, time, _ = ops.shape(sequences)
             sequences = ops.reshape(sequences, (batch, time, self.kernel.shape[1]))
         if self.stateful:
-            sequences = check_batch_size(sequences, self.cell_state.shape[0])
+            check_batch_size(sequences, self.cell_state.shape[0])
         if self.go_backwards:
             sequences = ops.flip(sequences, axis=1)
             mask = None if mask is None else ops.flip(mask, axis=1)
@@ -405,14 +407,12 @@ class QRNN(KeptStates, keras.layers.Layer):
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
         if not given and self.stateful:
-            # Copies: on PyTorch the variables change before a gradient is taken.
-            given = [ops.copy(state) for state in self.states or ()]
+            *given, last_output = with_rows_of(sequences, self.states or [])
             if previous_output is None:
-                previous_output = given[-1]
-            given = given[:-1]
+                previous_output = last_output
         shapes = self._state_shapes(ops.shape(sequences)[0], features)
         for shape in list(shapes.values())[len(given) :]:
-            given.append(ops.zeros(shape, self.variable_dtype))
+            given.append(zeros(shape, self.variable_dtype, sequences))
         cell = as_value(given[0], self.variable_dtype)
         window = None
         if self.window > 1:

@@ -2,10 +2,9 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.layers._states import KeptStates
+from keras_qrnn.layers._states import KeptStates, with_rows_of
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -31,13 +30,7 @@ class StatefulLSTM(KeptStates, keras.layers.LSTM):
         training: bool = False,
     ) -> Tensor:
         if initial_state is None:
-            # New tensors: on PyTorch the variables change before a gradient is taken.
-            # And of the batch's size, which in a graph of TensorFlow is unknown: its
-            # loop refuses a state of one row that becomes one of unknown rows.
-            zeros = ops.zeros((ops.shape(sequences)[0], 1), self.compute_dtype)
-            initial_state = [
-                ops.cast(state, self.compute_dtype) + zeros for state in self.states
-            ]
+            initial_state = with_rows_of(sequences, self.states)
         return super().call(sequences, initial_state, mask, training)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:

@@ -335,6 +335,6 @@ def test_stateful_needs_one_known_batch_size():
     layer = QRNN(5, stateful=True)
     layer(X)
     with pytest.raises(
-        ValueError, match="batch size of a stateful QRNN must not change"
+        ValueError, match="batch size of a stateful layer must not change"
     ):
         layer(X[:2])
