@@ -34,7 +34,7 @@ _NO_MEANING = {
     "time_major": "inputs have shape (batch, time, features): transpose them",
     "reset_after": "that belongs to GRU: leave it out",
 }
-# But their values that change nothing in an LSTM change nothing here.
+# The values of these arguments that change nothing in an LSTM are accepted.
 _HARMLESS = {
     "recurrent_regularizer": (None,),
     "recurrent_constraint": (None,),
@@ -62,7 +62,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         c[t] = f[t] * c[t - 1] + (1 - f[t]) * z[t]      h[t] = o[t] * c[t]
 
     Args:
-        units: Positive integer, dimensionality of the output space.
+        units: Positive integer, size of the output and of the cell state.
         window: Positive integer, how many time steps, the present one included,
             the convolution sees. Defaults to `2`.
         pooling: `"f"`, `"fo"` or `"ifo"`. Defaults to `"fo"`.
@@ -107,25 +107,57 @@ class QRNN(KeptStates, keras.layers.Layer):
     Call arguments:
         sequences: tensor of shape `(batch, time, features)`, cast to the layer's
             compute dtype.
-        initial_state: The state before the first step: a list of the cell state
-            `(batch, units)` and, where `window > 1`, the last `window - 1`
-            inputs, `(batch, window - 1, features)`. Either the cell state alone
-            (the window then starts with zeros) or the whole list, as
-            `return_state=True` gives it. It may have one more entry, the
-            previous output `(batch, units)`, which masked steps at the start of
-            `sequences` repeat; zeros by default. Defaults to zeros, or to the
-            kept state when `stateful`.
-        mask: boolean tensor of shape `(batch, time)`; a step where it is False
-            leaves the state as it was. Any pattern is allowed.
+        initial_state: the state before the first step: the cell state alone, or a
+            list of all states (see "States"). With the cell state alone the window
+            state is zeros. Defaults to zeros, or to the kept states when `stateful`.
+        mask: boolean tensor of shape `(batch, time)` or `(batch, time, 1)`, of any
+            pattern. A step where it is False leaves all states as they were. What
+            stands in such a step, NaN included, reaches no output, state or
+            gradient. Defaults to the mask that `sequences` carries.
         training: Boolean, whether zoneout, dropout and kernel_dropout act.
+        previous_output: tensor of shape `(batch, units)`, the output before the first
+            step, which masked steps at the start of `sequences` repeat. Defaults to
+            zeros (for `pooling="f"` to the cell state), or to the kept one when
+            `stateful`.
 
     Output shape:
         `(batch, time, units)` with `return_sequences=True`, else
-        `(batch, units)`; with `return_state=True` followed by the states.
+        `(batch, units)`; with `return_state=True` followed by the states. The output
+        has the compute dtype.
+
+    States:
+        The cell state c, `(batch, units)`, and for `window > 1` the window state,
+        `(batch, window - 1, features)`: the last `window - 1` inputs, oldest first.
+        Both have the dtype of the weights: float32 under a mixed policy, in which
+        they are neither returned nor taken in half precision. Pieces of a sequence,
+        each started with the states of the one before, then give what the whole
+        sequence gives. Under a policy of half precision alone, such as `"float16"`,
+        each cut rounds the cell state once, by up to 1 part in 2,048 (float16) or in
+        256 (bfloat16), where within a piece it is float32. (A `Bidirectional` around
+        the layer casts states to its own compute dtype on the way in.)
+
+        A state is not that of an LSTM, `[h, c]`. A decoder starts from the encoder's
+        cell state: `initial_state=cell`. The window state holds inputs of the layer
+        that returned it; handed to a layer of another name it raises an error where
+        this is known (of arrays, copies and in loops it is not).
+
+        A decoder that runs one step at a time must hand on both states. With the cell
+        state alone each step would begin with an empty window:
+
+            state = [cell, ops.zeros((batch, window - 1, features))]
+            for _ in range(steps):
+                output, *state = decoder(x, initial_state=state)
+
+        With `stateful=True` the layer keeps the states, and the last output, in
+        variables. They are no weights: `get_weights`, `set_weights`, files and
+        `count_params` leave them out.
 
     Raises:
         ValueError: for an argument out of its range, an argument of LSTM that
-            has no meaning here, or inputs, masks or states of a wrong shape.
+            has no meaning here, inputs, masks or states of a wrong shape, the window
+            state of another layer, or, when `stateful`, another batch size. (In a
+            graph of TensorFlow whose batch size is not known, the last is a
+            `tf.errors.InvalidArgumentError` when it runs.)
 
     Example:
 
