@@ -30,6 +30,11 @@ elif keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
     tf.config.experimental.enable_tensor_float_32_execution(False)
+    # Two devices, for tests of `tf.distribute`; all else runs on the first.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
 
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import keras
@@ -7,6 +8,7 @@ import pytest
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training import evaluate_perplexity
 from keras_qrnn.training.evaluation import weight_averages
+from tests.assertions import assert_close
 
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
@@ -163,6 +165,53 @@ def test_twin_stays_valid_while_the_model_trains():
     model.fit(x, y, batch_size=2, verbose=0)
     twin.reset_state()
     assert np.array_equal(keras.ops.convert_to_numpy(twin(np.array([[1, 2]]))), before)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_fit_a_model_of_another_batch_size(tmp_path, cell):
+    """Trained in batches, then streamed a token at a time."""
+    model = tiny(cell)
+    x, _, _ = batch()
+    whole = keras.ops.convert_to_numpy(model(x))[:1]
+    kept = [keras.ops.convert_to_numpy(s) for s in model.recurrent[0].states]
+    model.set_weights(model.get_weights())
+    for state, before in zip(model.recurrent[0].states, kept, strict=True):
+        assert np.array_equal(keras.ops.convert_to_numpy(state), before)
+    model.save_weights(tmp_path / "model.weights.h5")
+    by_file, by_arrays = tiny(cell, batch_size=1), tiny(cell, batch_size=1)
+    by_file.load_weights(tmp_path / "model.weights.h5")
+    by_arrays.set_weights(model.get_weights())
+    assert by_file.count_params() == model.count_params()
+    for streaming in (by_file, by_arrays):
+        steps = [streaming(x[:1, t : t + 1]) for t in range(x.shape[1])]
+        got = keras.ops.convert_to_numpy(keras.ops.concatenate(steps, axis=1))
+        assert np.abs(got - whole).max() < 1e-5
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
+)
+def test_two_replicas_are_one_device():
+    """Each has half of the rows; loss, perplexity and steps are those of the whole."""
+    import tensorflow as tf
+
+    x, y, weights = batch(rows=4, steps=3)
+    weights[3, 2:] = 0
+    options = {"dropout": 0.0, "zoneout": 0.0, "layers": 1}
+    options |= {"activation_regularization": 2.0, "temporal_regularization": 1.0}
+    logs, steps = [], []
+    for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+        keras.utils.set_random_seed(0)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model = tiny(batch_size=2 if strategy else 4, **options)
+            model.compile(keras.optimizers.SGD(0.1))
+        before = model.get_weights()
+        history = model.fit(x, y, 4, verbose=0, sample_weight=weights).history
+        steps.append([a - b for a, b in zip(model.get_weights(), before, strict=True)])
+        logs.append([history["loss"][0], history["perplexity"][0]])
+    assert_close("logs", logs[1], logs[0])
+    for weight, got, expected in zip(model.weights, *steps[::-1], strict=True):
+        assert_close(f"step of {weight.path}", got, expected)
 
 
 @trains
