@@ -10,31 +10,21 @@ started again. For several machines and what a search leaves see tuning/README.m
 """
 
 import argparse
-import contextlib
-import dataclasses
-import fcntl
-import json
 import os
-import shutil
+import shlex
 import sys
-from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
-from keras_qrnn._checks import positive_integer
-from keras_qrnn._files import remove_leftovers
-from keras_qrnn.data import (
-    BPTTBatches,
-    Corpus,
-    Vocabulary,
-    fingerprint,
-    load_corpus,
-)
 from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.options import with_current_names
+from keras_qrnn.training.command_line import Parser, add_options, run_command
+from keras_qrnn.training.options import count, path
+from keras_qrnn.training.run_directory import held
 
 try:
-    import keras_tuner  # noqa: F401 - imports six, which it does not depend on
-except ImportError as error:
+    import keras_tuner
+except ImportError as error:  # it imports six, on which it does not depend
     sys.exit(
         f"search.py: error: the search needs Keras Tuner, and {error}: "
         "pip install '.[tuning]' in a checkout of keras-qrnn"
@@ -42,42 +32,44 @@ except ImportError as error:
 
 from keras_tuner.errors import FatalError
 
+from search_directory import RECORD, check_record, prepare
+from search_oracles import TUNERS, make_oracle
 from search_results import best_table, completed, tidy_trials, write_results
-from search_space import DEFAULTS, HYPERPARAMETERS, canonical, parse
-from search_tuner import TUNERS, LanguageModelTuner, make_oracle, write_json
-from search_workers import Chief, end_with_parent, role, run_workers
-
-# What a search is where nothing else is said; the sample's takes minutes.
-EPOCHS = {"sample": 4, "ptb": 6}
-MAX_TRIALS = {"sample": 10, "ptb": 20}
-# Of `TrainingOptions`, the same for all trials.
-FIXED = {
-    "early_stopping": "end a trial after so many epochs without improvement; 0: never",
-    "batch_size": "rows of a batch",
-    "seq_len": "steps of backpropagation through time",
-    "vocab_size": "words kept at most, the most frequent",
-    "save_every": "steps between two checkpoints",
-    "learning_rate_decay": "factor on the rate in each epoch after the sixth",
-    "grad_clip": "largest norm of the gradient",
-    "weight_decay": "L2 regularization",
-    "embedding_scale": "the embedding starts uniform in plus and minus this",
-    "dtype_policy": "Keras dtype policy, such as mixed_bfloat16",
-    "seed": "seed of the choices and of each training",
-}
-RECORD = "search.json"
+from search_space import Dimension, Space
+from search_task import (
+    DEFAULTS,
+    EPOCHS,
+    FIXED,
+    HYPERPARAMETERS,
+    MAX_TRIALS,
+    SCRIPT,
+    LanguageModelTask,
+    trial_options,
+)
+from search_tuner import TrialTuner
+from search_workers import (
+    MAX_WORKERS,
+    Chief,
+    ask_chief_directly,
+    end_with_parent,
+    role,
+    run_workers,
+)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def parser() -> Parser:
+    parser = Parser(
+        prog="search.py",
+        description="Searches for a good QRNN language model with Keras Tuner. A "
+        "hyperparameter is given as a value, as values separated by commas, or as a "
+        "range with both its ends: 256, 256,640 or 256-640.",
     )
     space = parser.add_argument_group("the space")
     for name, hyperparameter in HYPERPARAMETERS.items():
+        scale = ", on a logarithmic scale" if hyperparameter.log else ""
         default = ", ".join(f"{v[name]} for {k}" for k, v in DEFAULTS.items())
         space.add_argument(
-            f"--{name}", help=f"{hyperparameter.help} (default {default})"
+            f"--{name}", help=f"{hyperparameter.help}{scale} (default {default})"
         )
 
     def default(values: dict[str, int]) -> str:
@@ -94,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--epochs",
         type=int,
-        help=f"epochs of a trial, of the longest with hyperband (default "
+        help="epochs of a trial, with hyperband of the longest (default "
         f"{default(EPOCHS)})",
     )
     search.add_argument(
@@ -111,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--overwrite", action="store_true", help="start anew, deleting what is there"
     )
+    search.add_argument(
+        "--verbose", type=int, choices=(0, 1, 2), default=2, help="0: print errors "
+        "only; 1: also the trials; 2: also their epochs (default 2)",
+    )  # fmt: skip
     search.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
     data = parser.add_argument_group("the data")
@@ -121,209 +117,118 @@ def parser() -> argparse.ArgumentParser:
         "end of their last sentence (default all)",
     )  # fmt: skip
 
-    training = parser.add_argument_group("the training, as in examples/train_lm.py")
-    defaults = TrainingOptions()
-    for name, help in FIXED.items():
-        value = getattr(defaults, name)
-        training.add_argument(
-            f"--{name}",
-            type=type(value),
-            default=value,
-            help=f"{help} (default {value})",
-        )
+    training = parser.add_argument_group(f"the training, as in {SCRIPT}")
+    add_options(training, TrainingOptions, FIXED)
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises a ValueError for a number that is out of its range."""
+    """Raises a ValueError for an option of the search that is out of its range."""
     for name in ("max_trials", "epochs", "executions_per_trial", "max_tokens"):
         value = getattr(arguments, name)
         if value is not None:
-            positive_integer(name, value, "Option")
-    for name in ("workers", "seed"):
-        value = getattr(arguments, name)
-        if value < 0:
-            raise ValueError(
-                f"Option `{name}` must not be negative. Received: {name}={value}"
-            )
-
-
-def first_tokens(corpus: Corpus, count: int) -> Corpus:
-    """The corpus with a training split of `count` tokens, and what ends a sentence."""
-    lines, tokens = [], 0
-    for line in corpus.train:
-        if tokens >= count:
-            break
-        lines.append(line)
-        tokens += len(line.split()) + 1  # <eos>
-    return dataclasses.replace(corpus, train=lines)
-
-
-def load_data(arguments: argparse.Namespace) -> tuple[Corpus, Vocabulary]:
-    """What is trained on, and the words of the whole training split.
-
-    They are the whole split's with `--max_tokens`, too: so the models have the
-    size, and the perplexities the meaning, that they have in a training in full.
-    """
-    corpus = load_corpus(arguments.dataset, arguments.data_dir)
-    vocabulary = Vocabulary.build(corpus.train, arguments.vocab_size)
-    if arguments.max_tokens is not None:
-        corpus = first_tokens(corpus, arguments.max_tokens)
-    ids = vocabulary.encode(corpus.train)
-    BPTTBatches(ids, arguments.batch_size, arguments.seq_len)  # or it says why not
-    print(
-        f"{len(ids)} tokens to train on, {len(vocabulary)} words, from {corpus.name}",
-        flush=True,
-    )
-    return corpus, vocabulary
-
-
-def record(
-    arguments: argparse.Namespace,
-    space: dict[str, list | tuple],
-    options: TrainingOptions,
-    corpus: Corpus,
-) -> dict:
-    """All that makes the trials of one search comparable."""
-    # Where a trial keeps its checkpoints, and the rest that is searched.
-    free = {"save_every", *(each.option for each in HYPERPARAMETERS.values())}
-    fixed = {k: v for k, v in vars(options).items() if k not in free}
-    return {
-        **canonical(space),
-        "tuner": arguments.tuner,
-        "executions_per_trial": arguments.executions_per_trial,
-        **fixed,
-        "data": fingerprint(corpus.train, corpus.valid),
-    }
-
-
-def check_record(path: Path, expected: dict) -> None:
-    """Raises a ValueError if the search at `path` is another than `expected`."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        found = with_current_names(found)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a search's record: {error}") from error
-    # An option that was added since the search began was then unused.
-    added = {k: v for k, v in vars(TrainingOptions()).items() if k in expected}
-    found = added | found
-    names = [*expected, *(name for name in found if name not in expected)]
-    for name in names:
-        if found.get(name) != expected.get(name):
-            raise ValueError(
-                f"Option `save_path`: the search in {path.parent} is another one, with "
-                f"{name}={found.get(name)!r}. Received: {name}={expected.get(name)!r}. "
-                "Use --overwrite to start anew, or another --save_path"
-            )
-
-
-@contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Keeps other searches out of `directory`; ends with this process."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"Option `save_path`: {directory} is being searched by another process"
-            ) from error
-        yield
-
-
-def prepare(directory: Path, expected: dict, overwrite: bool) -> None:
-    """Makes `directory` one of this search: a new one, or one to go on with."""
-    path = directory / RECORD
-    remove_leftovers(directory)
-    files = [file for file in directory.iterdir() if file.name != ".lock"]
-    if files and not path.exists():
-        raise FileExistsError(
-            f"Option `save_path`: {directory} holds other files than a search's. "
-            "Use an empty directory"
+            count(name, value)
+    if not 0 <= arguments.workers <= MAX_WORKERS:
+        raise ValueError(
+            f"Option `workers` must not be negative or above {MAX_WORKERS}. "
+            f"Received: workers={arguments.workers}"
         )
-    if overwrite:
-        # The record last: without it, the rest would be foreign files.
-        for file in sorted(files, key=lambda file: file == path):
-            if file.is_dir():
-                shutil.rmtree(file)
-            else:
-                file.unlink()
-    if path.exists():
-        check_record(path, expected)
-        print(f"Goes on with the search in {directory}", flush=True)
-    else:
-        write_json(path, expected)
+    for name in ("save_path", "data_dir"):
+        if getattr(arguments, name) is not None:
+            path(name, getattr(arguments, name))
 
 
-def finish(
-    tuner: LanguageModelTuner,
-    directory: Path,
-    options: TrainingOptions,
-    arguments: argparse.Namespace,
-) -> None:
-    """Writes and prints what was found."""
-    if tuner.oracle.failure:
-        raise RuntimeError(str(tuner.oracle.failure))
-    tidy_trials(tuner.oracle, directory)
-    rows = write_results(tuner.oracle, directory, options)
-    count = len(completed(rows))
-    if not count:
-        raise RuntimeError(
-            f"None of {len(rows)} trials came to an end; see {directory / 'trials.csv'}"
-        )
-    print(f"\n{count} of {len(rows)} trials completed. The best:\n")
-    print(best_table(rows))
-    data = f"--dataset {arguments.dataset}"
-    if arguments.data_dir is not None:
-        data = f"--data_dir {arguments.data_dir}"
-    print(
-        f"\nIn {directory}: trials.csv, best.json, best_model.keras, objective.png, "
-        "hyperparameters.png, parallel.png\n"
-        f"Train the best in full: python examples/train_lm.py {data} "
-        f"--config {directory / 'best.json'}\n"
-        f"TensorBoard: tensorboard --logdir {directory}",
-        flush=True,
-    )
-
-
-def run(arguments: argparse.Namespace, argv: list[str]) -> None:
-    """The search, in the role that this process has in it."""
-    check(arguments)
-    part, directory = role(), Path(arguments.save_path).absolute()
-    if part != "single" and arguments.workers:
+def check_role(part: str, arguments: argparse.Namespace) -> None:
+    """Raises a ValueError for an option that does not go with the process's role."""
+    if part != "single" and arguments.workers and not arguments.launched:
         raise ValueError(
             "Option `workers` starts a chief of its own: it does not go with the "
             "environment variables of Keras Tuner's chief and workers"
         )
     if part == "worker" and arguments.overwrite and not arguments.launched:
         raise ValueError("Option `overwrite` is for the chief, not for a worker")
+
+
+def space_from(arguments: argparse.Namespace) -> Space:
+    """The space of the command line."""
     space = {}
-    for name in HYPERPARAMETERS:
+    for name, hyperparameter in HYPERPARAMETERS.items():
         text = getattr(arguments, name)
         default = DEFAULTS[arguments.dataset][name]
-        space[name] = parse(name, default if text is None else text)
-    options = TrainingOptions(
-        epochs=arguments.epochs or EPOCHS[arguments.dataset],
-        **{name: getattr(arguments, name) for name in FIXED},
-    )
+        space[name] = Dimension.parse(hyperparameter, default if text is None else text)
+    return space
+
+
+def options_from(arguments: argparse.Namespace) -> TrainingOptions:
+    """The options of all trainings, without what is searched."""
+    given = {name: vars(arguments)[name] for name in FIXED if name in arguments}
+    epochs = arguments.epochs or EPOCHS[arguments.dataset]
+    return TrainingOptions(epochs=epochs, **given)
+
+
+def largest(space: Space, options: TrainingOptions, executions: int) -> TrainingOptions:
+    """The options of the largest model of a search, with its last seed.
+
+    Raises:
+        ValueError: if a trial could have options that do not go together.
+    """
+    options = replace(options, seed=options.seed + executions - 1)
+    values = [{n: end(d.values) for n, d in space.items()} for end in (min, max)]
+    _, found = (trial_options(options, each) for each in values)
+    return found
+
+
+def record(
+    arguments: argparse.Namespace,
+    space: Space,
+    options: TrainingOptions,
+    task: LanguageModelTask,
+) -> dict:
+    """All that makes the trials of one search comparable."""
+    # What is searched stands in the space. Where a trial writes checkpoints is free.
+    free = {"save_every", *HYPERPARAMETERS}
+    fixed = {name: value for name, value in vars(options).items() if name not in free}
+    return {
+        **{name: str(dimension) for name, dimension in space.items()},
+        "tuner": arguments.tuner,
+        "executions_per_trial": arguments.executions_per_trial,
+        **fixed,
+        "data": task.fingerprint,
+    }
+
+
+def run(arguments: argparse.Namespace, argv: list[str]) -> None:
+    """The search, in the role that this process has in it.
+
+    Every option is checked before the data are loaded, and against the data before
+    the directory is made.
+    """
+    check(arguments)
+    part, directory = role(), Path(arguments.save_path).absolute()
+    check_role(part, arguments)
+    space = space_from(arguments)
+    options = options_from(arguments)
+    model = largest(space, options, arguments.executions_per_trial)
     max_trials = arguments.max_trials
     if max_trials is None and arguments.tuner not in ("hyperband", "grid"):
         max_trials = MAX_TRIALS[arguments.dataset]
-    corpus, vocabulary = load_data(arguments)
-    expected = record(arguments, space, options, corpus)
+    oracle = make_oracle(
+        arguments.tuner, space, max_trials, options.epochs, options.seed
+    )
+    task = LanguageModelTask.load(
+        arguments.dataset, arguments.data_dir, arguments.max_tokens, model
+    )
+    print(task.summary, flush=True)
+    expected = record(arguments, space, options, task)
 
-    def make_tuner() -> LanguageModelTuner:
-        oracle = make_oracle(
-            arguments.tuner, space, max_trials, options.epochs, options.seed
-        )
-        return LanguageModelTuner(
-            oracle, directory, corpus, vocabulary, options,
-            arguments.executions_per_trial,
+    def make_tuner() -> TrialTuner:
+        return TrialTuner(
+            oracle, directory, task.train, options,
+            arguments.executions_per_trial, arguments.verbose,
         )  # fmt: skip
 
     if part == "worker":
+        ask_chief_directly()
         tuner = make_tuner()
         tuner.oracle.get_space()  # waits for the chief
         if not (directory / RECORD).exists():
@@ -334,33 +239,66 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         check_record(directory / RECORD, expected)
         tuner.search()
         return
-    with held(directory):
-        prepare(directory, expected, arguments.overwrite)
+    with held(directory, "searched"):
+        if prepare(directory, expected, arguments.overwrite):
+            print(f"Goes on with the search in {directory}", flush=True)
         tuner = make_tuner()
         try:
             if part == "chief":
-                address = os.environ["KERASTUNER_ORACLE_IP"]
-                port = os.environ["KERASTUNER_ORACLE_PORT"]
-                with Chief(tuner.oracle, address, port) as chief:
-                    print(
-                        f"The chief waits for workers at {address}:{port}", flush=True
-                    )
-                    chief.wait()
+                serve(oracle)
             elif arguments.workers:
-                command = [sys.executable, str(Path(__file__).absolute()), *argv]
-                command += ["--workers", "0", "--launched"]
-                run_workers(tuner.oracle, arguments.workers, command, directory)
+                command = [sys.executable, str(Path(__file__).absolute())]
+                command += ["--launched", *argv]
+                run_workers(oracle, arguments.workers, command, directory)
             else:
                 tuner.search()
         except KeyboardInterrupt:
-            rows = write_results(tuner.oracle, directory, options)
-            print(
-                f"\nInterrupted; trials that have ended: {len(rows)}. "
-                "Start it again and it goes on.",
-                flush=True,
-            )
-            raise
-        finish(tuner, directory, options, arguments)
+            rows = write_results(oracle, directory, options, task.save)
+            raise KeyboardInterrupt(
+                f"Trials that have ended: {len(rows)}. Start it again and it goes on."
+            ) from None
+        if oracle.failure:
+            raise RuntimeError(str(oracle.failure))
+        tidy_trials(oracle, directory)
+        rows = write_results(oracle, directory, options, task.save)
+    print_results(rows, directory, arguments)
+
+
+def serve(oracle: keras_tuner.Oracle) -> None:
+    """Serves the oracle to workers, where keras-tuner's variables say."""
+    address = os.environ["KERASTUNER_ORACLE_IP"]
+    port = os.environ["KERASTUNER_ORACLE_PORT"]
+    with Chief(oracle, address, port) as chief:
+        print(f"The chief waits for workers at {address}:{port}", flush=True)
+        chief.wait()
+
+
+def print_results(
+    rows: list[dict], directory: Path, arguments: argparse.Namespace
+) -> None:
+    """Prints the best trials and how to go on from them.
+
+    Raises:
+        RuntimeError: if no trial came to an end.
+    """
+    ended = len(completed(rows))
+    if not ended:
+        raise RuntimeError(
+            f"None of {len(rows)} trials came to an end; see {directory / 'trials.csv'}"
+        )
+    data = ["--dataset", arguments.dataset]
+    if arguments.data_dir is not None:
+        data = ["--data_dir", arguments.data_dir]
+    train = ["python", SCRIPT, *data, "--config", str(directory / "best.json")]
+    print(f"\n{ended} of {len(rows)} trials completed. The best:\n")
+    print(best_table(rows))
+    print(
+        f"\nIn {directory}: trials.csv, best.json, best_model.keras, objective.png, "
+        "hyperparameters.png, parallel.png\n"
+        f"Train the best in full: {shlex.join(train)}\n"
+        f"TensorBoard: {shlex.join(['tensorboard', '--logdir', str(directory)])}",
+        flush=True,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -368,14 +306,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.launched:
         end_with_parent()
-    try:
-        run(arguments, argv)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError, ImportError, RuntimeError, FatalError) as error:
-        print(f"search.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def command() -> None:
+        if arguments.verbose:
+            run(arguments, argv)
+            return
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            run(arguments, argv)
+
+    return run_command(
+        "search.py",
+        command,
+        (RuntimeError, FatalError),
+        "Start it again and it goes on.",
+    )
 
 
 if __name__ == "__main__":

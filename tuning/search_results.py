@@ -1,18 +1,21 @@
-"""What a search leaves: a table, the best model, and pictures."""
+"""What a search leaves: the table of its trials, and the best model."""
 
-import math
+import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import keras_tuner
-import numpy as np
 from keras_tuner.engine.trial import TrialStatus
 
 from keras_qrnn._files import atomic_write, write_csv
 from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.plots import pyplot, save_figure
-from search_space import HYPERPARAMETERS
-from search_tuner import ENDED, OBJECTIVE, read_error, shown, tidy, write_json
+from keras_qrnn.training.options import defaults_of
+from search_directory import check_zip, read_error, tidy, trial_directory, write_json
+from search_oracles import ENDED
+from search_plots import plot_hyperparameters, plot_objective, plot_parallel
+from search_space import shown
+from search_task import DURATION, HYPERPARAMETERS, OBJECTIVE
 
 MEASURED = ("best_epoch", "epochs", "seconds")
 
@@ -25,13 +28,13 @@ def trial_rows(oracle: keras_tuner.Oracle, directory: Path) -> list[dict]:
             continue
         completed = trial.status == TrialStatus.COMPLETED
         row = {"trial": trial.trial_id, "status": trial.status}
-        row[OBJECTIVE] = trial.score if completed else ""
+        row[OBJECTIVE.name] = trial.score if completed else ""
         for name in MEASURED:
             value = trial.metrics.get_last_value(name) if completed else ""
             row[name] = int(value) if completed and value == int(value) else value
         for name in HYPERPARAMETERS:
             row[name] = trial.hyperparameters.values[name]
-        row["error"] = read_error(directory / f"trial_{trial.trial_id}")
+        row["error"] = read_error(trial_directory(directory, trial.trial_id))
         rows.append(row)
     return rows
 
@@ -41,8 +44,20 @@ def completed(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["status"] == TrialStatus.COMPLETED]
 
 
+def ranked(rows: list[dict]) -> list[dict]:
+    """The rows of the trials that came to an end, the best first."""
+    return sorted(
+        completed(rows),
+        key=lambda row: float(row[OBJECTIVE.name]),
+        reverse=OBJECTIVE.direction == "max",
+    )
+
+
 def write_results(
-    oracle: keras_tuner.Oracle, directory: Path, options: TrainingOptions
+    oracle: keras_tuner.Oracle,
+    directory: Path,
+    options: TrainingOptions,
+    save_data: Callable[[Path], None],
 ) -> list[dict]:
     """Writes `trials.csv`, the best trial's options and model, and the pictures.
 
@@ -50,21 +65,32 @@ def write_results(
         oracle: whose trials have ended, or some of them.
         directory: of the search.
         options: of the training, without what is searched.
+        save_data: writes what a model needs beside its own file.
 
     Returns:
         The rows of `trials.csv`.
+
+    Raises:
+        ValueError: if the best model's file is damaged. The rest is written.
     """
     rows = trial_rows(oracle, directory)
     if not rows:
         return rows
-    write_csv(directory / "trials.csv", rows)
-    if ended := completed(rows):
-        best = min(ended, key=lambda row: row[OBJECTIVE])
-        write_json(directory / "best.json", best_options(best, options))
-        _copy_best(directory, best["trial"])
-        plot_objective(directory / "objective.png", rows)
-        plot_hyperparameters(directory / "hyperparameters.png", ended)
-        plot_parallel(directory / "parallel.png", ended)
+    if not completed(rows):
+        write_csv(directory / "trials.csv", rows)
+        return rows
+    best = ranked(rows)[0]
+    copied = _best_before(directory) == best["trial"]
+    write_json(directory / "best.json", best_options(best, options))
+    save_data(directory)
+    plot_objective(directory / "objective.png", rows)
+    plot_hyperparameters(directory / "hyperparameters.png", completed(rows))
+    plot_parallel(directory / "parallel.png", completed(rows))
+    try:
+        _copy_best(directory, best["trial"], copied)
+    finally:
+        # Last: it says whose model `best_model.keras` is.
+        write_csv(directory / "trials.csv", rows)
     return rows
 
 
@@ -74,196 +100,70 @@ def best_options(row: dict, options: TrainingOptions) -> dict:
     That is the trial's hyperparameters and whatever else was set for the search,
     but not how long it trained: that is the recipe's.
     """
-    default = TrainingOptions()
     set_here = {
         name: value
         for name, value in vars(options).items()
-        if value != getattr(default, name) and name not in DURATION
+        if value != defaults_of()[name] and name not in DURATION
     }
-    searched = {each.option: row[each.name] for each in HYPERPARAMETERS.values()}
-    return set_here | searched
+    return set_here | {name: row[name] for name in HYPERPARAMETERS}
 
 
-DURATION = ("epochs", "early_stopping", "save_every")
+def _best_before(directory: Path) -> str | None:
+    """The trial whose model `best_model.keras` is, None if nothing says so."""
+    try:
+        with (directory / "trials.csv").open(encoding="utf-8", newline="") as file:
+            return ranked(list(csv.DictReader(file)))[0]["trial"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error):
+        return None
 
 
-def _copy_best(directory: Path, trial_id: str) -> None:
-    trial = directory / f"trial_{trial_id}"
+def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
+    """Copies the model of a trial to `best_model.keras`.
+
+    Where the trial's model was deleted, a copy of it stays and a copy of another
+    trial's model goes.
+
+    Args:
+        directory: of the search.
+        trial_id: the best trial.
+        copied: whether `best_model.keras` is a copy of this trial's model.
+
+    Raises:
+        ValueError: if the trial's model is damaged.
+    """
+    trial, copy = trial_directory(directory, trial_id), directory / "best_model.keras"
+    if not copied:
+        copy.unlink(missing_ok=True)
     # Of a search that goes on it may still lie with its execution.
     found = [trial / "model.keras", *sorted(trial.glob("execution_*/model.keras"))]
-    model = next(path for path in found if path.exists())
-    vocabulary = next(trial.glob("execution_*/vocabulary.json"))
-    for source, name in ((model, "best_model.keras"), (vocabulary, "vocabulary.json")):
-        with atomic_write(directory / name) as temporary:
-            shutil.copyfile(source, temporary)
+    model = next((path for path in found if path.exists()), None)
+    if model is not None:
+        check_zip(model, "Delete it to do without the best model")
+        with atomic_write(copy) as temporary:
+            shutil.copyfile(model, temporary)
+    elif not copy.exists():
+        print(
+            f"Trial {trial_id} is the best, and its model was deleted: there is no "
+            f"{copy.name}",
+            flush=True,
+        )
 
 
 def tidy_trials(oracle: keras_tuner.Oracle, directory: Path) -> None:
     """See `tidy`: what a kill, or Hyperband, has left to be done."""
     for trial in oracle.trials.values():
         if trial.status in ENDED:
-            tidy(directory / f"trial_{trial.trial_id}")
+            tidy(trial_directory(directory, trial.trial_id))
 
 
 def best_table(rows: list[dict], count: int = 10) -> str:
     """The best trials, the best first, as text."""
-    best = sorted(completed(rows), key=lambda row: row[OBJECTIVE])[:count]
-    columns = ("trial", OBJECTIVE, "best_epoch", "seconds", *HYPERPARAMETERS)
-    cells = [columns] + [[shown(row[name]) for name in columns] for row in best]
+    columns = ("trial", OBJECTIVE.name, "best_epoch", "seconds", *HYPERPARAMETERS)
+    cells = [columns] + [
+        [shown(row[name]) for name in columns] for row in ranked(rows)[:count]
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in cells
     )
-
-
-def varied(rows: list[dict]) -> list[str]:
-    """The hyperparameters that are not the same in all trials."""
-    return [name for name in HYPERPARAMETERS if len({row[name] for row in rows}) > 1]
-
-
-def plot_objective(path: Path, rows: list[dict]) -> None:
-    """The objective of each trial, and the best so far."""
-    figure, axis = pyplot().subplots(figsize=(8, 4.5), layout="tight")
-    done = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE] != ""]
-    values = np.array([rows[n - 1][OBJECTIVE] for n in done])
-    best = np.minimum.accumulate(values)
-    axis.step(
-        [*done, len(rows)], [*best, best[-1]], "C0", where="post", label="best so far"
-    )
-    axis.plot(done, values, "o", color="C7", alpha=0.8, label="trial")
-    last = int(values.argmin())
-    axis.plot(
-        done[last], values[last], "*", color="C3", markersize=16, label="the best"
-    )
-    axis.annotate(
-        f"{values[last]:.4g}", (done[last], values[last]), textcoords="offset points",
-        xytext=(8, 10), color="C3",
-    )  # fmt: skip
-    failed = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE] == ""]
-    if failed:
-        # On the upper edge, whatever the scale: they have no value.
-        edge = axis.get_xaxis_transform()
-        axis.plot(
-            failed,
-            [0.98] * len(failed),
-            "x",
-            color="C1",
-            transform=edge,
-            label="failed",
-        )
-    _perplexity_scale(axis, values)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel("trial, in the order of their beginning")
-    axis.set_ylabel("validation perplexity")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save_figure(figure, path)
-
-
-def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
-    """The objective against each hyperparameter that was varied."""
-    names = varied(rows) or list(HYPERPARAMETERS)
-    columns = min(4, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure, axes = pyplot().subplots(
-        lines, columns, figsize=(3.2 * columns, 3 * lines), squeeze=False,
-        sharey=True, layout="constrained",
-    )  # fmt: skip
-    values = np.array([row[OBJECTIVE] for row in rows])
-    best = int(values.argmin())
-    for axis, name in zip(axes.flat, names, strict=False):
-        at, labels = _positions(name, [row[name] for row in rows])
-        # Equal values side by side, or they would hide each other.
-        if labels:
-            shift = np.random.default_rng(0).uniform(-0.15, 0.15, len(at))
-            at = at + shift
-            axis.set_xticks(range(len(labels)), labels)
-            axis.set_xlim(-0.5, len(labels) - 0.5)
-        elif HYPERPARAMETERS[name].log:
-            _log_scale(axis.xaxis, (1, 2, 5))
-        axis.plot(at, values, "o", color="C0", alpha=0.6, markersize=5)
-        axis.plot(at[best], values[best], "*", color="C3", markersize=14)
-        _perplexity_scale(axis, values)
-        axis.set_xlabel(name)
-        axis.grid(alpha=0.3)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("validation perplexity")
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
-    figure.suptitle(f"{len(rows)} trials; the star is the best")
-    save_figure(figure, path)
-
-
-def plot_parallel(path: Path, rows: list[dict]) -> None:
-    """Each trial a line through its hyperparameters to its objective."""
-    plt = pyplot()
-    names = varied(rows) or list(HYPERPARAMETERS)
-    values = np.array([row[OBJECTIVE] for row in rows])
-    figure, host = plt.subplots(
-        figsize=(1.7 * (len(names) + 1) + 1, 5), layout="constrained"
-    )
-    columns, axes = [], [host] + [host.twinx() for _ in names]
-    for n, (axis, name) in enumerate(zip(axes, [*names, None], strict=True)):
-        if name is None:
-            at, labels, log = np.log(values), None, True
-        else:
-            at, labels = _positions(name, [row[name] for row in rows])
-            log = HYPERPARAMETERS[name].log and not labels
-            at = np.log(at) if log else at
-        low, high = at.min(), at.max()
-        if low == high:
-            low, high = low - 0.5, high + 0.5
-        columns.append((at - low) / (high - low))
-        ticks = np.arange(len(labels)) if labels else np.linspace(low, high, 5)
-        if not labels:
-            labels = [f"{v:.3g}" for v in (np.exp(ticks) if log else ticks)]
-        axis.set_ylim(-0.03, 1.03)
-        axis.set_yticks((ticks - low) / (high - low), labels)
-        axis.patch.set_visible(False)
-        for side in ("top", "bottom", "right"):
-            axis.spines[side].set_visible(False)
-        axis.yaxis.set_ticks_position("left")
-        axis.spines["left"].set_position(("data", n))
-    host.set_xlim(-0.2, len(names) + 0.2)
-    host.set_xticks(range(len(names) + 1), [*names, "validation\nperplexity"])
-    host.xaxis.tick_top()
-    host.tick_params(axis="x", length=0)
-    lines = np.stack(columns, 1)
-    # Coloured by rank: a trial that went wrong would leave the others one colour.
-    rank = values.argsort().argsort() / max(1, len(values) - 1)
-    for n in np.argsort(-values):  # the best on top
-        best = n == values.argmin()
-        host.plot(
-            range(len(axes)), lines[n], lw=2.8 if best else 1.3,
-            color="C3" if best else plt.colormaps["viridis"](rank[n]),
-            alpha=1 if best else 0.6,
-        )  # fmt: skip
-    figure.suptitle(f"{len(rows)} trials, from yellow, the worst, to red, the best")
-    save_figure(figure, path)
-
-
-def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
-    """Where the values lie on an axis; with labels where there are few of them."""
-    kinds = sorted(set(values))
-    if HYPERPARAMETERS[name].type is str or len(kinds) <= 4:
-        return np.array([kinds.index(value) for value in values], float), [
-            shown(kind) for kind in kinds
-        ]
-    return np.array(values, float), None
-
-
-def _perplexity_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
-    """Logarithmic where some trials are far worse than others."""
-    if values.max() > 2 * values.min():
-        _log_scale(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
-
-
-def _log_scale(axis, marks: tuple[float, ...]) -> None:  # noqa: ANN001
-    """A logarithmic scale with plain numbers at `marks` in each decade."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    axis.set_major_locator(LogLocator(subs=marks))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())

@@ -19,9 +19,12 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer, exit_chief
 
 VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+NO_PROXY = "no_grpc_proxy"  # hosts that gRPC asks directly
 # Runs of a trial whose worker is killed each time, before it counts as failed.
 MAX_RUNS = 3
 MAX_STARTS = 3
+# Workers of one search at most: a mistyped number is not to start them all.
+MAX_WORKERS = 256
 GRACE = 10  # seconds from SIGTERM to SIGKILL
 
 
@@ -29,7 +32,7 @@ def role() -> str:
     """`"single"`, or what keras-tuner's environment variables make of this process.
 
     Raises:
-        ValueError: if only some of them are set.
+        ValueError: if only some of them are set, or the port is none.
     """
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if len(missing) == len(VARIABLES):
@@ -39,8 +42,27 @@ def role() -> str:
             f"The environment variables {', '.join(VARIABLES)} go together. "
             f"Received: no {', '.join(missing)}"
         )
+    port = os.environ["KERASTUNER_ORACLE_PORT"]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(
+            "The environment variable KERASTUNER_ORACLE_PORT must be a port. "
+            f"Received: {port!r}"
+        )
     # So keras-tuner knows the chief.
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
+def ask_chief_directly() -> None:
+    """Keeps gRPC from asking a proxy for the chief.
+
+    gRPC takes the proxy of `grpc_proxy`, `https_proxy` or `http_proxy`, for an
+    address of this machine too, and a proxy does not know the chief: the worker
+    would wait in vain. `no_grpc_proxy` stands above `no_proxy` and concerns gRPC
+    alone, so that a corpus is still loaded through the proxy.
+    """
+    host = os.environ["KERASTUNER_ORACLE_IP"].strip("[]")  # of an IPv6 address
+    before = os.environ.get(NO_PROXY, os.environ.get("no_proxy", ""))
+    os.environ[NO_PROXY] = ",".join(filter(None, [before, host]))
 
 
 class Chief:

@@ -127,7 +127,8 @@ def run_command(
         name: of the command, for the message.
         command: the work.
         errors: further exceptions that are errors of use and not of the program.
-        on_interrupt: a sentence on how to go on after Ctrl-C.
+        on_interrupt: what is said after Ctrl-C, if the `KeyboardInterrupt` itself
+            says nothing.
 
     Returns:
         The exit code: 0, 2 after an error of use, 130 after Ctrl-C.
@@ -141,8 +142,9 @@ def run_command(
     )
     try:
         command()
-    except KeyboardInterrupt:
-        print(one_line(f"{name}: interrupted. {on_interrupt}"), file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        advice = str(interrupt) or on_interrupt
+        print(one_line(f"{name}: interrupted. {advice}"), file=sys.stderr)
         return 130
     except reported as error:
         message = str(error) or type(error).__name__

@@ -1,0 +1,141 @@
+"""What the tests of the search share: small searches, and a training that is none."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+
+import search
+import search_oracles
+import search_tuner
+from keras_qrnn.training import TrainingOptions
+from search_space import Dimension
+from search_task import HYPERPARAMETERS
+from search_task import OBJECTIVE as objective
+
+OBJECTIVE = objective.name
+SCRIPT = Path(search.__file__)
+PATH = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])
+trains = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+# Of processes and signals, which are the same on all backends.
+once = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="runs on PyTorch, for all backends"
+)
+# A space of tiny models.
+SPACE = {
+    "units": "4-8", "window": "1-2", "zoneout": "0.0-0.3", "layers": 1, "dropout": 0.1,
+    "emb_dim": "4,6", "pooling": "fo,ifo", "learning_rate": "0.2-0.8",
+}  # fmt: skip
+TINY = {**SPACE, "seq_len": 30, "batch_size": 8, "save_every": 50, "epochs": 2}
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def arguments(**options):
+    return [
+        part for name, value in options.items() for part in (f"--{name}", str(value))
+    ]
+
+
+def environment(**more):
+    variables = {k: v for k, v in os.environ.items() if "KERASTUNER" not in k}
+    return variables | {"PYTHONPATH": PATH, "PYTHONUNBUFFERED": "1"} | more
+
+
+def start(script, *more, flags=(), variables=None, **options):
+    """A process that runs `script` as a user runs the search."""
+    return subprocess.Popen(
+        [sys.executable, *flags, str(script), *arguments(**options), *more],
+        env=environment(**(variables or {})), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # Where the tests run in the background of a script, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def read_until(process, *words):
+    """Reads lines up to one with all `words` in it; gives them."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if all(word in line for word in words):
+            return lines
+    pytest.fail(f"ended before {words}:\n{''.join(lines)}")
+
+
+def trials(path):
+    with (path / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_trials(rows, expected):
+    """Seconds apart, which differ, and rounding errors of the perplexity."""
+    for row, other in zip(rows, expected, strict=True):
+        row, other = (
+            {k: v for k, v in r.items() if k != "seconds"} for r in (row, other)
+        )
+        perplexities = [float(r.pop(OBJECTIVE)) for r in (row, other)]
+        assert abs(perplexities[0] / perplexities[1] - 1) < 1e-4
+        assert row == other
+
+
+def fake_training(options, directory, callbacks):
+    """A history that depends on the options alone."""
+    value = 10 + options.units + options.window / 10 + options.zoneout
+    directory.mkdir(parents=True, exist_ok=True)
+    history = [
+        {"epoch": n + 1, OBJECTIVE: value / (n + 1), "seconds": 1.0}
+        for n in range(options.epochs)
+    ]
+    for row in history:
+        for callback in callbacks:
+            callback.on_epoch_end(row["epoch"] - 1, row | {"perplexity": 5.0})
+    return history
+
+
+def parse(name, text):
+    return Dimension.parse(HYPERPARAMETERS[name], text)
+
+
+def make_tuner(path, tuner, max_trials, space=None, train=fake_training):
+    space = {n: parse(n, str(t)) for n, t in (SPACE | (space or {})).items()}
+    oracle = search_oracles.make_oracle(tuner, space, max_trials, 3, 0)
+    return search_tuner.TrialTuner(oracle, path, train, TrainingOptions(epochs=3), 1)
+
+
+class FakeTask:
+    """In place of `LanguageModelTask`: no corpus, and a training that is none."""
+
+    summary = "no data"
+    fingerprint = "0123456789abcdef"
+
+    @classmethod
+    def load(cls, dataset, data_dir, max_tokens, options):
+        return cls()
+
+    def train(self, options, directory, callbacks):
+        history = fake_training(options, directory, callbacks)
+        with (directory / "log.csv").open("w") as file:
+            writer = csv.DictWriter(file, list(history[0]))
+            writer.writeheader()
+            writer.writerows(history)
+        keras_file(directory / "model.keras", str(options.units))
+        return history
+
+    def save(self, directory):
+        (directory / "vocabulary.json").write_text("{}")
+
+
+def keras_file(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model", content)

@@ -1,0 +1,209 @@
+"""The directory of a search: its record, its state files, the files of its trials."""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+
+from keras_qrnn._files import atomic_write, remove_leftovers
+from keras_qrnn.training.options import defaults_of, with_current_names
+from keras_qrnn.training.run_directory import LOCK, RunDirectory, first_difference
+from search_task import OBJECTIVE
+
+RECORD = "search.json"
+# The record while --overwrite deletes the files of the search before.
+DELETING = {"deleting": True}
+CHECKSUM = "checksum"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` to `path`, as a whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+
+
+def write_state(path: Path, state: dict) -> None:
+    """Writes `state` with its checksum, which `read_state` compares."""
+    state = json.loads(json.dumps(state))  # tuples become lists, keys strings
+    write_json(path, {**state, CHECKSUM: _checksum(state)})
+
+
+def read_state(path: Path, advice: str = "Use --overwrite to start anew") -> dict:
+    """What `write_state` wrote to `path`.
+
+    A file without a checksum is taken as it is: searches from before the checksum
+    can go on.
+
+    Args:
+        path: the file.
+        advice: the end of the error's message.
+
+    Raises:
+        ValueError: if the file is damaged or not of a search.
+        OSError: if it cannot be read.
+    """
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("expected a JSON object")
+        if state.pop(CHECKSUM, _checksum(state)) != _checksum(state):
+            raise ValueError("its checksum is wrong")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {advice}") from error
+    return state
+
+
+def _checksum(state: dict) -> str:
+    state = {name: value for name, value in state.items() if name != CHECKSUM}
+    text = json.dumps(state, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
+    """Makes `directory` one of this search: a new one, or one to go on with.
+
+    A deletion that was ordered by `overwrite` and then killed is finished by the
+    next start, with `overwrite` or without.
+
+    Args:
+        directory: of the search, held by this process.
+        expected: the record of this search.
+        overwrite: whether to delete a search that is there.
+
+    Returns:
+        Whether there is a search to go on with.
+
+    Raises:
+        FileExistsError: if there are files that are not of a search.
+        ValueError: if the search there is another one, or its record is damaged.
+    """
+    record = directory / RECORD
+    files = [file for file in directory.iterdir() if file.name != LOCK]
+    if files and not record.exists():
+        raise FileExistsError(
+            f"Option `save_path`: {directory} holds other files than a search's. "
+            "Use an empty directory"
+        )
+    if overwrite and record.exists():
+        write_state(record, DELETING)
+    if record.exists() and read_state(record) != DELETING:
+        check_record(record, expected)
+        return True
+    for file in files:
+        if file != record:
+            remove(file)
+    write_state(record, expected)
+    return False
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a directory with all that is in it, or a link to one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def check_record(path: Path, expected: dict) -> None:
+    """Raises a ValueError if the search at `path` is another than `expected`."""
+    found = with_current_names(read_state(path))
+    # An option that was added since the search began was then unused.
+    found = {k: v for k, v in defaults_of().items() if k in expected} | found
+    name = first_difference(found, expected)
+    if name is not None:
+        raise ValueError(
+            f"Option `save_path`: the search in {path.parent} is another one, with "
+            f"{name}={found.get(name)!r}. Received: {name}={expected.get(name)!r}. "
+            "Use --overwrite to start anew, or another --save_path"
+        )
+
+
+# The files of a trial
+
+
+def trial_directory(directory: Path, trial_id: str) -> Path:
+    """The directory of a trial in that of its search."""
+    return directory / f"trial_{trial_id}"
+
+
+def trial_directories(directory: Path) -> list[Path]:
+    """The directories of all trials that a search has."""
+    return sorted(
+        path for path in directory.iterdir() if path.name.startswith("trial_")
+    )
+
+
+def write_error(directory: Path, message: str) -> None:
+    """Keeps why a trial failed; keras-tuner's workers do not tell their chief."""
+    with atomic_write(directory / "error.txt") as temporary:
+        temporary.write_text(message, "utf-8")
+
+
+def read_error(directory: Path) -> str:
+    """The last line of why a trial failed, empty if it did not."""
+    path = directory / "error.txt"
+    if not path.exists():
+        return ""
+    lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def check_zip(path: Path, advice: str) -> None:
+    """Reads a zip archive, such as a model or a checkpoint, to see if it is whole.
+
+    Args:
+        path: the file.
+        advice: the end of the error's message.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"wrong checksum of {name}")
+    except (
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is damaged: {error}. {advice}") from error
+
+
+def tidy(directory: Path) -> None:
+    """Keeps of an ended trial the logs, and the model of its best execution."""
+    if not directory.exists():
+        return
+    remove_leftovers(directory)
+    models = []
+    for execution in sorted(directory.glob("execution_*")):
+        run = RunDirectory(execution)
+        run.checkpoint.unlink(missing_ok=True)
+        if run.model.exists():
+            models.append((_rank(run.log), run.model))
+    failed = (directory / "error.txt").exists()
+    best = None if failed or not models else min(models)[1]
+    for _, model in models:
+        if model != best:
+            model.unlink()
+    # Last: after a kill before it the next call does the same again.
+    if best is not None:
+        best.replace(directory / "model.keras")
+
+
+def _rank(log: Path) -> float:
+    """What orders trainings, the best first. The last if the log cannot be read."""
+    sign = 1 if OBJECTIVE.direction == "min" else -1
+    try:
+        with log.open(encoding="utf-8", newline="") as file:
+            return min(
+                sign * float(row[OBJECTIVE.name]) for row in csv.DictReader(file)
+            )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, csv.Error):
+        return math.inf

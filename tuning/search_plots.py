@@ -1,0 +1,162 @@
+"""The pictures of a search: its objective by trial and by hyperparameter."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from keras_qrnn.training.plots import pyplot, save_figure
+from search_space import shown
+from search_task import HYPERPARAMETERS, OBJECTIVE
+
+
+def varied(rows: list[dict]) -> list[str]:
+    """The hyperparameters that are not the same in all trials."""
+    return [name for name in HYPERPARAMETERS if len({row[name] for row in rows}) > 1]
+
+
+def plot_objective(path: Path, rows: list[dict]) -> None:
+    """The objective of each trial, and the best so far."""
+    figure, axis = pyplot().subplots(figsize=(8, 4.5), layout="tight")
+    done = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE.name] != ""]
+    values = np.array([rows[n - 1][OBJECTIVE.name] for n in done])
+    best = np.minimum.accumulate(values)
+    axis.step(
+        [*done, len(rows)], [*best, best[-1]], "C0", where="post", label="best so far"
+    )
+    axis.plot(done, values, "o", color="C7", alpha=0.8, label="trial")
+    last = int(values.argmin())
+    axis.plot(
+        done[last], values[last], "*", color="C3", markersize=16, label="the best"
+    )
+    axis.annotate(
+        f"{values[last]:.4g}", (done[last], values[last]), textcoords="offset points",
+        xytext=(8, 10), color="C3",
+    )  # fmt: skip
+    failed = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE.name] == ""]
+    if failed:
+        # On the upper edge, whatever the scale: they have no value.
+        edge = axis.get_xaxis_transform()
+        axis.plot(
+            failed,
+            [0.98] * len(failed),
+            "x",
+            color="C1",
+            transform=edge,
+            label="failed",
+        )
+    _perplexity_scale(axis, values)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("trial, in the order of their beginning")
+    axis.set_ylabel("validation perplexity")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save_figure(figure, path)
+
+
+def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
+    """The objective against each hyperparameter that was varied."""
+    names = varied(rows) or list(HYPERPARAMETERS)
+    columns = min(4, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure, axes = pyplot().subplots(
+        lines, columns, figsize=(3.2 * columns, 3 * lines), squeeze=False,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    values = np.array([row[OBJECTIVE.name] for row in rows])
+    best = int(values.argmin())
+    for axis, name in zip(axes.flat, names, strict=False):
+        at, labels = _positions(name, [row[name] for row in rows])
+        # Equal values side by side, or they would hide each other.
+        if labels:
+            shift = np.random.default_rng(0).uniform(-0.15, 0.15, len(at))
+            at = at + shift
+            axis.set_xticks(range(len(labels)), labels)
+            axis.set_xlim(-0.5, len(labels) - 0.5)
+        elif HYPERPARAMETERS[name].log:
+            _log_scale(axis.xaxis, (1, 2, 5))
+        axis.plot(at, values, "o", color="C0", alpha=0.6, markersize=5)
+        axis.plot(at[best], values[best], "*", color="C3", markersize=14)
+        _perplexity_scale(axis, values)
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("validation perplexity")
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    figure.suptitle(f"{len(rows)} trials; the star is the best")
+    save_figure(figure, path)
+
+
+def plot_parallel(path: Path, rows: list[dict]) -> None:
+    """Each trial a line through its hyperparameters to its objective."""
+    plt = pyplot()
+    names = varied(rows) or list(HYPERPARAMETERS)
+    values = np.array([row[OBJECTIVE.name] for row in rows])
+    figure, host = plt.subplots(
+        figsize=(1.7 * (len(names) + 1) + 1, 5), layout="constrained"
+    )
+    columns, axes = [], [host] + [host.twinx() for _ in names]
+    for n, (axis, name) in enumerate(zip(axes, [*names, None], strict=True)):
+        if name is None:
+            at, labels, log = np.log(values), None, True
+        else:
+            at, labels = _positions(name, [row[name] for row in rows])
+            log = HYPERPARAMETERS[name].log and not labels
+            at = np.log(at) if log else at
+        low, high = at.min(), at.max()
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        columns.append((at - low) / (high - low))
+        ticks = np.arange(len(labels)) if labels else np.linspace(low, high, 5)
+        if not labels:
+            labels = [f"{v:.3g}" for v in (np.exp(ticks) if log else ticks)]
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_yticks((ticks - low) / (high - low), labels)
+        axis.patch.set_visible(False)
+        for side in ("top", "bottom", "right"):
+            axis.spines[side].set_visible(False)
+        axis.yaxis.set_ticks_position("left")
+        axis.spines["left"].set_position(("data", n))
+    host.set_xlim(-0.2, len(names) + 0.2)
+    host.set_xticks(range(len(names) + 1), [*names, "validation\nperplexity"])
+    host.xaxis.tick_top()
+    host.tick_params(axis="x", length=0)
+    lines = np.stack(columns, 1)
+    # Coloured by rank: a trial that went wrong would leave the others one colour.
+    rank = values.argsort().argsort() / max(1, len(values) - 1)
+    for n in np.argsort(-values):  # the best on top
+        best = n == values.argmin()
+        host.plot(
+            range(len(axes)), lines[n], lw=2.8 if best else 1.3,
+            color="C3" if best else plt.colormaps["viridis"](rank[n]),
+            alpha=1 if best else 0.6,
+        )  # fmt: skip
+    figure.suptitle(f"{len(rows)} trials, from yellow, the worst, to red, the best")
+    save_figure(figure, path)
+
+
+def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
+    """Where the values lie on an axis; with labels where there are few of them."""
+    kinds = sorted(set(values))
+    if HYPERPARAMETERS[name].type is str or len(kinds) <= 4:
+        return np.array([kinds.index(value) for value in values], float), [
+            shown(kind) for kind in kinds
+        ]
+    return np.array(values, float), None
+
+
+def _perplexity_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
+    """Logarithmic where some trials are far worse than others."""
+    if values.max() > 2 * values.min():
+        _log_scale(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
+
+
+def _log_scale(axis, marks: tuple[float, ...]) -> None:  # noqa: ANN001
+    """A logarithmic scale with plain numbers at `marks` in each decade."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=marks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
