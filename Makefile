@@ -2,6 +2,7 @@
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
 # make lint         ruff, codespell, mypy
+# make types        typical uses against each framework's types, after lint and test
 # make docs         the documentation, in docs/_build/index.html; a warning is an error
 # make figure       the figure in README.md
 # make dist         wheel and sdist, checked, and the wheel installed for each backend
@@ -16,8 +17,8 @@ comma := ,
 PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
-.PHONY: demo test test-numpy lint docs figure dist test-oldest clean
-.PHONY: $(BACKENDS:%=test-%) $(BACKENDS:%=dist-%) $(BACKENDS:%=oldest-%)
+.PHONY: demo test test-numpy lint docs types figure dist dist/built test-oldest clean
+.PHONY: $(foreach what,test types dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
@@ -59,6 +60,12 @@ docs:
 	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
 	@echo "Documentation: docs/_build/index.html"
 
+# What callers write, checked against the types of a framework (after `make test`).
+types: $(BACKENDS:%=types-%)
+
+$(BACKENDS:%=types-%): types-%:
+	.venv-lint/bin/mypy --python-executable .venv-test-$*/bin/python tests/typing
+
 figure: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/draw_qrnn.py
 
@@ -72,14 +79,21 @@ dist/built:
 	.venv-dist/bin/python -m twine check --strict dist/*
 	touch $@
 
-.PHONY: dist/built
-
 # From another directory, in which the wheel alone can be imported.
 $(BACKENDS:%=dist-%): dist-%: dist/built
 	$(PYTHON) -m venv --clear .venv-dist-$*
 	.venv-dist-$*/$(PINNED) "$$(echo dist/*.whl)[$*]"
 	cd dist && KERAS_BACKEND=$* ../.venv-dist-$*/bin/python -c "import numpy, keras_qrnn; \
 		print(keras_qrnn.__version__, keras_qrnn.QRNN(4)(numpy.ones((1, 3, 2))).shape)"
+
+# The oldest versions that pyproject.toml allows: as in constraints-oldest.txt.
+test-oldest: $(BACKENDS:%=oldest-%)
+
+$(BACKENDS:%=oldest-%): oldest-%:
+	$(PYTHON) -m venv --clear .venv-oldest-$*
+	.venv-oldest-$*/$(PIP) -c constraints-oldest.txt \
+		'.[$*,test$(if $(filter torch,$*),$(comma)numba)]'
+	KERAS_BACKEND=$* .venv-oldest-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv-* demo build dist docs/_build

@@ -89,3 +89,14 @@ def test_links():
         text = (ROOT / page).read_text("utf-8")
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
             assert ((ROOT / page).parent / target).exists(), (page, target)
+
+
+def test_places_in_the_design():
+    """Files that the tables of docs/design.md name are there."""
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    places = re.findall(r"`([\w/]+/|[\w/]+\.py)`", text)
+    assert len(places) > 20
+    package = ROOT / "keras_qrnn"
+    for place in places:
+        found = [at / place for at in (ROOT, package, package / "ops")]
+        assert any(path.exists() for path in found), place
