@@ -136,7 +136,7 @@ def build_optimizer(
     if options.optimizer == "sgd":
         return SGD(weight_decay=options.weight_decay or None, **common)
     beta_1: float | OneCycle = options.beta_1
-    if options.cycle_beta_1 is not None:
+    if one_cycle and options.cycle_beta_1 is not None:
         beta_1 = cycle(options.cycle_beta_1, ends=options.beta_1)
     return AdamW(
         weight_decay=options.weight_decay,

@@ -255,14 +255,6 @@ class TrainingOptions:
                 f"below 1. Received: cycle_rise={self.cycle_rise!r}, "
                 f"cycle_hold={self.cycle_hold!r}, cycle_anneal={self.cycle_anneal!r}"
             )
-        if self.cycle_beta_1 is not None and (
-            self.schedule != "one_cycle" or self.optimizer != "adamw"
-        ):
-            raise ValueError(
-                "Option `cycle_beta_1` goes with schedule one_cycle and optimizer "
-                f"adamw. Received: cycle_beta_1={self.cycle_beta_1!r}, "
-                f"schedule={self.schedule!r}, optimizer={self.optimizer!r}"
-            )
         if self.kernel_dropout and self.cell != "qrnn":
             raise ValueError(
                 "Option `kernel_dropout` goes with the QRNN. "

@@ -1,5 +1,7 @@
 """The parts of the awd recipe in a whole run, interrupted and not."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -177,6 +179,11 @@ def test_preset():
     assert float(schedule(0)) == pytest.approx(options.beta_1)
     with pytest.raises(ValueError, match="needs the batches of an epoch"):
         build_optimizer(options)
+    plain = build_optimizer(replace(options, schedule="decay"))
+    assert plain.beta_1 == options.beta_1
+    assert float(plain.learning_rate) == pytest.approx(options.learning_rate)
+    sgd = replace(options, schedule="decay", optimizer="sgd", average_trigger=5)
+    assert build_optimizer(sgd).triggered_average
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,6 @@ def test_preset():
     [
         ({"average_trigger": 5, "weight_average": 0.9}, "exclude each other"),
         ({"cycle_rise": 0.5, "cycle_anneal": 0.5}, "must have a sum below 1"),
-        ({"cycle_beta_1": 0.7}, "`cycle_beta_1` goes with schedule one_cycle"),
         ({"kernel_dropout": 0.1, "cell": "lstm"}, "`kernel_dropout` goes with the"),
         ({"schedule": "cosine"}, "`schedule` must be one of"),
         ({"activation_regularization": -1.0}, "`activation_regularization`"),
