@@ -56,7 +56,7 @@ def arrow(axis, start, end) -> None:  # noqa: ANN001
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Draws an LSTM and a QRNN.")
     parser.add_argument("--out_filename", default="examples/figures/qrnn.png")
     draw(Path(parser.parse_args().out_filename))
 

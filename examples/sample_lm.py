@@ -16,10 +16,14 @@ from keras_qrnn.training import load_trained
 from keras_qrnn.training.command_line import Parser, run_command
 from keras_qrnn.training.options import count, count_or_zero, path, positive
 from keras_qrnn.training.plots import plot_gates
+from keras_qrnn.training.run_directory import check_directory
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Generates text from a model that train_lm.py trained.")
+    parser = Parser(
+        "sample_lm.py",
+        description="Generates text from a model that train_lm.py trained.",
+    )
     parser.add_argument(
         "--load_path", default="lm-qrnn_model",
         help="directory that train_lm.py wrote (default lm-qrnn_model)",
@@ -50,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.save_path is not None:
         save_path = Path(path("save_path", arguments.save_path))
     out_path = save_path / path("out_filename", arguments.out_filename)
-    if out_path.is_dir():
+    check_directory("save_path", save_path)
+    if out_path.is_dir() or Path(arguments.out_filename).name in ("", ".."):
         raise ValueError(
             "Option `out_filename` must name a file. "
             f"Received: out_filename={arguments.out_filename!r}, a directory"

@@ -40,7 +40,10 @@ from keras_qrnn.training.options import path as path_option
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Trains the QRNN language model of arXiv 1611.01576.")
+    parser = Parser(
+        "train_lm.py",
+        description="Trains the QRNN language model of arXiv 1611.01576.",
+    )
     add_flag(parser, "unrolled_lstm", False, "an unrolled Keras LSTM, not the QRNN")
     parser.add_argument("--lstm", action="store_true", help="a Keras LSTM likewise")
     parser.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_qrnn._files import reading
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.equations import GATES
@@ -186,12 +187,12 @@ def train_language_model(
         return _difference(meta, record)
 
     refuse_if_held(run.path, DOING)
-    run.check(difference, resume)
+    goes_on = run.check(difference, resume)
     train_ids = vocabulary.encode(corpus.train, "training")
     valid_ids = vocabulary.encode(corpus.valid, "validation")
     check_sizes(options, len(vocabulary), len(train_ids))
     start, finetune = None, options.finetune
-    if finetune is not None and not run.checkpoint.exists():
+    if finetune is not None and not goes_on:
         start = load_trained(finetune, "finetune")
         _check_vocabulary(Path(finetune), start[1], vocabulary)
 
@@ -218,7 +219,8 @@ def train_language_model(
         return batches.for_fit()
 
     with held(run.path, DOING):
-        run.check(difference, resume)  # now that no other process can write there
+        # Again, now that no other process can write there.
+        goes_on = run.check(difference, resume)
         vocabulary.save(run.path / "vocabulary.json")
         return train(
             model,
@@ -226,6 +228,7 @@ def train_language_model(
             run,
             OBJECTIVE,
             record,
+            goes_on=goes_on,
             epochs=options.epochs,
             save_every=options.save_every,
             patience=options.early_stopping,
@@ -388,15 +391,11 @@ def load_trained(
                 f"Received: {directory}, which holds no {name}"
             )
     vocabulary = Vocabulary.load(directory / "vocabulary.json")
-    try:
-        model = keras.saving.load_model(directory / "model.keras", compile=False)
+    path = directory / "model.keras"
+    with reading(f"Option `{option}`: {path}", "a whole language model"):
+        model = keras.saving.load_model(path, compile=False)
         if not isinstance(model, LanguageModel):
             raise TypeError(f"a {type(model).__name__}, not a LanguageModel")
-    except Exception as error:
-        raise ValueError(
-            f"Option `{option}`: {directory / 'model.keras'} is not a whole language "
-            f"model. Received: {type(error).__name__}: {error}"
-        ) from error
     expected = model.get_config()["vocab_size"]
     if expected != len(vocabulary):
         raise ValueError(

@@ -19,6 +19,7 @@ def train(
     objective: Objective,
     record: dict,
     *,
+    goes_on: bool,
     epochs: int,
     save_every: int,
     patience: int = 0,
@@ -29,7 +30,7 @@ def train(
     history: list[dict] | None = None,
     verbose: int | str = "auto",
 ) -> list[dict]:
-    """Trains `model`, from the checkpoint of `run` if there is one.
+    """Trains `model`, from its weights or from the checkpoint of `run`.
 
     A run that was killed and goes on ends with the weights of one that never was.
 
@@ -41,6 +42,7 @@ def train(
         run: the directory, held by this process.
         objective: chooses the epoch whose model is kept.
         record: what makes two runs the same; JSON.
+        goes_on: whether to go on from the checkpoint; see `RunDirectory.check`.
         epochs: epochs in all, those of the checkpoint included.
         save_every: steps between two checkpoints; see `RunFiles`.
         patience: epochs without improvement after which training ends; 0: never.
@@ -62,7 +64,7 @@ def train(
     """
     history = [] if history is None else history
     epoch, step, metrics, elapsed = 0, 0, None, 0.0
-    if run.checkpoint.exists():
+    if goes_on:
         meta = load_checkpoint(run.checkpoint, model)
         epoch, step, history[:] = meta["epoch"], meta["step"], meta["history"]
         elapsed = meta["seconds"]

@@ -5,11 +5,12 @@ text, its older names and its check. The command lines are built from these fiel
 see `keras_qrnn.training.command_line`.
 """
 
+import functools
 import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from keras_qrnn._checks import (
     integer,
@@ -39,6 +40,7 @@ FLOAT32_MOST = 1.7e38
 FLOAT16_MOST = 32752.0
 
 Check = Callable[[str, Any], object]
+Options = TypeVar("Options")
 
 
 def option(default: Any, help: str, check: Check, *older_names: str) -> Any:
@@ -70,12 +72,21 @@ def fraction(name: str, value: float) -> float:
 
 def positive(name: str, value: float) -> float:
     """The check of an option that is a positive number."""
-    return positive_number(name, value, "Option")
+    return _in_float32(name, positive_number(name, value, "Option"))
 
 
 def not_negative(name: str, value: float) -> float:
     """The check of an option that is 0 or a positive number."""
-    return number_from_zero(name, value, "Option")
+    return _in_float32(name, number_from_zero(name, value, "Option"))
+
+
+def _in_float32(name: str, value: float) -> float:
+    if value > FLOAT32_MOST:
+        raise ValueError(
+            f"Option `{name}` must be at most {FLOAT32_MOST:g}. "
+            f"Received: {name}={value!r}"
+        )
+    return value
 
 
 def count_or_zero(name: str, value: int) -> int:
@@ -113,6 +124,19 @@ def choice(*choices: str) -> Check:
     return check
 
 
+def takes_older_names(options: type[Options]) -> type[Options]:
+    """Lets a dataclass of options be made by the older names of its options, too."""
+    init = options.__init__
+
+    @functools.wraps(init)
+    def by_any_name(self: Options, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **with_current_names(kwargs, options))
+
+    options.__init__ = by_any_name  # type: ignore[method-assign]
+    return options
+
+
+@takes_older_names
 @dataclass(frozen=True)
 class TrainingOptions:
     """The recipe of a language model; the defaults are those of the paper.
@@ -236,11 +260,10 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         check_each(self)
         half = self.dtype_policy in ("float16", "mixed_float16")
-        most = FLOAT16_MOST if half else FLOAT32_MOST
-        if self.embedding_scale > most:
+        if half and self.embedding_scale > FLOAT16_MOST:
             raise ValueError(
-                f"Option `embedding_scale` must be at most {most:g} with dtype policy "
-                f"{self.dtype_policy}. "
+                f"Option `embedding_scale` must be at most {FLOAT16_MOST:g} with dtype "
+                f"policy {self.dtype_policy}. "
                 f"Received: embedding_scale={self.embedding_scale!r}"
             )
         if self.weight_average and self.average_trigger:

@@ -59,6 +59,23 @@ def _lock(file: Any, directory: Path, doing: str, option: str) -> None:
         ) from error
 
 
+def check_directory(option: str, directory: Path) -> None:
+    """Raises a NotADirectoryError if `directory` is a file or lies in one.
+
+    Args:
+        option: name of the option that names the directory.
+        directory: need not exist.
+    """
+    for each in (directory, *directory.parents):
+        if each.is_dir():
+            return
+        if each.exists():
+            raise NotADirectoryError(
+                f"Option `{option}` must be a directory. Received: {directory}, where "
+                f"{each} is a file"
+            )
+
+
 def first_difference(
     found: Mapping[str, Any],
     expected: Mapping[str, Any],
@@ -98,7 +115,7 @@ class RunDirectory:
         self.plot = path / "training.png"
         self.events = path / "logs"
 
-    def check(self, difference: Callable[[dict], str | None], resume: bool) -> None:
+    def check(self, difference: Callable[[dict], str | None], resume: bool) -> bool:
         """Refuses to run here where something else would be lost. Writes nothing.
 
         Args:
@@ -107,36 +124,34 @@ class RunDirectory:
                 "the run has": `"units=8. Received: units=9"`.
             resume: whether the run is to go on from the checkpoint.
 
+        Returns:
+            Whether there is a checkpoint to go on from.
+
         Raises:
             FileExistsError: if the directory holds a run and `resume` is False, or
                 a model and no checkpoint to go on from.
             NotADirectoryError: if the path is a file or lies in one.
             ValueError: if the checkpoint is damaged or of another run.
         """
-        nearest = next(
-            each for each in (self.path, *self.path.parents) if each.exists()
-        )
-        if not nearest.is_dir():
-            raise NotADirectoryError(
-                f"Option `save_path` must be a directory. Received: {self.path}, where "
-                f"{nearest} is a file"
-            )
+        check_directory("save_path", self.path)
         if not self.checkpoint.exists():
             if self.model.exists():
                 raise FileExistsError(
                     f"Option `save_path`: {self.path} holds a model and no checkpoint "
                     "to go on from. Use another --save_path"
                 )
-            return
+            return False
         meta = read_meta(self.checkpoint)
+        if not (meta["epoch"] or meta["step"] or self.model.exists()):
+            return False  # it ended before its first checkpoint
         other = difference(meta)
         if resume and other:
             raise ValueError(f"Option `resume`: the run in {self.path} has {other}")
-        begun = meta["epoch"] or meta["step"] or self.model.exists()
-        if begun and not resume:
+        if not resume:
             advice = "Use --resume to go on with it, or another --save_path"
             if other:
                 advice = f"It has {other}. Use another --save_path"
             raise FileExistsError(
                 f"Option `save_path`: {self.path} holds a run already. {advice}"
             )
+        return True

@@ -12,6 +12,8 @@ import dataclasses
 import importlib.util
 import io
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from unittest import mock
 
 import keras
 
+from keras_qrnn.data import Vocabulary
+from keras_qrnn.training.language_model import build_language_model
 from keras_qrnn.training.options import TrainingOptions, named_fields, type_of
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +175,8 @@ def sample_cases() -> Iterator[Case]:
 def search_cases() -> Iterator[Case]:
     """Cases of `search.py`."""
     for name in ("max_trials", "epochs", "executions_per_trial", "max_tokens"):
-        for value in NO_COUNT:
+        # More trials or tokens than there are is all of them.
+        for value in NO_COUNT if name == "epochs" else NO_COUNT[:7]:
             yield Case("search.py", (f"--{name}={value}",))
     for value in NO_INTEGER:
         yield Case("search.py", (f"--workers={value}",))
@@ -227,19 +232,18 @@ def load(command: str) -> object:
     return module
 
 
-def prepare(directory: Path, trained: Path) -> None:
-    """Makes what the cases find in their working directory.
-
-    Args:
-        directory: empty; becomes the working directory.
-        trained: a finished run.
-    """
+def prepare(directory: Path) -> None:
+    """Makes what the cases find in `directory`, their working directory."""
     (directory / "file").write_text("in the way")
     (directory / "data").mkdir()
     for split in ("train", "valid", "test"):
         text = "the cat sat on the mat\n" * 40
         (directory / "data" / f"{split}.txt").write_text(text)
-    (directory / "trained").symlink_to(trained)
+    vocabulary = Vocabulary.build(["the cat sat on the mat"])
+    vocabulary.save(directory / "trained" / "vocabulary.json")
+    options = TrainingOptions(units=4, emb_dim=4, batch_size=2)
+    model = build_language_model(options, len(vocabulary))
+    model.save(directory / "trained" / "model.keras")
 
 
 def complaint(case: Case, main: object, directory: Path) -> str | None:
@@ -259,7 +263,7 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
         options += ["--batch_size=4", "--seq_len=10", "--units=8", "--emb_dim=8"]
     if case.command == "search.py":
         options += ["--batch_size=4", "--units=8", "--emb_dim=8"]
-    before = set(directory.rglob("*"))
+    before = set(directory.iterdir())
     argv = [*options, *case.options]
     if case.config is not None:
         (directory / "config.json").write_text(case.config, "utf-8")
@@ -271,6 +275,7 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(errors),
         mock.patch.object(keras.Model, "fit", side_effect=trains),
+        mock.patch.object(subprocess, "Popen", side_effect=trains),
         mock.patch.object(keras.Model, "predict_on_batch", side_effect=trains),
     ):
         try:
@@ -279,30 +284,31 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
             code = error.code
         except BaseException as error:  # noqa: BLE001 - a report, whatever it is
             return f"{type(error).__name__}: {error}"[:200]
+        finally:
+            written = sorted(set(directory.iterdir()) - before)
+            for each in written:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
     text = errors.getvalue()
     if code != 2:
         return f"exit code {code}"
     if text.count("\n") != 1 or not text.startswith(f"{case.command}: error: "):
         return f"stderr is {text[:200]!r}"
-    if written := set(directory.rglob("*")) - before:
-        return f"writes {sorted(map(str, written))}"
+    if written:
+        return f"writes {[each.name for each in written]}"
     return None
 
 
 def main() -> int:
+    """Runs all cases, or those of the command that is named."""
+    mains = {command: load(command).main for command in SCRIPTS}
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name, "work")
-        directory.mkdir()
-        trained = Path(name, "trained")
-        prepare(directory, trained)
-        mains = {command: load(command).main for command in SCRIPTS}
-        with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
-            small = ["--units=4", "--emb_dim=4", "--batch_size=4", "--seq_len=10"]
-            options = ["--data_dir=data", f"--save_path={trained}", "--epochs=1"]
-            mains["train_lm.py"]([*options, *small, "--verbose=0"])
+        directory = Path(name)
+        prepare(directory)
         wrong, counts = 0, dict.fromkeys(SCRIPTS, 0)
         with contextlib.chdir(directory):
             for case in cases():
+                if case.command not in (sys.argv[1:] or SCRIPTS):
+                    continue
                 counts[case.command] += 1
                 if found := complaint(case, mains[case.command], directory):
                     wrong += 1
