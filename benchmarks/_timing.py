@@ -192,8 +192,11 @@ def layer_calls(
         import torch
 
         mode = "reduce-overhead" if ON_GPU else None
-        # Of known shapes: otherwise the second shape is compiled for all others.
-        compiled_run = torch.compile(run, mode=mode, dynamic=False)
+        # Of known shapes: otherwise the second shape is compiled for all others. And
+        # of all cells: PyTorch otherwise runs what was compiled 8 times uncompiled.
+        torch._dynamo.config.recompile_limit = 1000
+        torch._dynamo.config.accumulated_recompile_limit = 1000
+        compiled_run = torch.compile(run, mode=mode, dynamic=False, fullgraph=True)
 
         def run(x: Tensor, training: bool) -> Tensor:
             # What an earlier call has returned may be overwritten.

@@ -32,6 +32,7 @@ BACKENDS["torch_numba"] = "PyTorch with Numba"
 ON_GPU = {
     "jax_cuda": "JAX, compiled",
     "torch_cuda": "PyTorch, called from Python",
+    "torch_cuda_compiled": "PyTorch, torch.compile with CUDA graphs",
     "torch_cuda_gpu_time": "PyTorch, the GPU's part",
 }
 # Figure 4 of arXiv 1611.01576: inference with a QRNN of 320 units, times faster than

@@ -95,7 +95,7 @@ def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     script("layer").main(options)
-    assert compiled == [{"mode": None, "dynamic": False}]
+    assert compiled == [{"mode": None, "dynamic": False, "fullgraph": True}]
     names = {row["name"] for row in rows_of(tmp_path / "layer.csv")}
     assert names == {"QRNN"}
 
