@@ -22,12 +22,13 @@ def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
 
 
 def kept_model(model: LanguageModel) -> LanguageModel:
-    """What a run keeps: the model itself, or one with the averages of its weights."""
-    averages = weight_averages(model)
-    if averages is None:
-        return model
+    """What a run keeps: a copy of the model, with the averages of its weights if any.
+
+    The copy is not compiled. AdamW's moments would make its file three times as large,
+    and what a run needs to go on is in its checkpoint.
+    """
     kept = model.with_batch_size(model.batch_size)
-    kept.copy_weights(averages)
+    kept.copy_weights(weight_averages(model) or model.weights)
     return kept
 
 
