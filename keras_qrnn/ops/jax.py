@@ -1,16 +1,25 @@
-"""JAX: a scan under hand-written gradients; XLA fuses what is elementwise."""
+"""JAX: the scan and the poolings, with gradients by hand in forward and reverse mode.
 
+XLA fuses what is elementwise. `ops/jax_linear.py` says how a gradient by hand has both
+modes.
+"""
+
+import functools
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
+from keras_qrnn.ops import equations
 from keras_qrnn.ops.blocks import piece_length
-from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.equations import GATES, Gates
+from keras_qrnn.ops.jax_linear import Linear, linear_call, vary_alike
 
-# Inference in pieces of this many steps of all sequences: see `ops/blocks.py`.
+# Inference on a CPU convolves and pools pieces of this many rows, a row being one step
+# of one sequence: see `ops/blocks.py`.
 PIECE_ROWS = 1024
 
 
@@ -27,11 +36,47 @@ def linear_scan(
     return states.astype(inputs.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _linear_scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
+    """`linear_scan` on tensors of the accumulator's dtype."""
     return _scan(decay, inputs, initial_state, reverse)
+
+
+@_linear_scan.defjvp
+def _linear_scan_jvp(
+    reverse: bool, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
+    decay, _, initial_state = primals
+    states = _linear_scan(*primals, reverse)
+    saved = decay, initial_state, states
+    [d_states] = linear_call(*_scan_derivatives(reverse), saved, tangents)
+    return states, d_states
+
+
+@functools.cache
+def _scan_derivatives(reverse: bool) -> tuple[Linear, Linear]:
+    """Of `(decay, initial_state, states)`: the tangent of the states, and for reverse
+    mode the gradients by decay, inputs and initial state."""
+
+    def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        decay, initial_state, states = saved
+        d_decay, d_inputs, d_initial = moved
+        d_inputs += d_decay * _previous(states, initial_state, reverse)
+        return (_linear_scan(decay, d_inputs, d_initial, reverse),)
+
+    def gradients(saved: tuple, d_states: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        decay, initial_state, states = saved
+        adjoint = _adjoint(decay, d_states[0], reverse)
+        first = -1 if reverse else 0
+        return (
+            adjoint * _previous(states, initial_state, reverse),
+            adjoint,
+            decay[:, first] * adjoint[:, first],
+        )
+
+    return tangent, gradients
 
 
 # Compiled here, because an eager call would compile its loop anew every time.
@@ -39,9 +84,9 @@ def _linear_scan(
 def _scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    # On the CPU, XLA runs a step of a compiled loop in well under a microsecond
-    # and no cut of the time axis wins. A GPU launches a kernel for every step. (In
-    # an export the length may be a symbol, whose halves are not known.)
+    # On a CPU, XLA runs a step of a compiled loop in well under a microsecond, and no
+    # cut of the time axis wins. A GPU launches a kernel for every step. In an export
+    # the number of steps may be a symbol: it cannot be halved.
     if not isinstance(inputs.shape[1], int):
         return _sequential(decay, inputs, initial_state, reverse)
     return lax.platform_dependent(
@@ -51,27 +96,6 @@ def _scan(
         cpu=partial(_sequential, reverse=reverse),
         default=partial(_associative, reverse=reverse),
     )
-
-
-def _linear_scan_forward(
-    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
-) -> tuple:
-    states = _linear_scan(decay, inputs, initial_state, reverse)
-    return states, (decay, initial_state, states)
-
-
-def _linear_scan_backward(reverse: bool, saved: tuple, gradient: jax.Array) -> tuple:
-    decay, initial_state, states = saved
-    adjoint = _adjoint(decay, gradient, reverse)
-    first = -1 if reverse else 0
-    return (
-        adjoint * _previous(states, initial_state, reverse),
-        adjoint,
-        decay[:, first] * adjoint[:, first],
-    )
-
-
-_linear_scan.defvjp(_linear_scan_forward, _linear_scan_backward)
 
 
 def _adjoint(decay: jax.Array, gradient: jax.Array, reverse: bool) -> jax.Array:
@@ -91,7 +115,10 @@ def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Arr
 def _sequential(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    # In the memory of the inputs: `lax.scan` would transpose what goes in and out.
+    """One step at a time, in the memory of the inputs.
+
+    `lax.scan` would transpose what goes in and out.
+    """
     time = inputs.shape[1]
 
     def step(n: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
@@ -101,13 +128,18 @@ def _sequential(
         state += lax.dynamic_index_in_dim(states, t, 1, keepdims=False)
         return state, lax.dynamic_update_index_in_dim(states, state, t, 1)
 
-    return lax.fori_loop(0, time, step, (initial_state, inputs))[1]
+    carry = vary_alike((initial_state, inputs), like=decay)
+    return lax.fori_loop(0, time, step, carry)[1]
 
 
 def _associative(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    """The scan in a logarithmic number of steps, with twice the arithmetic."""
+    """The scan in a logarithmic number of steps, with twice the arithmetic.
+
+    It multiplies the decays of many steps. Decays above 1 may make such a product
+    infinite; the states are then infinite or NaN, and where a state is 0 NaN.
+    """
 
     def combine(earlier: tuple, later: tuple) -> tuple:
         return earlier[0] * later[0], later[0] * earlier[1] + later[1]
@@ -118,6 +150,7 @@ def _associative(
     return states + products * initial_state[:, None]
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def pool(
     gates: jax.Array,
     initial_state: jax.Array,
@@ -125,95 +158,92 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    return _pool(gates, initial_state, update_scale, pooling, activate)
+    return _pool(gates, initial_state, update_scale, pooling, activate)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(pool.defjvp, symbolic_zeros=True)
+def _pool_jvp(
+    pooling: str, activate: bool, primals: tuple, tangents: tuple
+) -> tuple[tuple, tuple]:
+    results, cells = _pool(*primals, pooling, activate)
+    # The activations are recomputed: only what cannot be is kept.
+    saved = *primals, cells
+    moved = [_instantiated(tangent) for tangent in tangents[:2]]
+    return results, linear_call(*_pool_derivatives(pooling, activate), saved, moved)
+
+
+def _instantiated(tangent: jax.Array | SymbolicZero) -> jax.Array:
+    if isinstance(tangent, SymbolicZero):
+        return jnp.zeros(tangent.shape, tangent.dtype)
+    return tangent
+
+
 def _pool(
     gates: jax.Array,
     initial_state: jax.Array,
     update_scale: jax.Array | float | None,
     pooling: str,
     activate: bool,
-) -> tuple[jax.Array, jax.Array]:
-    return _pool_forward(gates, initial_state, update_scale, pooling, activate)[0]
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """The results of `pool`, and the cell states of all steps."""
+    activated = _activated(gates, pooling, activate)
+    scale = _scale(update_scale, activated.z.dtype)
+    decay, inputs = equations.decay_and_inputs(activated, scale)
+    cells = _linear_scan(decay, inputs, initial_state.astype(inputs.dtype), False)
+    outputs = equations.outputs_of(activated, cells)
+    return (outputs.astype(gates.dtype), cells[:, -1]), cells
 
 
-def _pool_forward(
-    gates: jax.Array,
-    initial_state: jax.Array,
-    update_scale: jax.Array | float | None,
-    pooling: str,
-    activate: bool,
-) -> tuple:
-    z, f, o, i = _activations(gates, pooling, activate)
-    factor = _factor(update_scale, z.dtype)
-    update = factor * (1 - f)
-    inputs = update * z if i is None else factor * i * z
-    cells = _linear_scan(1 - update, inputs, initial_state.astype(z.dtype), False)
-    outputs = cells if o is None else o * cells
-    # The activations are recomputed: only what cannot be is kept.
-    saved = (gates, initial_state, update_scale, cells)
-    return (outputs.astype(gates.dtype), cells[:, -1]), saved
+@functools.cache
+def _pool_derivatives(pooling: str, activate: bool) -> tuple[Linear, Linear]:
+    """Of `(gates, initial_state, update_scale, cells)`: the tangent of the results, and
+    for reverse mode the gradients by the gates and the initial state."""
+
+    def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        gates, initial_state, update_scale, _ = saved
+
+        def run(gates: jax.Array, initial_state: jax.Array) -> tuple:
+            return _pool(gates, initial_state, update_scale, pooling, activate)[0]
+
+        return jax.jvp(run, (gates, initial_state), tuple(moved))[1]
+
+    def gradients(saved: tuple, above: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        gates, initial_state, update_scale, cells = saved
+        activated = _activated(gates, pooling, activate)
+        scale = _scale(update_scale, cells.dtype)
+        decay, _ = equations.decay_and_inputs(activated, scale)
+        previous = _previous(cells, initial_state.astype(cells.dtype), reverse=False)
+
+        d_outputs, d_last = (gradient.astype(cells.dtype) for gradient in above)
+        d_cells = equations.outputs_of(activated, d_outputs)
+        d_cells = d_cells.at[:, -1].add(d_last)
+        adjoint = _adjoint(decay, d_cells, reverse=False)
+
+        d_gates = equations.gate_gradients(
+            activated, scale, cells, previous, d_outputs, adjoint
+        )
+        if activate:
+            d_gates = equations.logit_gradients(activated, d_gates)
+        d_packed = jnp.concatenate(d_gates, axis=-1).astype(gates.dtype)
+        d_initial = decay[:, 0] * adjoint[:, 0]
+        return d_packed, d_initial.astype(initial_state.dtype)
+
+    return tangent, gradients
 
 
-def _pool_backward(
-    pooling: str, activate: bool, saved: tuple, gradients: tuple
-) -> tuple:
-    gates, initial_state, update_scale, cells = saved
-    z, f, o, i = _activations(gates, pooling, activate)
-    factor = _factor(update_scale, z.dtype)
-    update = factor * (1 - f)
-    previous = _previous(cells, initial_state.astype(z.dtype), reverse=False)
-
-    d_outputs, d_last = (gradient.astype(z.dtype) for gradient in gradients)
-    d_cells = d_outputs if o is None else d_outputs * o
-    d_cells = d_cells.at[:, -1].add(d_last)
-    adjoint = _adjoint(1 - update, d_cells, reverse=False)
-
-    if i is None:
-        d_gates = [adjoint * update, adjoint * factor * (previous - z)]
-    else:
-        d_gates = [adjoint * factor * i, adjoint * factor * previous]
-    if o is not None:
-        d_gates.append(d_outputs * cells)
-    if i is not None:
-        d_gates.append(adjoint * factor * z)
+def _activated(packed: jax.Array, pooling: str, activate: bool) -> Gates:
+    """The activated gates of packed ones, in the accumulator's dtype."""
+    packed = packed.astype(jnp.promote_types(packed.dtype, jnp.float32))
+    z, f, *others = jnp.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
-        d_gates[0] *= 1 - z * z
-        for n, gate in enumerate((f, o, i)[: len(d_gates) - 1], start=1):
-            d_gates[n] *= gate * (1 - gate)
-    d_packed = jnp.concatenate(d_gates, axis=-1).astype(gates.dtype)
-    d_initial = (1 - update[:, 0]) * adjoint[:, 0]
-    return d_packed, d_initial.astype(initial_state.dtype), _no_gradient(update_scale)
+        return Gates(jnp.tanh(z), *map(jax.nn.sigmoid, (-f, *others)))
+    return Gates(z, 1 - f, *others)
 
 
-_pool.defvjp(_pool_forward, _pool_backward)
-
-
-def _activations(gates: jax.Array, pooling: str, activate: bool) -> tuple:
-    """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
-    packed = gates.astype(jnp.promote_types(gates.dtype, jnp.float32))
-    z, *others = jnp.split(packed, len(GATES[pooling]), axis=-1)
-    if activate:
-        z, others = jnp.tanh(z), [jax.nn.sigmoid(gate) for gate in others]
-    return z, *others, *[None] * (3 - len(others))
-
-
-def _factor(
+def _scale(
     update_scale: jax.Array | float | None, dtype: jnp.dtype
-) -> jax.Array | float:
-    return 1.0 if update_scale is None else jnp.asarray(update_scale, dtype)
-
-
-def _no_gradient(
-    update_scale: jax.Array | float | None,
-) -> jax.Array | np.ndarray | None:
-    if update_scale is None:
-        return None
-    if jnp.issubdtype(jnp.result_type(update_scale), jnp.floating):
-        return jnp.zeros_like(update_scale)
-    return np.zeros(jnp.shape(update_scale), jax.dtypes.float0)
+) -> jax.Array | None:
+    return None if update_scale is None else jnp.asarray(update_scale, dtype)
 
 
 def causal_conv(
@@ -236,8 +266,9 @@ def causal_conv(
     )
 
 
-# Runs as it stands where nothing is differentiated: there the gates need not last.
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+# Where nothing is differentiated this runs as it stands: the gates of all steps need
+# not exist at once.
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 @partial(jax.jit, static_argnums=5)
 def conv_pool(
     inputs: jax.Array,
@@ -258,27 +289,26 @@ def conv_pool(
     )
 
 
-def _conv_pool_forward(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    initial_state: jax.Array,
-    update_scale: jax.Array | float | None,
-    pooling: str,
-) -> tuple:
-    results, pullback = jax.vjp(
-        lambda *arguments: _conv_pool_at_once(*arguments, update_scale, pooling),
-        inputs, kernel, bias, initial_state,
-    )  # fmt: skip
-    return results, (pullback, update_scale)
+@partial(conv_pool.defjvp, symbolic_zeros=True)
+def _conv_pool_jvp(
+    pooling: str, primals: tuple, tangents: tuple
+) -> tuple[tuple, tuple]:
+    moving = [
+        n
+        for n, tangent in enumerate(tangents[:4])
+        if not (tangent is None or isinstance(tangent, SymbolicZero))
+    ]
 
+    def run(*moved: jax.Array) -> tuple[jax.Array, jax.Array]:
+        arguments = list(primals)
+        for n, argument in zip(moving, moved, strict=True):
+            arguments[n] = argument
+        return _conv_pool_at_once(*arguments, pooling)
 
-def _conv_pool_backward(pooling: str, saved: tuple, gradients: tuple) -> tuple:
-    pullback, update_scale = saved
-    return *pullback(gradients), _no_gradient(update_scale)
-
-
-conv_pool.defvjp(_conv_pool_forward, _conv_pool_backward)
+    if not moving:
+        results = run()
+        return results, jax.tree.map(jnp.zeros_like, results)
+    return jax.jvp(run, [primals[n] for n in moving], [tangents[n] for n in moving])
 
 
 def _conv_pool_at_once(
@@ -290,7 +320,7 @@ def _conv_pool_at_once(
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
     gates = causal_conv(inputs, kernel, bias)
-    return _pool(gates, initial_state, update_scale, pooling, True)
+    return pool(gates, initial_state, update_scale, pooling, True)
 
 
 def _conv_pool_in_pieces(
@@ -326,6 +356,7 @@ def _conv_pool_in_pieces(
         jnp.empty((batch, time, initial_state.shape[1]), inputs.dtype),
         initial_state.astype(accumulator),
     )
+    carry = vary_alike(carry, like=(inputs, kernel, bias, update_scale))
     carry = lax.fori_loop(
         0, pieces, lambda n, carry: write_piece(n * length, length, carry), carry
     )

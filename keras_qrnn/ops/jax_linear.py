@@ -1,0 +1,204 @@
+"""A linear function of JAX whose transpose is written by hand.
+
+`jax.custom_vjp` has a gradient by hand, but no forward mode. `jax.custom_jvp` has both
+modes, but derives the gradient itself and decides what is kept for it. A `custom_jvp`
+whose tangents go through `linear_call` has both modes and the gradient by hand: reverse
+mode keeps the residuals, nothing else, and runs `transpose`.
+
+`jax.custom_derivatives.linear_call` does the same, but has no `vmap` (so no `jacfwd`)
+and no derivative by the residuals (so no second derivatives).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+# Of the residuals, a pytree, and the linear arguments, a tuple of arrays: a tuple of
+# arrays.
+Linear = Callable[[Any, Sequence[jax.Array]], tuple[jax.Array, ...]]
+
+
+def linear_call(
+    function: Linear,
+    transpose: Linear,
+    residuals: Any,
+    arguments: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
+    """`function(residuals, arguments)`, transposed by `transpose`.
+
+    Args:
+        function: linear in `arguments`. Both functions are made of what JAX can
+            differentiate, and are hashable: one object for each meaning.
+        transpose: called as `transpose(residuals, cotangents)`; returns the
+            cotangents of `arguments`, of their shapes and dtypes.
+        residuals: a pytree of arrays, numbers and None.
+        arguments: arrays.
+    """
+    leaves, tree = jax.tree.flatten(residuals)
+    function, transpose = _OfLeaves(function, tree), _OfLeaves(transpose, tree)
+    arguments = vary_alike(arguments, like=leaves)
+    return tuple(
+        _linear_call.bind(
+            *leaves,
+            *arguments,
+            function=function,
+            transpose=transpose,
+            count=len(leaves),
+        )
+    )
+
+
+def vary_alike(arrays: Sequence[jax.Array], like: Any) -> Sequence[jax.Array]:
+    """`arrays`, marked as different on the devices on which any of them or of the
+    pytree `like` is.
+
+    Inside `jax.shard_map` the type of an array says along which axes of the mesh its
+    values differ, and a loop must not change the type of what it carries. Elsewhere
+    this returns `arrays`.
+    """
+    union = frozenset().union(*map(_axes, jax.tree.leaves((arrays, like))))
+
+    def vary(array: jax.Array) -> jax.Array:
+        missing = tuple(union - _axes(array))
+        return _marked(array, missing) if missing else array
+
+    return tuple(map(vary, arrays))
+
+
+def _marked(array: jax.Array, axes: tuple) -> jax.Array:
+    if hasattr(lax, "pcast"):
+        return lax.pcast(array, axes, to="varying")
+    return lax.pvary(array, axes)  # its name in earlier versions
+
+
+def _axes(x: jax.Array | float) -> frozenset:
+    """The axes of a mesh along which the values of `x` differ."""
+    aval = getattr(x, "aval", None)
+    if hasattr(aval, "mat"):  # JAX 0.10
+        return aval.mat.varying
+    return getattr(aval, "vma", frozenset())  # earlier ones; the first had no such type
+
+
+@dataclass(frozen=True)
+class _OfLeaves:
+    """A `Linear` of flat residuals."""
+
+    function: Linear
+    tree: Any
+
+    def __call__(self, leaves: Sequence, arguments: Sequence) -> Sequence:
+        return self.function(self.tree.unflatten(leaves), arguments)
+
+
+@dataclass(frozen=True)
+class _Batched:
+    """A `Linear` of flat residuals and of arguments with one more axis in front."""
+
+    function: Linear
+    axes: tuple[int | None, ...]  # of each residual, 0 or None for none
+
+    def __call__(self, leaves: Sequence, arguments: Sequence) -> Sequence:
+        in_axes = (list(self.axes), 0)
+        return jax.vmap(self.function, in_axes)(list(leaves), list(arguments))
+
+
+_linear_call = Primitive("qrnn_linear_call")
+_linear_call.multiple_results = True
+
+
+@_linear_call.def_impl
+def _run(
+    *arguments: jax.Array, function: Linear, transpose: Linear, count: int
+) -> Sequence[jax.Array]:
+    return function(arguments[:count], arguments[count:])
+
+
+@_linear_call.def_abstract_eval
+def _types(*types: Any, **parameters: Any) -> Sequence:
+    return jax.make_jaxpr(lambda *x: _run(*x, **parameters))(*types).out_avals
+
+
+mlir.register_lowering(_linear_call, mlir.lower_fun(_run, multiple_results=True))
+
+
+def _tangents(
+    primals: Sequence, tangents: Sequence, count: int, **functions: Linear
+) -> tuple[Sequence, Sequence]:
+    residuals, arguments = primals[:count], primals[count:]
+    results = _linear_call.bind(*primals, count=count, **functions)
+    parts = []
+    if any(type(t) is not ad.Zero for t in tangents[count:]):
+        moved = map(ad.instantiate_zeros, tangents[count:])
+        parts.append(_linear_call.bind(*residuals, *moved, count=count, **functions))
+    moving = [n for n in range(count) if type(tangents[n]) is not ad.Zero]
+    if moving:
+
+        def by_residuals(*moved: jax.Array) -> Sequence[jax.Array]:
+            leaves = list(residuals)
+            for n, residual in zip(moving, moved, strict=True):
+                leaves[n] = residual
+            return tuple(functions["function"](leaves, arguments))
+
+        primal = [residuals[n] for n in moving]
+        tangent = [tangents[n] for n in moving]
+        parts.append(jax.jvp(by_residuals, primal, tangent)[1])
+    return results, [sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)]
+
+
+ad.primitive_jvps[_linear_call] = _tangents
+
+
+def _cotangents(
+    cotangents: Sequence,
+    *arguments: Any,
+    function: Linear,
+    transpose: Linear,
+    count: int,
+) -> Sequence:
+    found = _linear_call.bind(
+        *arguments[:count],
+        *map(ad.instantiate_zeros, cotangents),
+        function=transpose,
+        transpose=function,
+        count=count,
+    )
+    pairs = zip(arguments[count:], found, strict=True)
+    wanted = [ct if ad.is_undefined_primal(x) else None for x, ct in pairs]
+    return [None] * count + wanted
+
+
+ad.primitive_transposes[_linear_call] = _cotangents
+
+
+def _batch(
+    arguments: Sequence,
+    axes: Sequence,
+    function: Linear,
+    transpose: Linear,
+    count: int,
+) -> tuple[Sequence, Sequence]:
+    """The linear arguments all get the new axis: so do their cotangents."""
+    pairs = list(zip(arguments, axes, strict=True))
+    size = next(x.shape[axis] for x, axis in pairs if axis is not None)
+    leaves = [
+        x if axis is None else jax.numpy.moveaxis(x, axis, 0)
+        for x, axis in pairs[:count]
+    ]
+    linear = [batching.bdim_at_front(x, axis, size) for x, axis in pairs[count:]]
+    where = tuple(None if axis is None else 0 for axis in axes[:count])
+    results = _linear_call.bind(
+        *leaves,
+        *linear,
+        function=_Batched(function, where),
+        transpose=_Batched(transpose, where),
+        count=count,
+    )
+    return results, [0] * len(results)
+
+
+batching.primitive_batchers[_linear_call] = _batch
