@@ -1,22 +1,26 @@
-"""How time is cut: a scan in blocks, the rest of a layer in pieces.
+"""How time is cut: a scan in blocks, a layer in pieces.
 
-Step by step, a scan of `time` steps pays the cost of a step's dispatch `time`
-times. Where a step is small that cost is all there is. Then time is cut in
-blocks: all blocks advance together, each from a zero state, and their decays are
-multiplied; the state at each block's end follows from the one at the end of the block
-before, a scan of as many steps as there are blocks; what each block was handed is
-added to its states by one elementwise pass (TensorFlow), or all blocks advance once
-more, from it (PyTorch). More arithmetic, far fewer steps.
+A block is a stretch of the scan. A scan of one step after the other pays the cost of
+dispatching a step `time` times, and where a step is small that is its whole cost. A
+scan in blocks takes fewer, larger steps:
 
-Inference convolves and pools a long sequence in pieces, one after the other. The
-gates of all steps are the largest array of a layer, and on a CPU the pages of a
-large new array cost more than the arithmetic on it; the gates of a piece fit the
-caches and memory that is already there. Where a gradient is taken the gates must
-last, and only what is computed from them may live for a piece (PyTorch; XLA fuses
-it away).
+1. All blocks advance together, each from a state of zero. The decays of each block are
+   multiplied.
+2. The state at the end of each block follows from the one before: a scan with one step
+   for each block.
+3. Each block gets the state that it should have started from. TensorFlow adds it,
+   times the products of the decays, to all states of the block. PyTorch lets all blocks
+   advance once more, from that state.
+
+A piece is a stretch of the layer. Inference convolves and pools one piece of a long
+sequence after the other. The gates of all steps are a layer's largest array, and on a
+CPU a page of new memory costs more than the arithmetic on it; the gates of a piece fit
+in memory that is there already, and in the caches. Training keeps the gates of all
+steps for the gradient. Only what is computed from them is made for one piece at a time:
+by PyTorch explicitly, elsewhere by XLA, which fuses it away.
 """
 
-# Up to this many elements a step costs its dispatch and little else.
+# A step of at most this many elements costs its dispatch and little else.
 SMALL_STEP = 4096
 
 
@@ -24,20 +28,23 @@ def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
     """Whether a scan in blocks is faster than one step by step.
 
     Args:
-        time: number of steps, None where it is not known while tracing.
-        width: elements in one step, batch * units; None likewise.
+        time: the number of steps, or None where a graph does not know it.
+        width: the elements of one step, `batch * units`, or None likewise.
     """
     known = time is not None and width is not None
     return known and width <= SMALL_STEP and time >= 64
 
 
 def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:
-    """Steps in a piece of about `rows` steps of all sequences; at most `time`.
+    """The number of steps in a piece: at least 1, at most `time`.
+
+    A piece has about `rows` rows, a row being one step of one sequence.
 
     Args:
-        time: number of steps, None where it is not known while tracing.
-        batch: number of sequences, None likewise.
-        rows: what suits the backend.
+        time: the number of steps, or None where a graph does not know it; then None
+            is returned, for one piece.
+        batch: the number of sequences, or None likewise; then `time` is returned.
+        rows: the number of rows that suits the backend.
     """
     if time is None or batch is None:
         return time

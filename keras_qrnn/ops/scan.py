@@ -20,9 +20,12 @@ def linear_scan(
 
     The gradient is hand-written: the adjoint of the recurrence is the same
     recurrence run the other way, so it costs one more scan and can itself be
-    differentiated. Half-precision arguments are accumulated in float32. Where time
-    is cut in blocks the decays of a block are multiplied, and with decays above 1
-    such a product can overflow where the states themselves would not.
+    differentiated. Half-precision arguments are accumulated in float32.
+
+    On a GPU, and where time is cut in blocks, the decays of many steps are multiplied.
+    Decays above 1 can make such a product infinite where the states themselves are
+    finite: 10 does after 39 steps. Then the states are infinite or NaN, and NaN also
+    where a state is 0. Such decays are outside the range of the function.
 
     Args:
         decay: float tensor of shape `(batch, time, units)`.
@@ -51,7 +54,11 @@ def linear_scan(
 
 
 def as_tensor(x: Tensor) -> Tensor:
-    """`x` itself if it is a tensor: of one Keras's NumPy backend rounds float64."""
+    """`x` as a tensor of the backend, of the dtype that it has.
+
+    A tensor is returned as it is: Keras's NumPy backend would convert one of float64
+    to float32.
+    """
     if isinstance(x, keras.KerasTensor):
         raise ValueError(
             "Scans and poolings compute on tensors that have values. Expected a call "

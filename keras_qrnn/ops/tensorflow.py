@@ -1,5 +1,4 @@
-"""TensorFlow: one `tf.while_loop` under hand-written gradients, compiled by XLA where
-that is worth it."""
+"""TensorFlow: one loop under gradients by hand, compiled by XLA where that pays."""
 
 import functools
 import sys
@@ -7,34 +6,123 @@ from collections.abc import Callable
 
 import tensorflow as tf
 from keras import ops
+from tensorflow.python.eager import record
 
+from keras_qrnn.ops import equations
 from keras_qrnn.ops.blocks import is_cut_in_blocks
-from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.equations import GATES, Gates
 
 
-def _run(function: Callable, *arguments) -> tf.Tensor | tuple[tf.Tensor, ...]:
-    """Calls `function`, on a CPU compiled where the sequence it is about, the first
-    argument, will not come in many lengths."""
-    compiles = _is_compiled(arguments[0])
-    return (_by_xla(function) if compiles else function)(*arguments)
+def _run(
+    function: Callable, sequence: tf.Tensor, *arguments
+) -> tf.Tensor | tuple[tf.Tensor, ...]:
+    """`function(sequence, *arguments)`, compiled by XLA where `_is_compiled`."""
+    run = _by_xla(function) if _is_compiled(sequence) else function
+    return run(sequence, *arguments)
 
 
 def _is_compiled(sequence: tf.Tensor) -> bool:
-    """XLA takes a tenth of a second for each shape that it meets. Lengths that a graph
-    does not know, and those of eager calls, may be as many as there are calls."""
+    """Whether XLA compiles what is computed from `sequence`, `(batch, time, ...)`.
+
+    XLA takes a tenth of a second for each shape that it meets. So it compiles graphs
+    that know the number of steps. Eager calls, and graphs for any number of steps, may
+    meet as many shapes as there are calls.
+    """
     in_graph = not tf.executing_eagerly()
     has_xla = sys.platform != "darwin"  # a Mac's GPU has none
-    return in_graph and has_xla and not _has_gpu() and sequence.shape[1] is not None
+    known = in_graph and has_xla and sequence.shape[1] is not None
+    return known and not _has_gpu() and not _is_exporting()
 
 
-@functools.cache
+def _is_exporting() -> bool:
+    """Whether this graph is traced for a file, by Keras or a converter.
+
+    Other programs read no function that XLA compiles. Nothing in a graph says what it
+    is traced for: the modules that trace it are looked for on the stack.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_EXPORTERS = ("keras.src.export", "tf2onnx", "openvino", "tensorflow.lite")
+
+
 def _by_xla(function: Callable) -> Callable:
-    return tf.function(function, jit_compile=True, autograph=False)
+    """`function`, compiled by XLA: once for each shape in one graph.
+
+    The graph keeps what is traced here. If the module kept it, what a model traced
+    would stay in memory after the model.
+    """
+    compiled = _kept_by(tf.compat.v1.get_default_graph(), "compiled")
+    if function not in compiled:
+        compiled[function] = tf.function(function, jit_compile=True, autograph=False)
+    return compiled[function]
+
+
+def _gradient_by_hand(function: Callable) -> Callable:
+    """`tf.custom_gradient`, but a graph frees its gradients with itself.
+
+    In a graph, `tf.custom_gradient` registers each call under a name of its own, for
+    good, and what is registered holds the graph: megabytes for each model. Here one
+    gradient is registered, and the graph holds what each call needs.
+
+    Args:
+        function: called with tensors; returns the results and a function from the
+            gradients by the results to those by the arguments.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: tf.Tensor) -> tf.Tensor | tuple[tf.Tensor, ...]:
+        if tf.executing_eagerly():
+            return tf.custom_gradient(function)(*arguments)
+        results, gradient = function(*arguments)
+        flat = tf.nest.flatten(results)
+
+        def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
+            # The operation below takes the results too; they get no gradient there.
+            found = gradient(*d_results[: len(flat)])
+            return [None] * len(flat) + tf.nest.flatten(found)
+
+        given = [*flat, *arguments]
+        graph = tf.compat.v1.get_default_graph()
+        with graph.gradient_override_map({"IdentityN": _BY_HAND}):
+            taken = tf.identity_n(given)
+        _kept_by(graph, "gradients")[taken[0].op.name] = gradients
+        record.record_operation(_BY_HAND, taken, given, gradients)  # for a tape
+        return tf.nest.pack_sequence_as(results, taken[: len(flat)])
+
+    return run
+
+
+_BY_HAND = "KerasQrnnGradientByHand"
+
+
+@tf.RegisterGradient(_BY_HAND)
+def _gradients_of(
+    operation: tf.Operation, *d_results: tf.Tensor
+) -> list[tf.Tensor | None]:
+    return _kept_by(operation.graph, "gradients")[operation.name](*d_results)
+
+
+def _kept_by(graph: tf.Graph, name: str) -> dict:
+    """A dictionary of this module's that lives as long as the graph."""
+    name = f"_keras_qrnn_{name}"
+    if not hasattr(graph, name):
+        setattr(graph, name, {})
+    return getattr(graph, name)
 
 
 def linear_scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
+    # `tf.cast` returns a variable of the dtype as it is; a custom gradient takes none.
+    decay, inputs, initial_state = map(
+        tf.convert_to_tensor, (decay, inputs, initial_state)
+    )
     accumulator = _accumulator(inputs.dtype)
     states = _linear_scan(
         tf.cast(decay, accumulator),
@@ -52,7 +140,7 @@ def _accumulator(dtype: tf.DType) -> tf.DType:
 def _linear_scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    @tf.custom_gradient
+    @_gradient_by_hand
     def scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
@@ -150,7 +238,7 @@ def _in_place(
     asks for that of `states` in `_linear_scan`.
     """
 
-    @tf.custom_gradient
+    @_gradient_by_hand
     def scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
@@ -216,7 +304,7 @@ def _steps(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
     """Time-major scan, one step at a time."""
-    time = tf.shape(inputs)[0]
+    time = tf.shape(inputs)[0] if inputs.shape[0] is None else inputs.shape[0]
     # XLA needs the shape of an element, which a state of unknown batch lacks.
     states = tf.TensorArray(
         inputs.dtype, size=time, element_shape=inputs.shape[1:], clear_after_read=False
@@ -224,14 +312,14 @@ def _steps(
 
     def step(n: tf.Tensor, state: tf.Tensor, states: tf.TensorArray) -> tuple:
         t = time - 1 - n if reverse else n
-        state = decay[t] * state + inputs[t]
-        return n + 1, state, states.write(t, state)
+        following = decay[t] * state + inputs[t]
+        following.set_shape(state.shape)  # of which `inputs` may know less
+        return n + 1, following, states.write(t, following)
 
     _, _, states = tf.while_loop(
         lambda n, *_: n < time,
         step,
         (0, tf.ensure_shape(initial_state, inputs.shape[1:]), states),
-        maximum_iterations=time,
     )
     return states.stack()
 
@@ -280,11 +368,15 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    accumulator = _accumulator(gates.dtype)
-    if isinstance(update_scale, tf.Tensor):
-        update_scale = tf.cast(update_scale, accumulator)
+    gates, initial_state = map(tf.convert_to_tensor, (gates, initial_state))
+    if tf.is_tensor(update_scale):
+        update_scale = tf.cast(
+            tf.convert_to_tensor(update_scale), _accumulator(gates.dtype)
+        )
+    channels = gates.shape[2]
+    units = channels and channels // len(GATES[pooling])
 
-    @tf.custom_gradient
+    @_gradient_by_hand
     def fused(
         gates: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
@@ -292,7 +384,7 @@ def pool(
             _pool, gates, initial_state, update_scale, pooling, activate
         )
         for sequence in (outputs, cells):
-            sequence.set_shape((*gates.shape[:2], None))
+            sequence.set_shape((*gates.shape[:2], units))
 
         def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
             return _run(
@@ -312,13 +404,12 @@ def _pool(
     pooling: str,
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Outputs and cell states."""
-    z, f, o, i = _activations(gates, pooling, activate)
-    decay = _decay(f, update_scale)
-    inputs = z - decay * z if i is None else _times(update_scale, i * z)
-    state = tf.cast(initial_state, z.dtype)
+    """Outputs, and the cell states of all steps."""
+    activated = _activated(gates, pooling, activate)
+    decay, inputs = equations.decay_and_inputs(activated, update_scale)
+    state = tf.cast(initial_state, inputs.dtype)
     cells = _linear_scan(decay, inputs, state, reverse=False)
-    outputs = cells if o is None else o * cells
+    outputs = equations.outputs_of(activated, cells)
     return tf.cast(outputs, gates.dtype), cells
 
 
@@ -332,73 +423,86 @@ def _pool_gradient(
     d_outputs: tf.Tensor,
     d_last: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    """The gradients by `gates` and `initial_state`."""
     # The activations are recomputed: only what cannot be is kept. (A graph finds
     # them to be those of the forward pass, and keeps them in place of the gates.)
     d_outputs = tf.cast(d_outputs, cells.dtype)
-    z, f, o, i = _activations(gates, pooling, activate)
-    decay = _decay(f, update_scale)
+    activated = _activated(gates, pooling, activate)
+    decay, _ = equations.decay_and_inputs(activated, update_scale)
     # A graph runs what it can as soon as it can, and the results take memory from
     # then on: nothing here may begin before the forward pass has ended, nor what
     # needs no adjoint before there is one.
     with tf.control_dependencies([cells, d_outputs]):
-        d_cells = d_outputs if o is None else d_outputs * o
+        d_cells = equations.outputs_of(activated, d_outputs)
         adjoint = _adjoint(decay, d_cells, reverse=False, last=d_last)
 
     with tf.control_dependencies([adjoint]):
         state = tf.cast(initial_state, cells.dtype)
         previous = _previous(cells, state, reverse=False)
-        if i is None:
-            d_z = adjoint - adjoint * decay
-            d_f = _times(update_scale, adjoint * (previous - z))
-            others = [(f, d_f)]
-        else:
-            kept = _times(update_scale, adjoint)
-            d_z = kept * i
-            others = [(f, kept * previous)]
-        if o is not None:
-            others.append((o, d_outputs * cells))
-        if i is not None:
-            others.append((i, kept * z))
+        d_gates = equations.gate_gradients(
+            activated, update_scale, cells, previous, d_outputs, adjoint
+        )
         if activate:
-            d_z = tf.raw_ops.TanhGrad(y=z, dy=d_z)
-            others = [(y, tf.raw_ops.SigmoidGrad(y=y, dy=dy)) for y, dy in others]
-        d_gates = tf.concat([d_z, *(dy for _, dy in others)], axis=-1)
+            d_gates = _logit_gradients(activated, d_gates)
+        d_packed = tf.concat(d_gates, axis=-1)
         d_initial = decay[:, 0] * adjoint[:, 0]
-    return tf.cast(d_gates, gates.dtype), tf.cast(d_initial, initial_state.dtype)
+    return tf.cast(d_packed, gates.dtype), tf.cast(d_initial, initial_state.dtype)
 
 
-def _times(update_scale: tf.Tensor | float | None, x: tf.Tensor) -> tf.Tensor:
-    return x if update_scale is None else update_scale * x
+def _logit_gradients(gates: Gates, d_gates: list[tf.Tensor]) -> list[tf.Tensor]:
+    """`equations.logit_gradients` by TensorFlow's operations, one for three there."""
+    z, *sigmoids = (gate for gate in gates if gate is not None)
+    d_z, *d_sigmoids = d_gates
+    pairs = zip(sigmoids, d_sigmoids, strict=True)
+    return [
+        tf.raw_ops.TanhGrad(y=z, dy=d_z),
+        *(tf.raw_ops.SigmoidGrad(y=y, dy=dy) for y, dy in pairs),
+    ]
 
 
-def _decay(f: tf.Tensor, update_scale: tf.Tensor | float | None) -> tf.Tensor:
-    return f if update_scale is None else 1 - update_scale * (1 - f)
-
-
-def _activations(gates: tf.Tensor, pooling: str, activate: bool) -> tuple:
-    """The gates z, f, o, i in the accumulator's dtype, None where there is none."""
-    packed = tf.cast(gates, _accumulator(gates.dtype))
-    z, *others = tf.split(packed, len(GATES[pooling]), axis=-1)
+def _activated(packed: tf.Tensor, pooling: str, activate: bool) -> Gates:
+    """The activated gates of packed ones, in the accumulator's dtype."""
+    packed = tf.cast(packed, _accumulator(packed.dtype))
+    z, f, *others = tf.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
-        z, others = tf.tanh(z), [tf.sigmoid(gate) for gate in others]
-    return z, *others, *[None] * (3 - len(others))
+        return Gates(tf.tanh(z), *map(tf.sigmoid, (-f, *others)))
+    return Gates(z, 1 - f, *others)
 
 
 def causal_conv(
     inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None
 ) -> tf.Tensor:
+    inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
+    window, features, channels = kernel.shape
+    inputs = tf.ensure_shape(inputs, (None, None, features))
     if _has_gpu():
         outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
     else:
         outputs = _convolution(inputs, kernel)
-    if bias is None:
-        return outputs
-    # The faster one sums the bias's gradient in half precision, if it has that.
-    half = outputs.dtype in (tf.float16, tf.bfloat16)
-    return outputs + bias if half else tf.nn.bias_add(outputs, bias)
+    if not inputs.shape[0]:
+        # A convolution of no rows returns the shape of its inputs.
+        batch, time = tf.unstack(tf.shape(inputs)[:2])
+        outputs = tf.reshape(outputs, (batch, time - window + 1, channels))
+    return outputs if bias is None else _add_bias(outputs, tf.convert_to_tensor(bias))
 
 
-@tf.custom_gradient
+def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`outputs + bias`. The bias's gradient, a sum over all steps, is a float32 sum."""
+    if outputs.dtype not in (tf.float16, tf.bfloat16):
+        return tf.nn.bias_add(outputs, bias)
+
+    @_gradient_by_hand
+    def add(outputs: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            d_bias = tf.reduce_sum(tf.cast(d_outputs, tf.float32), axis=[0, 1])
+            return d_outputs, tf.cast(d_bias, bias.dtype)
+
+        return outputs + bias, gradient
+
+    return add(outputs, bias)
+
+
+@_gradient_by_hand
 def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """TensorFlow's but for the kernel's gradient: on a CPU products of matrices are
     faster, in bfloat16 twice as fast."""

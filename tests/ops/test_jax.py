@@ -11,7 +11,6 @@ if keras.config.backend() != "jax":
 
 import jax
 import jax.numpy as jnp
-from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
 from keras_qrnn import QRNN, linear_scan
@@ -210,28 +209,6 @@ def test_shard_map(name, replicated):
     out_specs = PartitionSpec("data"), (PartitionSpec("data"), PartitionSpec())
     sharded = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=out_specs)
     assert_same(jax.jit(sharded)(x, state), step(x, state))
-
-
-@pytest.mark.parametrize("window", [1, 3])
-def test_symbolic_shapes_with_a_mask_and_a_gradient(window):
-    layer = QRNN(4, window, return_sequences=True)
-    layer.build((None, None, 3))
-    batch, time, _ = shape = export.symbolic_shape("batch, time, 3")
-
-    def call(x, mask):
-        return layer(x, mask=mask)
-
-    exported = export.export(jax.jit(call))(
-        jax.ShapeDtypeStruct(shape, "float32"),
-        jax.ShapeDtypeStruct((batch, time), "bool"),
-    )
-    rng = np.random.default_rng(6)
-    x, mask = draw(rng, 2, 7, 3), jnp.asarray(rng.random((2, 7)) < 0.6)
-    above = draw(rng, 2, 7, 4)
-    outputs, pullback = jax.vjp(lambda x: call(x, mask), x)
-    assert_close("outputs", exported.call(x, mask), outputs)
-    got = exported.vjp().call(x, mask, above)[0]
-    assert_close("d_x", got, pullback(above)[0])
 
 
 def test_associative_scan_equals_sequential():

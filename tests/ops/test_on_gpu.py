@@ -10,8 +10,10 @@ import pytest
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.backend import backend as active
-from tests import reference, test_ops
+from tests import reference
+from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
+from tests.ops import test_pooling, test_scan
 
 BACKEND = keras.config.backend()
 
@@ -37,12 +39,12 @@ def _as_on_a_gpu():
         jax.clear_caches()
 
 
-test_scan_values = test_ops.test_scan_values
-test_scan_gradients = test_ops.test_scan_gradients
-test_scan_accumulates = test_ops.test_scan_accumulates
-test_pool_values_and_gradients = test_ops.test_pool_values_and_gradients
-test_second_gradients = test_ops.test_second_gradients
-test_second_gradients_of_the_scan = test_ops.test_second_gradients_of_the_scan
+test_scan_values = test_scan.test_scan_values
+test_scan_gradients = test_scan.test_scan_gradients
+test_scan_accumulates = test_scan.test_scan_accumulates
+test_pool_values_and_gradients = test_pooling.test_pool_values_and_gradients
+test_second_gradients = test_pooling.test_second_gradients
+test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
 test_values = test_layer.test_values
 test_gradients = test_layer.test_gradients
 test_inference_in_pieces = test_layer.test_inference_in_pieces
@@ -57,7 +59,7 @@ test_other_activations = test_layer.test_other_activations
 def test_graph_of_unknown_sizes(shape, jit_compile):
     import tensorflow as tf
 
-    arrays = test_ops.scan_arguments((2, 37, 3))
+    arrays = test_scan.scan_arguments((2, 37, 3))
     scan = tf.function(
         lambda *tensors: active.linear_scan(*tensors, False),
         input_signature=[
@@ -67,8 +69,8 @@ def test_graph_of_unknown_sizes(shape, jit_compile):
         ],
         jit_compile=jit_compile,
     )
-    test_ops.assert_close(
-        scan(*map(np.float32, arrays)), reference.linear_scan(*arrays)
+    assert_close(
+        "states", scan(*map(np.float32, arrays)), reference.linear_scan(*arrays)
     )
 
 

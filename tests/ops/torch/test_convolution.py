@@ -11,8 +11,8 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn.ops.torch import convolution, loops
+from tests.assertions import assert_close
 from tests.gradients import value_and_gradients
-from tests.test_ops import assert_close
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
@@ -36,9 +36,9 @@ def test_convolution_equals_pytorchs(name, window, rows, use_bias, monkeypatch):
     own = getattr(convolution, name).apply
     got = value_and_gradients(lambda *a: loss(own, *a), arrays)
     want = value_and_gradients(lambda *a: loss(plain, *a), arrays)
-    assert_close(got[0], want[0])
-    for g, w in zip(got[1], want[1], strict=True):
-        assert_close(g, w)
+    assert_close("value", got[0], want[0])
+    for n, (g, w) in enumerate(zip(got[1], want[1], strict=True)):
+        assert_close(("d_inputs", "d_kernel", "d_bias")[n], g, w)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -11,7 +11,8 @@ if keras.config.backend() != "torch":
 import torch
 
 import keras_qrnn.ops.torch as torch_ops
-from tests.test_ops import assert_close, pool_arguments
+from tests.assertions import assert_close
+from tests.ops.test_pooling import pool_arguments
 
 
 @pytest.mark.parametrize("update_scale", [None, 0.75, "mask"])
@@ -28,6 +29,6 @@ def test_pool_in_place_equals_the_other(pooling, time, update_scale):
     want = torch_ops.pool(packed.clone(), *arguments)
     with torch.no_grad():
         got = torch_ops.pool(packed.clone(), *arguments)
-    for g, w in zip(got, want, strict=True):
-        assert_close(g, ops.convert_to_numpy(w))
+    for name, g, w in zip(("outputs", "last"), got, want, strict=True):
+        assert_close(name, g, ops.convert_to_numpy(w))
         assert g.untyped_storage().nbytes() == g.nbytes

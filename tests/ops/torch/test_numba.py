@@ -19,8 +19,10 @@ import torch
 
 import keras_qrnn
 from keras_qrnn.ops.torch import choice, loops, openmp
-from tests import reference, test_ops
+from tests import reference
+from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
+from tests.ops import test_pooling, test_scan
 from tests.ops.torch import kernels
 
 find_numba = choice._numba
@@ -53,12 +55,12 @@ def many_threads(request, monkeypatch):
     torch.set_num_threads(before)
 
 
-test_scan_values = test_ops.test_scan_values
-test_scan_gradients = test_ops.test_scan_gradients
-test_scan_accumulates = test_ops.test_scan_accumulates
-test_pool_values_and_gradients = test_ops.test_pool_values_and_gradients
-test_second_gradients = test_ops.test_second_gradients
-test_second_gradients_of_the_scan = test_ops.test_second_gradients_of_the_scan
+test_scan_values = test_scan.test_scan_values
+test_scan_gradients = test_scan.test_scan_gradients
+test_scan_accumulates = test_scan.test_scan_accumulates
+test_pool_values_and_gradients = test_pooling.test_pool_values_and_gradients
+test_second_gradients = test_pooling.test_second_gradients
+test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
 test_values = test_layer.test_values
 test_gradients = test_layer.test_gradients
 test_inference_in_pieces = test_layer.test_inference_in_pieces
@@ -137,7 +139,7 @@ def test_openmp_is_found():
     time_major=st.booleans(),
 )
 def test_scan_in_either_order_of_memory(shape, reverse, time_major):
-    scan, arrays = find_numba().linear_scan, test_ops.scan_arguments(shape)
+    scan, arrays = find_numba().linear_scan, test_scan.scan_arguments(shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find_numba(), "PER_THREAD", 1)
         decay, inputs, state = map(torch.from_numpy, arrays)
@@ -147,7 +149,7 @@ def test_scan_in_either_order_of_memory(shape, reverse, time_major):
         states = scan(decay, inputs, state, reverse)
     assert states.stride() == inputs.stride() or 1 in shape
     want = reference.linear_scan(*arrays, reverse)
-    test_ops.assert_close(states.transpose(0, 1), want)
+    assert_close("states", states.transpose(0, 1), want)
 
 
 @pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-6), ("float64", 1e-14)])

@@ -24,8 +24,10 @@ import torch
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.torch import choice, loops
-from tests import reference, test_ops
+from tests import reference
+from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
+from tests.ops import test_pooling, test_scan
 from tests.ops.torch import kernels
 
 ROOT = Path(__file__).parents[3]
@@ -39,12 +41,12 @@ def _as_on_a_gpu():
         yield
 
 
-test_scan_values = test_ops.test_scan_values
-test_scan_gradients = test_ops.test_scan_gradients
-test_scan_accumulates = test_ops.test_scan_accumulates
-test_pool_values_and_gradients = test_ops.test_pool_values_and_gradients
-test_second_gradients = test_ops.test_second_gradients
-test_second_gradients_of_the_scan = test_ops.test_second_gradients_of_the_scan
+test_scan_values = test_scan.test_scan_values
+test_scan_gradients = test_scan.test_scan_gradients
+test_scan_accumulates = test_scan.test_scan_accumulates
+test_pool_values_and_gradients = test_pooling.test_pool_values_and_gradients
+test_second_gradients = test_pooling.test_second_gradients
+test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
 test_values = test_layer.test_values
 test_gradients = test_layer.test_gradients
 test_inference_in_pieces = test_layer.test_inference_in_pieces
@@ -78,7 +80,7 @@ def test_kernels_in_chunks_do_what_the_loops_do(
 @pytest.mark.parametrize("time", [33, 37])
 def test_scan_in_chunks(time, reverse, monkeypatch):
     monkeypatch.setattr(choice._triton(), "SHORTEST", 8)
-    arrays = test_ops.scan_arguments((2, time, 5))
+    arrays = test_scan.scan_arguments((2, time, 5))
     decay, inputs, state = (
         torch.asarray(a, device=kernels.DEVICE, dtype=torch.float64) for a in arrays
     )
@@ -86,7 +88,7 @@ def test_scan_in_chunks(time, reverse, monkeypatch):
         decay.transpose(0, 1), inputs.transpose(0, 1), state, reverse
     )
     expected = reference.linear_scan(*arrays, reverse)
-    test_ops.assert_close(got.transpose(0, 1), expected)
+    assert_close("states", got.transpose(0, 1), expected)
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(0, 10**6))

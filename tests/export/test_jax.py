@@ -1,0 +1,39 @@
+"""JAX: what is exported runs without this package."""
+
+import keras
+import numpy as np
+import pytest
+
+if keras.config.backend() != "jax":
+    pytest.skip("exports of JAX", allow_module_level=True)
+
+import jax
+from jax import export
+
+from keras_qrnn import QRNN
+from tests.assertions import assert_close
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_export_of_any_batch_and_time(window, masked):
+    """Values and the gradient by the inputs, of symbolic sizes."""
+    layer = QRNN(4, window, return_sequences=True)
+    layer.build((None, None, 3))
+    batch, time, _ = shape = export.symbolic_shape("batch, time, 3")
+    arguments = [jax.ShapeDtypeStruct(shape, "float32")]
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(2, 7, 3)).astype("float32")]
+    if masked:
+        arguments.append(jax.ShapeDtypeStruct((batch, time), "bool"))
+        values.append(rng.random((2, 7)) < 0.6)
+
+    def call(x, mask=None):
+        return layer(x, mask=mask)
+
+    exported = export.export(jax.jit(call))(*arguments)
+    outputs, pullback = jax.vjp(lambda x: call(x, *values[1:]), values[0])
+    assert_close("outputs", exported.call(*values), outputs, 1e-6)
+    above = rng.normal(size=outputs.shape).astype("float32")
+    got, expected = exported.vjp().call(*values, above)[0], pullback(above)[0]
+    assert_close("d_x", got, expected)

@@ -1,0 +1,187 @@
+"""The poolings against the step-by-step reference and the backend's own gradients."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_qrnn
+from keras_qrnn.ops.backend import backend as active
+from tests import reference
+from tests.assertions import assert_close
+from tests.gradients import second_gradients, value_and_gradients
+
+differentiable = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
+)
+
+POOLS = {"f": keras_qrnn.f_pool, "fo": keras_qrnn.fo_pool, "ifo": keras_qrnn.ifo_pool}
+
+
+def names_of(pooling):
+    return [*reference.GATES[pooling], "initial_state"]
+
+
+def pool_arguments(pooling, shape, activated):
+    rng = np.random.default_rng(len(pooling))
+    gates = [rng.normal(size=shape) for _ in reference.GATES[pooling]]
+    if activated:
+        gates = [np.tanh(gates[0]), *map(reference.sigmoid, gates[1:])]
+    state = rng.normal(size=(shape[0], shape[2]))
+    return [a.astype("float32") for a in (*gates, state)]
+
+
+def naive_pool(pooling, gates, state, update_scale=1.0):
+    """The paper's equations in keras.ops, differentiated by the backend."""
+    z, f, *rest = gates
+    f = 1 - update_scale * (1 - f)
+    i = update_scale * rest[1] if pooling == "ifo" else 1 - f
+    cells = []
+    for t in range(z.shape[1]):
+        state = f[:, t] * state + i[:, t] * z[:, t]
+        cells.append(state)
+    cells = ops.stack(cells, axis=1)
+    return (cells if pooling == "f" else rest[0] * cells), state
+
+
+@differentiable
+@pytest.mark.parametrize(
+    ("batch", "time"), [(2, 1), (2, 7), (2, 70), (600, 8), (2000, 2)]
+)
+@pytest.mark.parametrize("pooling", POOLS)
+def test_pool_values_and_gradients(pooling, batch, time):
+    shape = (batch, time, 3)
+    arrays = pool_arguments(pooling, shape, activated=True)
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=shape), rng.normal(size=(batch, 3))
+    weights = [w.astype("float32") for w in weights]
+
+    def loss(pool, *tensors):
+        outputs, state = pool(*tensors)
+        return sum(
+            ops.sum(x * ops.convert_to_tensor(w))
+            for x, w in zip((outputs, state), weights, strict=True)
+        )
+
+    def naive(*tensors):
+        return naive_pool(pooling, tensors[:-1], tensors[-1])
+
+    got = value_and_gradients(lambda *a: loss(POOLS[pooling], *a), arrays)
+    want = value_and_gradients(lambda *a: loss(naive, *a), arrays)
+    assert_close("loss", got[0], want[0])
+    for name, g, w in zip(names_of(pooling), got[1], want[1], strict=True):
+        assert_close(f"d_{name}", g, w)
+
+
+@differentiable
+@pytest.mark.parametrize("pooling", POOLS)
+@pytest.mark.parametrize("by", [slice(None), slice(-1), slice(-1, None)])
+def test_second_gradients(pooling, by):
+    """Through the backend's own autodiff of the equations, and through ours.
+
+    By all arguments, by the gates alone and by the state alone.
+    """
+    arrays = pool_arguments(pooling, (2, 4, 3), activated=False)
+
+    def loss(pool):
+        def function(*tensors):
+            every = [ops.convert_to_tensor(a) for a in arrays]
+            every[by] = tensors
+            outputs, state = pool(every[:-1], every[-1])
+            return ops.sum(outputs**2) + ops.sum(state**3)
+
+        return function
+
+    def fused(gates, state):
+        packed = ops.concatenate(gates, axis=-1)
+        return active.pool(packed, state, 0.75, pooling, activate=True)
+
+    def naive(gates, state):
+        gates = [ops.tanh(gates[0]), *map(ops.sigmoid, gates[1:])]
+        return naive_pool(pooling, gates, state, 0.75)
+
+    got = second_gradients(loss(fused), arrays[by])
+    want = second_gradients(loss(naive), arrays[by])
+    for name, g, w in zip(names_of(pooling)[by], got, want, strict=True):
+        assert np.abs(w).max() > 1e-3
+        assert_close(f"second derivative by {name}", g, w, 1e-4)
+
+
+def test_pool_refuses():
+    z = np.ones((2, 4, 3), "float32")
+    with pytest.raises(ValueError, match="`f` and `z` must have the same shape"):
+        keras_qrnn.fo_pool(z, z[:, 1:], z)
+    with pytest.raises(ValueError, match="`initial_state`"):
+        keras_qrnn.f_pool(z, z, np.ones((3, 3), "float32"))
+
+
+@pytest.mark.parametrize("ulps", [1, 8])
+@pytest.mark.parametrize("pooling", ["f", "fo"])
+def test_forget_gates_near_one(pooling, ulps):
+    """1 - f keeps its digits, and so do the small states that it lets in."""
+    z = np.random.default_rng(4).uniform(0.1, 1, (2, 50, 3)).astype("float32")
+    f = np.full(z.shape, 1 - ulps * 2.0**-23, "float32")
+    o = [np.ones(z.shape, "float32")] * (pooling == "fo")
+    outputs, last = POOLS[pooling](z, f, *o)
+    decay, zeros = f.astype("float64"), np.zeros((2, 3))
+    expected = reference.linear_scan(decay, (1 - decay) * z, zeros)
+    scale = expected.max()
+    outputs, last = map(ops.convert_to_numpy, (outputs, last))
+    assert_close("outputs", outputs / scale, expected / scale, 2e-5)
+    assert_close("last", last / scale, expected[:, -1] / scale, 2e-5)
+
+
+@differentiable
+@pytest.mark.parametrize("pooling", ["f", "fo"])
+def test_gradients_at_forget_gates_near_one(pooling):
+    """By z the gradient is a product with 1 - f."""
+    rng = np.random.default_rng(5)
+    shape = (1, 20, 3)
+    z = rng.normal(size=shape).astype("float32")
+    f = np.full(shape, 1 - 2.0**-22, "float32")
+    o = [np.ones(shape, "float32")] * (pooling == "fo")
+    weight = rng.uniform(0.1, 1, shape).astype("float32")
+
+    def loss(*tensors):
+        outputs, _ = POOLS[pooling](*tensors)
+        return ops.sum(outputs * ops.convert_to_tensor(weight))
+
+    _, gradients = value_and_gradients(loss, [z, f, *o])
+    decay = f.astype("float64")
+    arguments = decay, (1 - decay) * z, np.zeros((1, 3)), weight
+    d_decay, d_inputs, _ = reference.linear_scan_gradients(*arguments)
+    scale = np.abs(d_inputs * (1 - decay)).max()
+    assert_close("d_z", gradients[0] / scale, d_inputs * (1 - decay) / scale, 2e-5)
+    assert_close("d_f", gradients[1], d_decay - d_inputs * z)
+
+
+LOGITS = np.array([-30, -12, -1, 0, 1, 12, 16, 20], "float32")
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="PyTorch's kernels take 1 - f from f"
+)
+@pytest.mark.parametrize("pooling", POOLS)
+def test_update_comes_from_the_negated_logit(pooling):
+    """At f = 1 - 2e-9 a float32 f is 1, and its unit would never change."""
+    logits = np.tile(LOGITS, (1, 4, 1))
+    ones = np.full(logits.shape, 30, "float32")
+    gates = [ones, logits, *[ones] * (len(reference.GATES[pooling]) - 2)]
+    packed = ops.convert_to_tensor(np.concatenate(gates, axis=-1))
+    state = np.full((1, len(LOGITS)), 0.0 if pooling != "ifo" else 2.0, "float32")
+    outputs, _ = active.pool(packed, ops.convert_to_tensor(state), None, pooling, True)
+    got = ops.convert_to_numpy(outputs)
+    update = reference.sigmoid(-logits.astype("float64"))
+    inputs = update if pooling != "ifo" else np.ones(update.shape)
+    expected = reference.linear_scan(1 - update, inputs, state.astype("float64"))
+    np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLS)
+def test_a_batch_without_rows(pooling):
+    gates = [ops.zeros((0, 4, 3))] * len(reference.GATES[pooling])
+    outputs, last = POOLS[pooling](*gates)
+    assert tuple(outputs.shape) == (0, 4, 3)
+    assert tuple(last.shape) == (0, 3)
+    states = keras_qrnn.linear_scan(*gates[:2])
+    assert tuple(states.shape) == (0, 4, 3)

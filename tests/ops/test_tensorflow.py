@@ -1,0 +1,243 @@
+"""TensorFlow: what is compiled, what a graph may not know, half precision."""
+
+import sys
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+
+if keras.config.backend() != "tensorflow":
+    pytest.skip("functions of TensorFlow", allow_module_level=True)
+
+import tensorflow as tf
+from keras import ops
+
+import keras_qrnn
+from keras_qrnn import QRNN
+from keras_qrnn.ops import tensorflow as active
+from keras_qrnn.ops.equations import GATES
+from tests.assertions import assert_close
+from tests.gradients import second_gradients, value_and_gradients
+
+HAS_XLA = sys.platform != "darwin" and not active._has_gpu()
+
+
+def compiled_functions(graph):
+    """The numbers of nodes of what XLA compiles in a graph."""
+    functions = graph.as_graph_def().library.function
+    return [len(f.node_def) for f in functions if f.attr["_XlaMustCompile"].b]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("window", [1, 3])
+def test_convolution_equals_tensorflows(window, known):
+    """Values, gradients and those of second order; a graph may not know the sizes."""
+    rng = np.random.default_rng(window)
+    shapes = [(2, 7, 3), (window, 3, 8)]
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+    def loss(convolution):
+        return lambda *tensors: ops.sum(ops.sin(convolution(*tensors)))
+
+    signature = [tf.TensorSpec((None, None, 3)), tf.TensorSpec(shapes[1])]
+    own = tf.function(active._convolution, input_signature=None if known else signature)
+    plain = partial(tf.nn.conv1d, stride=1, padding="VALID")
+    (value, first), (expected_value, expected_first) = (
+        value_and_gradients(loss(f), arrays) for f in (own, plain)
+    )
+    second, expected_second = (second_gradients(loss(f), arrays) for f in (own, plain))
+    assert_close("value", value, expected_value)
+    for name, n in (("inputs", 0), ("kernel", 1)):
+        assert_close(f"d_{name}", first[n], expected_first[n])
+        assert_close(f"second derivative by {name}", second[n], expected_second[n])
+
+
+def test_xla_compiles_what_has_a_known_length():
+    def compiled(time):
+        scan = tf.function(lambda x: active.linear_scan(x, x, x[:, 0], False))
+        traced = scan.get_concrete_function(tf.TensorSpec((None, time, 3)))
+        return compiled_functions(traced.graph)
+
+    assert compiled(None) == []
+    assert bool(compiled(8)) == HAS_XLA
+    assert compiled(8) == compiled(512)  # what is compiled does not grow
+
+
+def test_what_is_compiled_is_freed_with_its_graph():
+    """A module's cache of functions would keep what every model has traced."""
+    import gc
+    import weakref
+
+    def trace(units):
+        def loss(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = ops.sum(active.pool(x, x[:, 0, :units], None, "f", True)[0])
+            return tape.gradient(value, x)
+
+        traced = tf.function(loss).get_concrete_function(
+            tf.TensorSpec((2, 4, 2 * units))
+        )
+        assert bool(compiled_functions(traced.graph)) == HAS_XLA
+        return weakref.ref(traced.graph)
+
+    graphs = [trace(units) for units in (2, 3, 4)]
+    gc.collect()
+    assert [graph() for graph in graphs] == [None] * 3
+
+
+def test_second_gradients_of_two_batches_in_one_graph():
+    """What has been compiled for batches of any size is taken for one of known size."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s).astype("float32") for s in ((2, 9, 6), (2, 3))]
+
+    def loss(gates, state):
+        outputs, last = active.pool(gates, state, None, "f", activate=True)
+        return ops.sum(outputs**2) + ops.sum(last**3)
+
+    def twice(gates, state):
+        batch = tf.random.uniform((), 2, 3, tf.int32)  # unknown to the graph
+        return loss(gates[:batch], state[:batch]) + loss(gates, state)
+
+    got, want = second_gradients(twice, arrays), second_gradients(loss, arrays)
+    with pytest.raises(AssertionError):
+        assert_close("second derivative by gates", got[0], want[0])
+    both = second_gradients(lambda *a: 2 * loss(*a), arrays)
+    for name, g, w in zip(("gates", "state"), got, both, strict=True):
+        assert_close(f"second derivative by {name}", g, w)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradient_of_the_bias_is_a_sum_in_float32(dtype, compiled):
+    rows, time, channels = 8, 512, 4
+    inputs, kernel = tf.zeros((rows, time, 1), dtype), tf.zeros((1, 1, channels), dtype)
+    bias = tf.zeros((channels,), dtype)
+    above = np.random.default_rng(1).uniform(0, 1, (rows, time, channels))
+    above = tf.cast(above, dtype)
+
+    @tf.function(jit_compile=compiled and HAS_XLA)
+    def gradient(bias):
+        with tf.GradientTape() as tape:
+            tape.watch(bias)
+            outputs = active.causal_conv(inputs, kernel, bias)
+        return tape.gradient(outputs, bias, above)
+
+    expected = np.asarray(tf.cast(above, tf.float64)).sum((0, 1))
+    tolerance = {"float16": 2.0**-10, "bfloat16": 2.0**-8}[dtype]
+    assert_close("d_bias", gradient(bias), expected, tolerance)
+
+
+ARGUMENTS = {
+    "linear_scan": (("decay", 3), ("inputs", 3), ("initial_state", 2)),
+    "f_pool": (("z", 3), ("f", 3), ("initial_state", 2)),
+    "fo_pool": (("z", 3), ("f", 3), ("o", 3), ("initial_state", 2)),
+    "ifo_pool": (("z", 3), ("f", 3), ("o", 3), ("i", 3), ("initial_state", 2)),
+}
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_argument_may_be_a_variable(name, batch, trainable):
+    """With their gradients, eagerly and in a graph."""
+    rng = np.random.default_rng(2)
+    shapes = {3: (batch, 4, 3), 2: (batch, 3)}
+    arrays = {
+        argument: rng.uniform(size=shapes[rank]).astype("float32")
+        for argument, rank in ARGUMENTS[name]
+    }
+    variables = {n: tf.Variable(a, trainable=trainable) for n, a in arrays.items()}
+
+    def gradients(arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            results = tf.nest.flatten(getattr(keras_qrnn, name)(**arguments))
+            total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in results])
+        return tape.gradient(total, arguments)
+
+    expected = gradients({n: tf.constant(a) for n, a in arrays.items()})
+    for run in (gradients, tf.function(gradients, autograph=False)):
+        got = run(variables)
+        for argument, want in expected.items():
+            assert_close(f"d_{argument}", got[argument], want)
+
+
+@pytest.mark.parametrize("time", [4, None])
+@pytest.mark.parametrize("pooling", GATES)
+def test_graphs_that_know_no_sizes(pooling, time):
+    """Neither the batch nor the units, as of a dataset of unknown shapes."""
+    rng = np.random.default_rng(3)
+    channels = len(GATES[pooling]) * 3
+    gates = rng.normal(size=(2, 4, channels)).astype("float32")
+    state = rng.normal(size=(2, 3)).astype("float32")
+
+    def step(gates, state):
+        with tf.GradientTape() as tape:
+            tape.watch((gates, state))
+            outputs, last = active.pool(gates, state, 0.75, pooling, True)
+            total = tf.reduce_sum(tf.sin(outputs)) + tf.reduce_sum(last**2)
+        return outputs, last, *tape.gradient(total, (gates, state))
+
+    specs = [tf.TensorSpec((None, time, None)), tf.TensorSpec((None, None))]
+    unknown = tf.function(step, input_signature=specs, autograph=False)
+    got, want = unknown(gates, state), step(*map(tf.constant, (gates, state)))
+    names = ("outputs", "last", "d_gates", "d_state")
+    for name, g, w in zip(names, got, want, strict=True):
+        assert_close(name, g, w)
+
+
+def test_shapes_that_a_graph_knows_stay_known():
+    """A loop of AutoGraph's refuses a state whose shape it knows no longer."""
+
+    @tf.function(input_signature=[tf.TensorSpec((4, None, 6))], autograph=False)
+    def run(inputs):
+        kernel = tf.zeros((2, 6, 10))
+        outputs, last = active.conv_pool(
+            inputs, kernel, None, tf.zeros((4, 5)), None, "f"
+        )
+        assert tuple(outputs.shape) == (4, None, 5)
+        assert tuple(last.shape) == (4, 5)
+        return outputs
+
+    assert run(tf.zeros((4, 4, 6))).shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("time", [6, None])
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_batch_without_rows(window, time):
+    """Eagerly, in a graph for any batch, and compiled by XLA with its gradients."""
+    layer = QRNN(5, window, return_sequences=True, pooling="ifo")
+    layer.build((None, time, 3))
+    x = tf.zeros((0, 6, 3))
+    assert layer(x).shape == (0, 6, 5)
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x))
+        variables = [v.value for v in layer.trainable_variables]
+        return loss, *tape.gradient(loss, variables)
+
+    specs = [tf.TensorSpec((None, time, 3))]
+    for compiled in {False, HAS_XLA}:
+        run = tf.function(step, input_signature=specs, jit_compile=compiled)
+        for result in run(x):
+            assert_close("result", result, np.zeros(result.shape))
+
+
+@pytest.mark.parametrize("time", [6, None])
+def test_fit_and_predict_meet_a_batch_without_rows(time):
+    """As after a filter, or on a replica that got no row of the last batch."""
+
+    def batches():
+        for rows in (4, 0, 2):
+            yield np.ones((rows, 6, 3), "float32"), np.ones((rows, 5), "float32")
+
+    specs = tf.TensorSpec((None, time, 3)), tf.TensorSpec((None, 5))
+    data = tf.data.Dataset.from_generator(batches, output_signature=specs)
+    model = keras.Sequential([keras.Input((time, 3)), QRNN(5)])
+    model.compile("sgd", lambda y, outputs: ops.sum((y - outputs) ** 2))
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+    assert model.predict(data, verbose=0).shape == (6, 5)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
