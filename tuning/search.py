@@ -32,7 +32,7 @@ except ImportError as error:  # it imports six, on which it does not depend
 
 from keras_tuner.errors import FatalError
 
-from search_directory import RECORD, check_record, prepare
+from search_directory import RECORD, check_record, prepare, refuse_foreign
 from search_oracles import TUNERS, make_oracle
 from search_results import best_table, completed, tidy_trials, write_results
 from search_space import Dimension, Space
@@ -239,6 +239,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         check_record(directory / RECORD, expected)
         tuner.search()
         return
+    refuse_foreign(directory)  # before the lock's file is made there
     with held(directory, "searched"):
         if prepare(directory, expected, arguments.overwrite):
             print(f"Goes on with the search in {directory}", flush=True)

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from keras_qrnn._files import atomic_write, remove_leftovers
+from keras_qrnn._files import UNFINISHED, atomic_write, remove_leftovers
 from keras_qrnn.training.options import defaults_of, with_current_names
 from keras_qrnn.training.run_directory import LOCK, RunDirectory, first_difference
 from search_task import OBJECTIVE
@@ -63,6 +63,23 @@ def _checksum(state: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def refuse_foreign(directory: Path) -> None:
+    """Refuses a directory that holds something else than a search. Writes nothing.
+
+    Raises:
+        FileExistsError: if it does.
+    """
+    if not directory.is_dir() or (directory / RECORD).exists():
+        return
+    # A search that was killed at its first write has left half of a record.
+    files = [file.name for file in directory.iterdir() if UNFINISHED not in file.name]
+    if set(files) - {LOCK}:
+        raise FileExistsError(
+            f"Option `save_path`: {directory} holds other files than a search's. "
+            "Use an empty directory"
+        )
+
+
 def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
     """Makes `directory` one of this search: a new one, or one to go on with.
 
@@ -82,19 +99,14 @@ def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
         ValueError: if the search there is another one, or its record is damaged.
     """
     record = directory / RECORD
-    files = [file for file in directory.iterdir() if file.name != LOCK]
-    if files and not record.exists():
-        raise FileExistsError(
-            f"Option `save_path`: {directory} holds other files than a search's. "
-            "Use an empty directory"
-        )
+    refuse_foreign(directory)
     if overwrite and record.exists():
         write_state(record, DELETING)
     if record.exists() and read_state(record) != DELETING:
         check_record(record, expected)
         return True
-    for file in files:
-        if file != record:
+    for file in list(directory.iterdir()):
+        if file != record and file.name != LOCK:
             remove(file)
     write_state(record, expected)
     return False

@@ -209,6 +209,19 @@ def search_cases() -> Iterator[Case]:
         ("--batch_size=100000",),
         ("--seq_len=100000",),
         ("--units=2000000000",),
+        ("--units=1000000",),  # than the memory holds
+        ("--layers=2000000000",),
+        ("--window=1-2000000000",),
+        ("--emb_dim=4-2000000000",),
+        ("--seed=2147483647",),
+        ("--executions_per_trial=2147483647",),  # each has a seed of its own
+        ("--embedding_scale=40000", "--dtype_policy=float16"),
+        ("--max_tokens=3",),
+        ("--save_path=data",),  # holds other files
+        ("--tuner=",),
+        ("--tuner",),
+        ("--verbose=3",),
+        ("--verbose=x",),
         ("--colour=red",),
         ("red",),
     ):

@@ -173,6 +173,15 @@ def test_no_trial_is_lost_or_repeated_wherever_it_is_killed(
             assert values(resumed.oracle) == values(whole.oracle)
 
 
+def test_a_search_that_was_killed_at_its_first_write(tmp_path, run, no_training):
+    path = tmp_path / "s"
+    path.mkdir()
+    (path / ".lock").touch()
+    (path / ".search.json.unfinished-0123.json").write_text("{")
+    assert run(save_path=path, **TINY, max_trials=1)[0] == 0
+    assert len(trials(path)) == 1 and not list(path.glob(".search*"))
+
+
 # Files that are damaged or gone
 
 
