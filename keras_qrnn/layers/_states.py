@@ -139,7 +139,7 @@ def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
     return copies
 
 
-def zeros(shape: tuple, dtype: str, sequences: Tensor) -> Tensor:
+def zeros(shape: tuple[Tensor, ...], dtype: str, sequences: Tensor) -> Tensor:
     """Zeros; in JAX's `shard_map` they vary over the devices as `sequences` does."""
     if keras.config.backend() == "jax":
         import jax.numpy as jnp
