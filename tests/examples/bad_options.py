@@ -62,7 +62,7 @@ def bad_values(name: str) -> tuple[str, ...]:
     each = named_fields(TrainingOptions)[name]
     kind = type_of(TrainingOptions, name)
     if kind is int:
-        may_be_zero = name in ("early_stopping", "seed")
+        may_be_zero = name in ("early_stopping", "average_trigger", "seed")
         return NO_INTEGER if may_be_zero else NO_COUNT
     if kind is float:
         for value in ("1", "0"):
