@@ -70,9 +70,10 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     zero = ops.zeros((), sequences.dtype)
     sequences = ops.where(mask[:, :, None], sequences, zero)
     is_masked = ops.cast(ops.logical_not(mask), "int32")
-    # No two keys are equal, so that a sort need not be stable.
-    order = ops.argsort(ops.arange(time, dtype="int32") + time * is_masked, axis=1)
-    sequences = ops.take_along_axis(sequences, order[:, :, None], axis=1)
+    # A key is the number of its step, plus `time` where the step is masked. No two keys
+    # are equal, so that the sort need not be stable. (ONNX has no stable one.)
+    keys = ops.arange(time, dtype="int32") + time * is_masked
+    sequences = _steps_at(ops.sort(keys, axis=1) % time, sequences)
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
@@ -90,7 +91,16 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
     """
     outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
     position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-    return ops.take_along_axis(outputs, position[:, :, None], axis=1)
+    return _steps_at(position, outputs)
+
+
+def _steps_at(position: Tensor, sequences: Tensor) -> Tensor:
+    """The steps `(batch, steps)` of `sequences`, of shape `(batch, time, units)`."""
+    if keras.config.backend() == "torch":
+        # Its `take_along_dim` fixes sizes that an export leaves open.
+        position = position.long()[:, :, None].expand(-1, -1, sequences.shape[-1])
+        return sequences.gather(1, position)
+    return ops.take_along_axis(sequences, position[:, :, None], axis=1)
 
 
 def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
@@ -109,7 +119,7 @@ def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
         last = inputs[:, time - count :]
     else:
         position = valid[:, None] + ops.arange(count, dtype="int32")[None]
-        last = ops.take_along_axis(inputs, position[:, :, None], axis=1)
+        last = _steps_at(position, inputs)
     if last.shape[1] is None:
         # TensorFlow's loops need to know that a state keeps its shape.
         last = ops.reshape(last, (batch, count, features))

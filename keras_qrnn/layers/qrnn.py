@@ -544,7 +544,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             update_scale = 1.0 - self.zoneout
         if valid is None:
             return update_scale
-        is_valid = ops.arange(time)[None, :, None] < valid[:, None, None]
+        is_valid = ops.arange(time, dtype="int32")[None, :, None] < valid[:, None, None]
         if update_scale is None:
             return is_valid
         if isinstance(update_scale, float):

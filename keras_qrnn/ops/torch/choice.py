@@ -16,13 +16,20 @@ from keras_qrnn.ops.torch import loops
 # which a fork that first uses the kernels is not.
 from keras_qrnn.ops.torch import openmp as _openmp  # noqa: F401
 
+KINDS = (torch.Tensor, torch.nn.Parameter)
+is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
 
-def kernels_for(tensor: torch.Tensor) -> ModuleType | None:
-    """The set of kernels (`Kernels` in `ops/backend.py`) that runs on `tensor`.
+
+def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | None:
+    """The set of kernels (`Kernels` in `ops/backend.py`) that runs on some arguments.
 
     None where nothing may run but the operations of `plain.py`.
+
+    Args:
+        tensor: the argument that has the device and the dtype of all.
+        others: arguments that may be tensors of another kind.
     """
-    if is_recorded(tensor):
+    if is_recorded(tensor, *others):
         return None
     if torch.compiler.is_compiling():
         return operations
@@ -34,28 +41,27 @@ def kernels_for(tensor: torch.Tensor) -> ModuleType | None:
     return loops
 
 
-def is_recorded(tensor: torch.Tensor) -> bool:
-    """Whether something has to see each operation on `tensor`.
+def is_recorded(*tensors: torch.Tensor) -> bool:
+    """Whether something has to see each operation on `tensors`.
 
     That is a trace, an export, a dispatch mode (selective checkpointing is one), a
-    transform of `torch.func`, forward-mode differentiation or a subclass of a tensor.
-    None of them sees what a kernel writes. Some follow no operation in place.
+    transform of `torch.func`, forward-mode differentiation, a batch of gradients or a
+    subclass of a tensor. None of them sees what a kernel writes, and some do not follow
+    operations in place.
     """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
     if torch.compiler.is_compiling():
-        # `torch.export` sets this too. The compiler itself follows views and operations
-        # in place, and can be asked for no more than this.
-        recorded = torch.compiler.is_exporting()
-    else:
-        recorded = (
-            torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._get_tracing_state() is not None
-            or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-        )
-    return (
-        recorded
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+        # `torch.compile` follows views and operations in place. `torch.export`, which
+        # sets this too, leaves them in the program, and not every converter knows them.
+        return torch.compiler.is_exporting()
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return True
+    for tensor in tensors:
+        # The second are what `torch.autograd.grad(..., is_grads_batched=True)` makes.
+        if type(tensor) not in KINDS or is_batch_of_gradients(tensor):
+            return True
+    return False
 
 
 @functools.cache

@@ -26,7 +26,7 @@ def causal_conv(
     if torch.is_autocast_enabled(inputs.device.type):
         with autocast(inputs, kernel, bias) as arguments:
             return causal_conv(*arguments).to(inputs.dtype)
-    if is_recorded(inputs):
+    if is_recorded(inputs, kernel):
         return plain.causal_conv(inputs, kernel, bias)
     inputs = inputs.transpose(0, 1).contiguous()
     run = Convolution if takes_convolution(inputs) else Products

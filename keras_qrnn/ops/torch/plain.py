@@ -63,7 +63,7 @@ def _scan(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
 ) -> torch.Tensor:
     time = inputs.shape[1]
-    if torch.jit.is_tracing() or not isinstance(time, int):
+    if _may_change(time):
         return _scan_by_doubling(decay, inputs, initial)
     size = time
     if time > FEW:
@@ -72,8 +72,9 @@ def _scan(
     missing = blocks * size - time
     # (batch, blocks, steps, units), the last block filled up with zeros. The recorded
     # view refuses a sequence of another length.
+    batch, _, units = inputs.shape
     decay, inputs = (
-        functional.pad(x, (0, 0, 0, missing)).unflatten(1, (blocks, size))
+        functional.pad(x, (0, 0, 0, missing)).reshape(batch, blocks, size, units)
         for x in (decay, inputs)
     )
     starts = initial.unsqueeze(1)
@@ -87,7 +88,15 @@ def _scan(
     for d, x in zip(decay.unbind(2), inputs.unbind(2), strict=True):
         starts = torch.addcmul(x, d, starts)
         states.append(starts)
-    return torch.stack(states, 2).flatten(1, 2).narrow(1, 0, time)
+    states = torch.stack(states, 2).reshape(batch, blocks * size, units)
+    return states.narrow(1, 0, time)
+
+
+def _may_change(time: int | torch.SymInt) -> bool:
+    """Whether what is being recorded may meet sequences of another length."""
+    if torch.compiler.is_dynamo_compiling():  # which shows a symbol as a number
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or not isinstance(time, int)
 
 
 def _scan_by_doubling(

@@ -15,7 +15,7 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kernels = kernels_for(gates)
+    kernels = kernels_for(gates, initial_state)
     if kernels is None:
         return plain.pool(gates, initial_state, update_scale, pooling, activate)
     if isinstance(update_scale, torch.Tensor):
@@ -51,7 +51,7 @@ class Pool(Function):
         gates, initial_state, mask, cells = ctx.saved_tensors
         number, pooling, activate = ctx.arguments
         update_scale = number if mask is None else mask
-        kernels = kernels_for(d_outputs)
+        kernels = kernels_for(d_outputs, d_last)
         if kernels is None or torch.is_grad_enabled():  # for a second derivative
             d_gates, d_state = _differentiable_gradients(
                 gates, initial_state, update_scale, pooling, activate, d_outputs, d_last

@@ -13,7 +13,7 @@ def linear_scan(
     initial_state: torch.Tensor,
     reverse: bool,
 ) -> torch.Tensor:
-    if kernels_for(inputs) is None:
+    if kernels_for(inputs, decay, initial_state) is None:
         return plain.linear_scan(decay, inputs, initial_state, reverse)
     dtype = plain.accumulator(inputs.dtype)
     states = LinearScan.apply(
