@@ -294,3 +294,52 @@ def test_shard_map(masked):
         out_specs=rows,
     )
     assert_close("outputs", jax.jit(sharded)(*arguments), expected)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_without_rows(window, masked):
+    layer = QRNN(5, window, return_sequences=True, return_state=True, zoneout=0.1)
+    mask = np.ones((0, 6), bool) if masked else None
+    for training in (False, True):
+        output, cell, *rest = layer(X[:0], mask=mask, training=training)
+        assert (tuple(output.shape), tuple(cell.shape)) == ((0, 6, 5), (0, 5))
+        assert [tuple(state.shape) for state in rest] == [(0, 2, 3)][: window - 1]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a matter of TensorFlow's data")
+@pytest.mark.parametrize("time", [6, None])
+def test_fit_on_a_batch_without_rows(time):
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_generator(
+        lambda: ((X[:rows], np.ones((rows, 5), "float32")) for rows in (4, 0, 2)),
+        output_signature=(tf.TensorSpec((None, time, 3)), tf.TensorSpec((None, 5))),
+    )
+    model = keras.Sequential([keras.Input((time, 3)), QRNN(5)])
+    model.compile("sgd", lambda a, b: ops.sum((a - b) ** 2))
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
+    assert model.predict(data, verbose=0).shape == (6, 5)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="a matter of JAX's exports")
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_export_with_symbolic_shapes(masked):
+    import jax
+    from jax import export
+
+    layer = QRNN(5, return_sequences=True)
+    layer.build((None, None, 3))
+    batch, time = export.symbolic_shape("b, t")
+    shapes = [jax.ShapeDtypeStruct((batch, time, 3), "float32")]
+    arguments = [X]
+    if masked:
+        shapes.append(jax.ShapeDtypeStruct((batch, time), "bool"))
+        arguments.append(RNG.uniform(size=(4, 6)) < 0.6)
+    function = jax.jit(lambda x, mask=None: layer(x, mask=mask))
+    exported = export.export(function)(*shapes)
+    expected = function(*arguments)
+    assert_close("outputs", exported.call(*arguments), expected)
+    gradient = exported.vjp().call(*arguments, expected)[0]
+    _, pullback = jax.vjp(lambda x: function(x, *arguments[1:]), X)
+    assert_close("gradient", gradient, pullback(expected)[0])
