@@ -35,6 +35,7 @@ from keras_qrnn.training.command_line import (
     run_command,
 )
 from keras_qrnn.training.environment import environment
+from keras_qrnn.training.language_model import why_diverged
 from keras_qrnn.training.options import count, named_fields
 from keras_qrnn.training.options import path as path_option
 
@@ -183,8 +184,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         )
         if not any(math.isfinite(row["val_perplexity"]) for row in history):
             raise ValueError(
-                "Training diverged in its first epoch. Expected a smaller "
-                f"--learning_rate. Received: {options.learning_rate}"
+                "Training diverged in its first epoch. "
+                + why_diverged(corpus, vocabulary, options)
             )
     quiet = arguments.train and not arguments.verbose
     found = evaluate(path, corpus, options, splits, arguments.cache, quiet)

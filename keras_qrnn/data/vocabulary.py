@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_qrnn._files import atomic_write, reading
+from keras_qrnn.data.corpus import fingerprint
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -61,6 +62,11 @@ class Vocabulary:
             words = [word for word in words if word in kept]
             words += [UNK] * (UNK not in words)
         return cls(words or [EOS])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these words, in this order, from others."""
+        return fingerprint(self.words)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -64,6 +64,8 @@ class LanguageModel(keras.Model):
             after dropout, alpha of section 4.6 there; 0 for none.
         temporal_regularization: Weight of the squares of the last layer's change from
             step to step, beta of section 4.6 there; 0 for none.
+        vocabulary: Fingerprint of the words that the ids stand for. It is kept with
+            the model, so that no other vocabulary is taken for its own.
 
     Call arguments:
         tokens: int tensor of shape `(batch_size, time)`.
@@ -94,6 +96,7 @@ class LanguageModel(keras.Model):
         kernel_dropout: float = 0.0,
         activation_regularization: float = 0.0,
         temporal_regularization: float = 0.0,
+        vocabulary: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -139,6 +142,7 @@ class LanguageModel(keras.Model):
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,
             "hidden_dropout": hidden_dropout, "seed": seed,
             "kernel_dropout": kernel_dropout, **regularization,
+            "vocabulary": vocabulary,
         }  # fmt: skip
         self.batch_size = batch_size
         self.cell = cell

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ PANELS = (
 
 
 def build_language_model(
-    options: TrainingOptions, vocab_size: int, steps_per_epoch: int | None = None
+    options: TrainingOptions,
+    vocab_size: int,
+    steps_per_epoch: int | None = None,
+    vocabulary: str | None = None,
 ) -> LanguageModel:
     """The options' model, built and compiled with the options' optimizer.
 
@@ -72,6 +75,7 @@ def build_language_model(
         options: the recipe.
         vocab_size: number of words.
         steps_per_epoch: batches of an epoch. A one-cycle schedule needs it.
+        vocabulary: fingerprint of these words, kept with the model.
     """
     model = LanguageModel(
         vocab_size,
@@ -93,6 +97,7 @@ def build_language_model(
         activation_regularization=options.activation_regularization,
         temporal_regularization=options.temporal_regularization,
         seed=options.seed,
+        vocabulary=vocabulary,
         dtype=options.dtype_policy,
     )
     model.build()
@@ -203,7 +208,9 @@ def train_language_model(
         options.seq_len,
         lengths_seed=options.seed if options.random_lengths else None,
     )
-    model = build_language_model(options, len(vocabulary), len(batches))
+    model = build_language_model(
+        options, len(vocabulary), len(batches), vocabulary.fingerprint
+    )
     if start is not None and finetune is not None:
         _take_weights(Path(finetune), start[0], model)
     evaluator = Evaluator(model, valid_ids, options.eval_steps)
@@ -260,6 +267,42 @@ def _rate_callback(options: TrainingOptions) -> keras.callbacks.Callback:
     return learning_rate_schedule(
         options.learning_rate, options.learning_rate_decay, options.constant_epochs
     )
+
+
+def why_diverged(
+    corpus: Corpus, vocabulary: Vocabulary, options: TrainingOptions
+) -> str:
+    """Advice after a run whose loss was not finite from the first epoch on.
+
+    A step with next to no learning rate tells two causes apart. Where the perplexity is
+    not finite after it, the weights that the run starts from are at fault, whatever the
+    learning rate. A weight decay that is above 1 with the rate makes weights grow.
+
+    Returns:
+        A sentence with the options to change and what was received.
+    """
+    keras.utils.set_random_seed(options.seed)
+    still = replace(options, learning_rate=1e-30, schedule="decay", weight_average=0.0)
+    model = build_language_model(still, len(vocabulary))
+    train_ids = vocabulary.encode(corpus.train)
+    batches = BPTTBatches(train_ids, options.batch_size, options.seq_len)
+    tokens, targets, weights = batches[0]
+    model.train_on_batch(tokens, targets, weights)
+    logs = model.test_on_batch(tokens, targets, weights, return_dict=True)
+    names = ["learning_rate", "grad_clip"]
+    what = "The first batch is predicted with a finite perplexity"
+    if not math.isfinite(logs["perplexity"]):
+        names = ["embedding_scale"]
+        what = "The first batch is predicted with no finite perplexity"
+    elif options.learning_rate * options.weight_decay > 1:
+        names = ["learning_rate", "weight_decay"]
+    if options.dtype_policy in ("float16", "mixed_float16"):
+        names.append("dtype_policy")
+    received = ", ".join(f"{name}={getattr(options, name)!r}" for name in names)
+    others = "a smaller --" + " or --".join(n for n in names if n != "dtype_policy")
+    if "dtype_policy" in names:
+        others += ", or a --dtype_policy of a wider range"
+    return f"{what}: expected {others}. Received: {received}"
 
 
 def run_record(
@@ -396,7 +439,13 @@ def load_trained(
         model = keras.saving.load_model(path, compile=False)
         if not isinstance(model, LanguageModel):
             raise TypeError(f"a {type(model).__name__}, not a LanguageModel")
-    expected = model.get_config()["vocab_size"]
+    config = model.get_config()
+    if config["vocabulary"] not in (None, vocabulary.fingerprint):
+        raise ValueError(
+            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            "It has other words than the model was trained with, or another order"
+        )
+    expected = config["vocab_size"]
     if expected != len(vocabulary):
         raise ValueError(
             f"Option `{option}`: the vocabulary in {directory} does not fit the model. "

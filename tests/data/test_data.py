@@ -52,6 +52,20 @@ def test_directory(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("marked", ["train", "valid", "test"])
+def test_byte_order_mark(tmp_path, marked):
+    """What some editors write before the first word is no part of it."""
+    directory = write_splits(tmp_path / "ptb")
+    path = directory / f"{marked}.txt"
+    path.write_text(path.read_text("utf-8"), "utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    corpus = load_corpus(data_dir=directory)
+    for split, lines in SPLITS.items():
+        assert [line.split() for line in getattr(corpus, split)] == [
+            line.split() for line in lines
+        ]
+
+
 @needs_ptb
 def test_penn_treebank():
     corpus = load_corpus(data_dir=PTB)
@@ -243,6 +257,17 @@ def test_unknown_word_without_unk():
         Vocabulary.build(["a b"]).encode(["a z"])
 
 
+def test_unknown_word_names_its_split():
+    with pytest.raises(ValueError, match=r"^In the test split: The word 'z' is not in"):
+        Vocabulary.build(["a b"]).encode(["a z"], "test")
+
+
+def test_fingerprint_knows_the_order():
+    words = [Vocabulary(order) for order in (["<eos>", "a"], ["a", "<eos>"])]
+    assert words[0].fingerprint != words[1].fingerprint
+    assert words[0].fingerprint == Vocabulary(["<eos>", "a"]).fingerprint
+
+
 @pytest.mark.parametrize("size", [1, 0, -5, 2.0, True])
 def test_bad_vocabulary_size(size):
     with pytest.raises(ValueError, match=r"`max_size` must be an integer .* Received"):
@@ -259,6 +284,10 @@ def test_bad_vocabulary_size(size):
         "\xff",
         '{"words": ["<eos>", "a", "a"]}',
         '{"ids": []}',
+        '{"words": "<eos>"}',
+        "5",
+        "null",
+        "[" * 100_000,
     ],
 )
 def test_truncated_or_foreign_vocabulary(tmp_path, content):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,12 +19,15 @@ import numpy as np
 import pytest
 
 from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus
+from keras_qrnn.models.generation import generate, layer_gates
 from keras_qrnn.training import TrainingOptions, callbacks, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from keras_qrnn.training.language_model import (
     build_language_model,
+    run_record,
     train_language_model,
+    why_diverged,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -596,11 +600,11 @@ def test_sample(trained, tmp_path, capsys):
 def test_sampling_carries_the_state(trained):
     """A step at a time gives the logits that the whole text gives."""
     model = keras.saving.load_model(trained / "model.keras").with_batch_size(1)
-    ids = sample_lm.generate(model, 1, 12, 1e-6, np.random.default_rng(0))
+    ids = generate(model, 1, 12, 1e-6, np.random.default_rng(0))
     model.reset_state()
     whole = keras.ops.convert_to_numpy(model(np.array([ids])))[0]
     assert [int(n) for n in whole.argmax(-1)[:-1]] == ids[1:]
-    gates = sample_lm.layer_gates(model, ids)
+    gates = layer_gates(model, ids)
     assert list(gates) == ["qrnn_0", "qrnn_1"]
     assert all(list(layer) == ["z", "f", "o"] for layer in gates.values())
     shapes = {gate.shape for layer in gates.values() for gate in layer.values()}
@@ -630,3 +634,213 @@ def test_train_language_model_returns_the_history(small_ptb, tmp_path):
         corpus, vocabulary, options, tmp_path / "run", verbose=0
     )
     assert len(history) == 1 and history[0]["val_perplexity"] > 1
+
+
+# One line, and nothing lost
+
+
+def test_event_files_have_every_epoch_of_the_log(small_ptb, tmp_path):
+    """Also one that was not yet written when the run was killed."""
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train[:60])
+    corpus = replace(corpus, train=corpus.train[:60], valid=corpus.valid[:9])
+
+    def run(epochs):
+        options = TrainingOptions(**TINY, epochs=epochs)
+        train_language_model(
+            corpus, vocabulary, options, tmp_path, verbose=0, resume=True
+        )
+
+    run(2)
+    shutil.rmtree(tmp_path / "logs")
+    run(3)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = scalars(tmp_path / "logs", "val_perplexity")
+    assert found == pytest.approx(
+        {int(row["epoch"]) - 1: float(row["val_perplexity"]) for row in rows}
+    )
+    run(4)
+    assert list(scalars(tmp_path / "logs", "loss")) == [0, 1, 2, 3]
+
+
+def scalars(directory, tag):
+    """The values of `tag` by step, as TensorBoard shows them."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(directory.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 12 + size + 4
+            if event.HasField("session_log"):  # a start hides what came at or after it
+                found = {n: value for n, value in found.items() if n < event.step}
+            for value in event.summary.value:
+                if value.tag == tag:
+                    found[event.step] = value.simple_value
+    return found
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_an_unknown_word_is_found_before_the_first_epoch(tmp_path, split, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for name in ("train", "valid", "test"):
+        last = "zebra\n" if name == split else ""
+        (data / f"{name}.txt").write_text("the cat sat on the mat\n" * 40 + last)
+    options = [*arguments(data_dir=data, save_path=run, **TINY), "--seq_len", "10"]
+    assert train_lm.main(options) == 2
+    error = capsys.readouterr().err
+    assert f"In the {split} split: The word 'zebra' is not in" in error
+    assert not run.exists()
+
+
+def test_names_of_runs():
+    """Recipes and data that differ do not meet in one directory."""
+
+    def name(*given):
+        parsed = train_lm.parser().parse_args(given)
+        return str(train_lm.save_path_of(parsed, train_lm.options_from(parsed)))
+
+    sample = ["--dataset", "sample", "--config", str(ROOT / "examples/sample.json")]
+    found = [
+        name(),
+        name("--data_dir", "somewhere/ptb"),
+        name(*sample),
+        name("--lstm"),
+        name("--preset", "awd"),
+        name("--preset", "awd", "--finetune", "lm-qrnn_awd"),
+        name("--dataset", "sample", "--preset", "awd"),
+    ]
+    assert found[:3] == ["lm-qrnn_model", "lm-qrnn_ptb", "lm-qrnn_sample"]
+    assert len(set(found)) == len(found)
+    assert name("--save_path", "x", *sample) == "x"
+
+
+def test_older_spellings_are_the_same_options():
+    older = ["--epoch", "3", "--qrnn_size", "5", "--qrnn_layers", "1"]
+    older += ["--qrnn_k", "4", "--first_qrnn_k", "3"]
+    newer = ["--epochs", "3", "--units", "5", "--layers", "1"]
+    newer += ["--window", "4", "--first_window", "3"]
+    found = [
+        train_lm.options_from(train_lm.parser().parse_args(o)) for o in (older, newer)
+    ]
+    assert found[0] == found[1]
+    assert found[0] == TrainingOptions(
+        epoch=3, qrnn_size=5, qrnn_layers=1, qrnn_k=4, first_qrnn_k=3
+    )
+    with pytest.raises(ValueError, match="`epochs` and `epoch` are the same option"):
+        TrainingOptions(epochs=3, epoch=3)
+
+
+def test_a_checkpoint_with_older_spellings_goes_on(small_ptb, tmp_path):
+    corpus = load_corpus(data_dir=small_ptb)
+    corpus = replace(corpus, train=corpus.train[:60], valid=corpus.valid[:9])
+    vocabulary = Vocabulary.build(corpus.train)
+    run = {"resume": True, "verbose": 0}
+    options = TrainingOptions(**TINY, epochs=1)
+    train_language_model(corpus, vocabulary, options, tmp_path, **run)
+    path = tmp_path / "checkpoint.npz"
+    model = build_language_model(options, len(vocabulary))
+    meta = load_checkpoint(path, model)
+    older = {"epochs": "epoch", "units": "qrnn_size", "layers": "qrnn_layers"}
+    older |= {"window": "qrnn_k", "first_window": "first_qrnn_k"}
+    meta["options"] = {older.get(n, n): v for n, v in meta["options"].items()}
+    assert meta["options"]["qrnn_size"] == 8 and "units" not in meta["options"]
+    save_checkpoint(path, model, meta)
+    with pytest.raises(ValueError, match=r"has units=8\. Received: units=9"):
+        other = replace(options, units=9)
+        train_language_model(corpus, vocabulary, other, tmp_path, **run)
+    options = replace(options, epochs=2)
+    history = train_language_model(corpus, vocabulary, options, tmp_path, **run)
+    assert len(history) == 2
+
+
+def test_finetune_is_the_same_run_from_any_directory(
+    trained, small_ptb, tmp_path, monkeypatch
+):
+    corpus = load_corpus(data_dir=small_ptb)
+    vocabulary = Vocabulary.build(corpus.train)
+    options = TrainingOptions(**TINY, epochs=1)
+
+    def record(source):
+        return run_record(corpus, vocabulary, replace(options, finetune=source))
+
+    expected = record(str(trained))
+    monkeypatch.chdir(trained)
+    assert record(".") == expected
+    monkeypatch.chdir(tmp_path)
+    assert record(os.path.relpath(trained)) == expected
+
+
+def test_a_run_can_be_silent(small_ptb, tmp_path, capfd):
+    data = arguments(data_dir=small_ptb, save_path=tmp_path / "run", **TINY, epochs=1)
+    assert train_lm.main([*data, "--verbose", "0"]) == 0
+    assert capfd.readouterr().out == ""
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_interrupt_is_one_line(small_ptb, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_lm, "train_language_model", interrupted)
+    data = arguments(data_dir=small_ptb, save_path=tmp_path / "run", **TINY)
+    assert train_lm.main(data) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "train_lm.py: interrupted. " in error
+    assert "--resume" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"learning_rate": 1e30, "grad_clip": 1e30, "weight_decay": 0.0},
+            "a smaller --learning_rate or --grad_clip. Received",
+        ),
+        (
+            {"weight_decay": 1e4},
+            "a smaller --learning_rate or --weight_decay. ",
+        ),
+        (
+            {"embedding_scale": 1e20, "tied": True},
+            "a smaller --embedding_scale. Received: embedding_scale=1e+20",
+        ),
+        (
+            {"embedding_scale": 3e4, "tied": True, "dtype_policy": "float16"},
+            "--embedding_scale, or a --dtype_policy of a wider range",
+        ),
+    ],
+)
+def test_advice_fits_the_cause_of_divergence(small_ptb, options, expected):
+    corpus = load_corpus(data_dir=small_ptb)
+    options = TrainingOptions(**(TINY | options))
+    advice = why_diverged(corpus, Vocabulary.build(corpus.train), options)
+    assert expected in advice
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-320])
+def test_the_likeliest_word_at_tiny_temperatures(temperature):
+    class Model:
+        def reset_state(self):
+            pass
+
+        def predict_on_batch(self, ids):
+            return np.array([[[1.0, 2.0, 3.0]]], "float32")
+
+    ids = generate(Model(), 0, 5, temperature, np.random.default_rng(0))
+    assert ids == [0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["train_lm", "sample_lm"])
+def test_without_docstrings(name):
+    """`python -OO` takes docstrings and assertions away."""
+    path = ROOT / "examples" / f"{name}.py"
+    code = compile(path.read_text("utf-8"), path, "exec", optimize=2)
+    names = {"__name__": name}
+    exec(code, names)
+    assert names.get("__doc__") is None
+    assert "--save_path" in names["parser"]().format_help()

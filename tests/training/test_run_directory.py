@@ -1,0 +1,280 @@
+"""Whom a run directory lets in, what damaged files do, and which files are whole."""
+
+import errno
+import json
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from keras_qrnn._files import atomic_write
+from keras_qrnn.data import Vocabulary
+from keras_qrnn.training import TrainingOptions, load_trained
+from keras_qrnn.training.checkpoint import FORMAT, read_meta
+from keras_qrnn.training.language_model import build_language_model, count_weights
+from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.plots import Panel, plot_gates, plot_history
+from keras_qrnn.training.run_directory import (
+    RunDirectory,
+    check_directory,
+    first_difference,
+    held,
+    refuse_if_held,
+)
+
+
+def same(meta):
+    return None
+
+
+def other(meta):
+    return "units=8. Received: units=9"
+
+
+def write_checkpoint(path, **meta):
+    header = {"format": FORMAT, "epoch": 1, "step": 0, "history": [], **meta}
+    np.savez(path, header=np.array(json.dumps(header)), w=np.zeros(9))
+
+
+# The lock
+
+
+HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1], 'a'); "
+    "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_one_process_at_a_time(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"held\n"
+    message = r"`save_path`: .* is being trained in by another process"
+    with pytest.raises(BlockingIOError, match=message):
+        refuse_if_held(path, "trained in")
+    with pytest.raises(BlockingIOError, match=message), held(path, "trained in"):
+        pass
+    process.kill()  # the lock ends with it
+    process.communicate()
+    (path / ".log.csv.unfinished-x.csv").write_text("half")
+    with held(path, "trained in"):
+        assert [file.name for file in path.iterdir()] == [".lock"]
+    refuse_if_held(tmp_path / "elsewhere", "trained in")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# What a directory holds
+
+
+def test_a_new_run_begins(tmp_path):
+    assert not RunDirectory(tmp_path / "run").check(same, resume=False)
+    assert not RunDirectory(tmp_path / "run").check(same, resume=True)
+    # One that ended before its first checkpoint is none, whatever its options.
+    write_checkpoint(tmp_path / "checkpoint.npz", epoch=0)
+    for resume in (False, True):
+        assert not RunDirectory(tmp_path).check(other, resume)
+
+
+def test_a_run_goes_on_or_is_left_alone(tmp_path):
+    run = RunDirectory(tmp_path)
+    write_checkpoint(run.checkpoint)
+    assert run.check(same, resume=True)
+    with pytest.raises(FileExistsError, match=r"holds a run already. Use --resume"):
+        run.check(same, resume=False)
+    # Advice that would fail is not given.
+    with pytest.raises(FileExistsError, match=r"a run already. It has units=8") as info:
+        run.check(other, resume=False)
+    assert "--resume" not in str(info.value)
+    with pytest.raises(ValueError, match=r"`resume`: the run in .* has units=8"):
+        run.check(other, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_without_a_checkpoint_is_left_alone(tmp_path, resume):
+    (tmp_path / "model.keras").write_bytes(b"years of work")
+    with pytest.raises(FileExistsError, match="holds a model and no checkpoint"):
+        RunDirectory(tmp_path).check(same, resume)
+
+
+def test_killed_between_the_first_model_and_its_checkpoint(tmp_path):
+    (tmp_path / "model.keras").write_bytes(b"of the first epoch")
+    write_checkpoint(tmp_path / "checkpoint.npz", epoch=0)
+    assert RunDirectory(tmp_path).check(same, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        RunDirectory(tmp_path).check(same, resume=False)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
+        with pytest.raises(NotADirectoryError, match=r"`save_path` .* is a file"):
+            check_directory("save_path", path)
+    check_directory("save_path", tmp_path / "new" / "run")
+
+
+def test_first_difference():
+    assert first_difference({"a": 1, "b": 2}, {"b": 2, "a": 1}) is None
+    assert first_difference({"a": 1, "b": 2}, {"b": 3, "a": 3}) == "b"
+    assert first_difference({"a": 1, "b": 2}, {"b": 3, "a": 3}, {"b"}) == "a"
+    assert first_difference({"gone": 1}, {}) == "gone"
+
+
+# The metric and its direction
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1), ("max", -1)])
+def test_objective(direction, sign):
+    objective = Objective("val_x", direction)
+
+    def rows(*values):
+        return [{"val_x": sign * value} for value in values]
+
+    assert objective.best([]) is None and not objective.is_over([], 1)
+    assert objective.best(rows(3, 1, 1, 2)) == 1
+    assert objective.best(rows(float("nan"), 5)) == 1
+    assert not objective.is_over(rows(3, 1, 2), 2)
+    assert objective.is_over(rows(3, 1, 2, 2), 2)
+    assert not objective.is_over(rows(3, 1, 2, 2), 0)
+    for end in ("nan", "inf", "-inf"):
+        assert objective.is_over(rows(3, 1, float(end)), 0)
+
+
+def test_bad_direction():
+    with pytest.raises(ValueError, match=r"`direction` must be one of min, max"):
+        Objective("val_x", "up")
+
+
+# Files
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*model.keras") as info,
+        atomic_write(tmp_path / "model.keras"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert info.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "header", ["5", "null", "[]", "{}", '"x"', "[" * 100_000, "{", ""]
+)
+def test_foreign_headers(tmp_path, header):
+    path = tmp_path / "checkpoint.npz"
+    np.savez(path, header=np.array(header), w=np.zeros(9))
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        read_meta(path)
+
+
+def test_every_bit_of_a_zip_directory(tmp_path):
+    """One flipped bit gives the checkpoint as it was, or the one error."""
+    path = tmp_path / "checkpoint.npz"
+    write_checkpoint(path)
+    whole, expected = path.read_bytes(), read_meta(path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    refused = 0
+    for at in range(start, len(whole), 3):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            assert read_meta(path) == expected
+        except ValueError as error:
+            assert "is not a whole checkpoint" in str(error)
+            refused += 1
+    assert refused > 10
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """A run's model and vocabulary, not trained."""
+    directory = tmp_path_factory.mktemp("model")
+    vocabulary = Vocabulary.build(["a b c", "b c", "c"])
+    vocabulary.save(directory / "vocabulary.json")
+    options = TrainingOptions(units=3, emb_dim=4, batch_size=2)
+    model = build_language_model(
+        options, len(vocabulary), vocabulary=vocabulary.fingerprint
+    )
+    model.save(directory / "model.keras")
+    return directory
+
+
+def copied(model_file, directory):
+    for name in ("model.keras", "vocabulary.json"):
+        (directory / name).write_bytes((model_file / name).read_bytes())
+    return directory / "model.keras", directory / "vocabulary.json"
+
+
+def test_vocabulary_in_another_order(model_file, tmp_path):
+    _, words = copied(model_file, tmp_path)
+    model, vocabulary = load_trained(tmp_path, "load_path")
+    assert model.with_batch_size(1).get_config()["vocabulary"] == vocabulary.fingerprint
+    for changed in (vocabulary.words[::-1], [*vocabulary.words[:-1], "z"]):
+        Vocabulary(changed).save(words)
+        with pytest.raises(ValueError, match=r"`load_path`: .* does not fit the model"):
+            load_trained(tmp_path, "load_path")
+
+
+@pytest.mark.parametrize("damage", ["directory", "config", "foreign", "empty", "text"])
+def test_damaged_models(model_file, tmp_path, damage):
+    path, _ = copied(model_file, tmp_path)
+    content = bytearray(path.read_bytes())
+    if damage == "directory":
+        content[content.rindex(b"PK\x01\x02") + 10] ^= 64  # the compression method
+    elif damage == "config":
+        at = content.index(b"LanguageModel")
+        content[at] ^= 1
+    elif damage == "empty":
+        content = b""
+    elif damage == "text":
+        content = b"[" * 1000
+    path.write_bytes(content)
+    if damage == "foreign":
+        keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(path)
+    with pytest.raises(
+        ValueError, match=r"`finetune`: .*model.keras is not a whole language model"
+    ):
+        load_trained(tmp_path, "finetune")
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("word", ["$", "$5", "$$", "$x^$", r"$\foo$", "US$5-$10", "_^"])
+def test_words_that_matplotlib_reads_as_mathematics(tmp_path, word):
+    gates = {"qrnn": {"f": np.zeros((2, 4))}}
+    plot_gates(tmp_path / "gates.png", gates, ["the", word])
+    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_another_metric(tmp_path):
+    history = [{"epoch": n, "acc": n / 4, "learning_rate": 1.0} for n in (1, 2, 3)]
+    panels = [Panel("accuracy", {"training": lambda row: row["acc"]})]
+    plot_history(tmp_path / "training.png", history, panels)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("cell", ["qrnn", "lstm"])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_counted_without_building(cell, layers, tied):
+    options = TrainingOptions(
+        cell=cell, layers=layers, tied=tied, units=5, emb_dim=4, window=2,
+        first_window=3, batch_size=2, pooling="ifo", kernel_dropout=0.0,
+    )  # fmt: skip
+    model = build_language_model(options, 11)
+    expected = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
+    assert count_weights(options, 11) == expected
