@@ -4,9 +4,9 @@
     python tuning/search.py --data_dir ptb --tuner bayesian --workers 2
     python tuning/search.py --units 256,640 --window 1-4 --zoneout 0.0-0.5 --layers 2
 
-A hyperparameter is given as a value, as values separated by commas, or as a range
-with both its ends. A search can be killed at any moment and goes on when it is
-started again. For several machines and what a search leaves see tuning/README.md.
+A hyperparameter is given as a value, as values separated by commas, or as a range with
+both its ends. A search can be killed at any moment and goes on when it is started
+again. docs/search.md tells the rest.
 """
 
 import argparse

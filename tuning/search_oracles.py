@@ -151,7 +151,7 @@ class Resumable:
         with self._noting_failure():
             trial = super().create_trial(tuner_id)
         if trial.status == TrialStatus.RUNNING:
-            # What a run that was killed may have reported; this one begins afresh.
+            # A run that was killed may have reported metrics. This one reports anew.
             trial.metrics = type(trial.metrics)()
             of = f" of {self.max_trials}" if self.max_trials else ""
             again = " again" if trial.trial_id in before else ""
@@ -164,11 +164,12 @@ class Resumable:
     def end_trial(self, trial: Trial) -> None:
         trial_id = trial.trial_id
         if trial_id in self.end_order:
-            # A worker outlived its chief, and the next one had the trial run again.
+            # The trial's worker outlived its chief, and the next chief had another
+            # worker run the trial again.
             return
         if trial_id in self._retry_queue:
             self._retry_queue.remove(trial_id)
-        # keras-tuner's name for a trial that broke; it makes FAILED of it, too.
+        # INVALID is a trial that broke. keras-tuner makes FAILED of it, too.
         error = trial.status == TrialStatus.INVALID
         with self._noting_failure():
             super().end_trial(trial)
@@ -203,7 +204,7 @@ class Resumable:
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        # In a chief an exception ends no more than the request of a worker.
+        # In a chief an exception ends the request of a worker and nothing else.
         try:
             yield
         except Exception as error:
@@ -226,7 +227,7 @@ class BayesianOracle(Resumable, BayesianOptimizationOracle):
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings():
-            # A length scale at the end of its range: nothing a user could change.
+            # A length scale is at the end of its range. A user cannot change that.
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = super().populate_space(trial_id)
         if found["values"] and self._duplicate(found["values"]):
@@ -235,10 +236,10 @@ class BayesianOracle(Resumable, BayesianOptimizationOracle):
 
 
 class GridOracle(Resumable, keras_tuner.Oracle):
-    """The grid, in the order of its hyperparameters, the last one first.
+    """Grid search. The last hyperparameter varies fastest.
 
-    keras-tuner's own keeps where it is in memory alone: a search that was
-    killed would end where it had stopped.
+    keras-tuner's own oracle keeps its position in memory alone, so that a search
+    that was killed would end where it had stopped.
     """
 
     def populate_space(self, trial_id: str) -> dict:

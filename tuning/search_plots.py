@@ -1,4 +1,7 @@
-"""The pictures of a search: its objective by trial and by hyperparameter."""
+"""The pictures of a search: its objective by trial and by hyperparameter.
+
+The objective is one of which lower is better.
+"""
 
 import math
 from pathlib import Path
@@ -7,7 +10,7 @@ import numpy as np
 
 from keras_qrnn.training.plots import pyplot, save_figure
 from search_space import shown
-from search_task import HYPERPARAMETERS, OBJECTIVE
+from search_task import HYPERPARAMETERS, OBJECTIVE, OBJECTIVE_LABEL
 
 
 def varied(rows: list[dict]) -> list[str]:
@@ -35,7 +38,7 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
     )  # fmt: skip
     failed = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE.name] == ""]
     if failed:
-        # On the upper edge, whatever the scale: they have no value.
+        # They have no value: they are drawn on the upper edge.
         edge = axis.get_xaxis_transform()
         axis.plot(
             failed,
@@ -45,10 +48,10 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
             transform=edge,
             label="failed",
         )
-    _perplexity_scale(axis, values)
+    _objective_scale(axis, values)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("trial, in the order of their beginning")
-    axis.set_ylabel("validation perplexity")
+    axis.set_ylabel(OBJECTIVE_LABEL)
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, path)
@@ -67,7 +70,7 @@ def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
     best = int(values.argmin())
     for axis, name in zip(axes.flat, names, strict=False):
         at, labels = _positions(name, [row[name] for row in rows])
-        # Equal values side by side, or they would hide each other.
+        # Trials of equal values are drawn side by side, not one over the other.
         if labels:
             shift = np.random.default_rng(0).uniform(-0.15, 0.15, len(at))
             at = at + shift
@@ -77,11 +80,11 @@ def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
             _log_scale(axis.xaxis, (1, 2, 5))
         axis.plot(at, values, "o", color="C0", alpha=0.6, markersize=5)
         axis.plot(at[best], values[best], "*", color="C3", markersize=14)
-        _perplexity_scale(axis, values)
+        _objective_scale(axis, values)
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
-        axis.set_ylabel("validation perplexity")
+        axis.set_ylabel(OBJECTIVE_LABEL)
     for axis in axes.flat[len(names) :]:
         axis.remove()
     figure.suptitle(f"{len(rows)} trials; the star is the best")
@@ -119,11 +122,11 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
         axis.yaxis.set_ticks_position("left")
         axis.spines["left"].set_position(("data", n))
     host.set_xlim(-0.2, len(names) + 0.2)
-    host.set_xticks(range(len(names) + 1), [*names, "validation\nperplexity"])
+    host.set_xticks(range(len(names) + 1), [*names, OBJECTIVE_LABEL.replace(" ", "\n")])
     host.xaxis.tick_top()
     host.tick_params(axis="x", length=0)
     lines = np.stack(columns, 1)
-    # Coloured by rank: a trial that went wrong would leave the others one colour.
+    # Colours go by rank. By value, one bad trial would leave the others one colour.
     rank = values.argsort().argsort() / max(1, len(values) - 1)
     for n in np.argsort(-values):  # the best on top
         best = n == values.argmin()
@@ -137,7 +140,7 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
 
 
 def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
-    """Where the values lie on an axis; with labels where there are few of them."""
+    """Positions of the values on an axis, and labels if the values are few."""
     kinds = sorted(set(values))
     if HYPERPARAMETERS[name].type is str or len(kinds) <= 4:
         return np.array([kinds.index(value) for value in values], float), [
@@ -146,14 +149,14 @@ def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
     return np.array(values, float), None
 
 
-def _perplexity_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
-    """Logarithmic where some trials are far worse than others."""
+def _objective_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
+    """Makes the scale logarithmic if some trials are far worse than others."""
     if values.max() > 2 * values.min():
         _log_scale(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
 
 
 def _log_scale(axis, marks: tuple[float, ...]) -> None:  # noqa: ANN001
-    """A logarithmic scale with plain numbers at `marks` in each decade."""
+    """Makes the scale logarithmic, with plain numbers at `marks` in each decade."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")

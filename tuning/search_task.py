@@ -16,6 +16,7 @@ from keras_qrnn.training import TrainingOptions, train_language_model
 from keras_qrnn.training.language_model import OBJECTIVE, check_sizes
 from search_space import Hyperparameter
 
+OBJECTIVE_LABEL = "validation perplexity"  # in pictures
 # What is printed of an epoch.
 SHOWN = ("perplexity", OBJECTIVE.name)
 # The script that trains the best trial's model in full.

@@ -75,7 +75,7 @@ class TrialTuner(BaseTuner):
         """Nothing, likewise."""
 
     def pre_create_trial(self) -> None:
-        if self._idle:  # the oracle waits for other workers, and was just asked
+        if self._idle:  # the oracle was just asked, and waits for other workers
             time.sleep(1)
         self._idle = True
 
@@ -91,14 +91,14 @@ class TrialTuner(BaseTuner):
             tidy(directory)
 
     def _try_run_and_update_trial(self, trial: Trial) -> None:
-        # As keras-tuner does it, which prints a traceback for each divergence.
+        # keras-tuner's own prints a traceback for each divergence.
         try:
             self._run_and_update_trial(trial)
             trial.status = TrialStatus.COMPLETED
         except FatalError:
             raise
         except (OSError, ImportError) as error:
-            # Not the trial's fault: it would befall all that follow.
+            # It is not the trial's fault, and would end all that follow.
             raise FatalError(f"{type(error).__name__}: {error}") from error
         except FailedTrialError as error:
             trial.status, trial.message = TrialStatus.FAILED, str(error)
@@ -113,7 +113,7 @@ class TrialTuner(BaseTuner):
             `epochs` trained and the `seconds` they took.
         """
         directory = trial_directory(self._path, trial.trial_id)
-        # That of a worker that was killed before it could tell the chief.
+        # A worker that was killed may have left one that its chief never saw.
         (directory / "error.txt").unlink(missing_ok=True)
         values = trial.hyperparameters.values
         first = values.get("tuner/initial_epoch", 0)
@@ -150,7 +150,7 @@ class TrialTuner(BaseTuner):
                 check_zip(run.checkpoint, "Delete it to train anew")
             except ValueError as error:  # not the trial's fault
                 raise FatalError(str(error)) from error
-        # The models of the trials before, which reference cycles keep alive.
+        # Reference cycles keep the models of the trials before alive.
         keras.utils.clear_session()
         gc.collect()
         callbacks = (

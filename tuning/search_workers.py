@@ -13,8 +13,8 @@ import grpc
 import keras
 import keras_tuner
 
-# The part of keras-tuner that its environment variables start, without the
-# loop around it, which takes up to 20 seconds to see that a search has ended.
+# What keras-tuner starts where its environment variables are set, without the loop
+# around it: that takes up to 20 seconds to see that a search has ended.
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer, exit_chief
 
@@ -48,7 +48,7 @@ def role() -> str:
             "The environment variable KERASTUNER_ORACLE_PORT must be a port. "
             f"Received: {port!r}"
         )
-    # So keras-tuner knows the chief.
+    # keras-tuner takes an id for the chief's if "chief" stands in it.
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
 
 
@@ -126,9 +126,9 @@ class Worker:
         self.tuner_id = tuner_id
         self.log = log
         with log.open("ab") as errors:
-            # A terminal sends Ctrl-C to all in the foreground: in a session of
-            # their own the workers are ended here, once. Through `stdin` they
-            # see the end of this process, whatever brings it about.
+            # A terminal sends Ctrl-C to all processes in the foreground. In a
+            # session of its own a worker is ended here, once. Its `stdin` ends
+            # when this process ends, however that comes about.
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -160,15 +160,16 @@ class Worker:
         self.process.stdout.close()
 
     def last_words(self) -> str:
-        """The end of its errors."""
-        return self.log.read_text("utf-8", errors="replace")[-2000:].strip()
+        """The last line of its errors. Before it stands what backends write."""
+        lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"see {self.log}"
 
 
 def end_with_parent() -> None:
     """Ends this process when the one that started it has gone."""
 
     def watch() -> None:
-        # Not `sys.stdin.read`: it keeps a lock that the interpreter needs to end.
+        # `sys.stdin.read` would keep a lock that the interpreter needs to end.
         while os.read(0, 1):
             pass
         os._exit(1)
@@ -195,7 +196,7 @@ def run_workers(
         RuntimeError: if the search cannot go on; all workers have ended then.
     """
     workers, deaths, idle_deaths = {}, {}, {}
-    # As if it were Ctrl-C: or the workers would outlive a `kill` of this process.
+    # SIGTERM ends the search as Ctrl-C does. The workers would outlive it otherwise.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Chief(oracle, "127.0.0.1") as chief:
@@ -222,7 +223,7 @@ def run_workers(
                         workers.pop(tuner_id).close()
                         if code == 0 or oracle.failure:
                             continue
-                        if code == 2:  # it has said that it cannot go on
+                        if code == 2:  # an error, which it has printed
                             raise RuntimeError(f"{tuner_id}: {worker.last_words()}")
                         trial = oracle.ongoing_trials.get(tuner_id)
                         if trial is None:

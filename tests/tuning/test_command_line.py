@@ -1,12 +1,14 @@
 """The search's command line: bad options, silence, the commands that it prints."""
 
 import importlib
+import os
+import re
 import sys
 
 import pytest
 
 import search
-from tests.tuning.searches import SCRIPT, TINY, trains
+from tests.tuning.searches import SCRIPT, TINY, FakeTask, trains, trials
 
 pytestmark = trains
 
@@ -56,3 +58,71 @@ def test_missing_keras_tuner_names_the_extra(monkeypatch):
         SystemExit, match=r"pip install '\.\[tuning\]' in .* keras-qrnn"
     ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize(
+    ("verbose", "trials_shown", "epochs_shown"),
+    [(0, False, False), (1, True, False), (2, True, True)],
+)
+def test_verbose(tmp_path, run, no_training, verbose, trials_shown, epochs_shown):
+    options = TINY | {"max_trials": 1, "verbose": verbose}
+    code, printed, error = run(save_path=tmp_path / "s", **options)
+    assert (code, error) == (0, "")
+    assert ("Trial 0 ends" in printed) == ("The best:" in printed) == trials_shown
+    assert ("Trial 0, epoch 2/2: perplexity" in printed) == epochs_shown
+    assert trials_shown or not printed
+    # Errors are printed all the same.
+    code, printed, error = run(save_path=tmp_path / "s", **(options | {"units": 4}))
+    assert code == 2 and "is another one" in error
+    assert trials_shown or not printed
+
+
+FULL = OSError(28, "No space left on device")
+FULL_MESSAGE = r"search.py: error: .*No space left on device: '{}/.+'\n"
+INTERRUPTED = r"search.py: interrupted\. (Trials that have ended: \d\. )?Start it .*\n"
+
+
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
+def test_a_full_disk_or_an_interrupt_at_any_write(
+    tmp_path, monkeypatch, run, no_training, error
+):
+    """One line, which names the file on a full disk; and the next start goes on."""
+    options = TINY | {"max_trials": 2}
+    sync, left = os.fsync, 0
+
+    def fsync(file):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise error
+        sync(file)
+
+    for count in range(1, 100):
+        path = tmp_path / str(count)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            left = count
+            code, _, message = run(save_path=path, **options)
+        if left > 0:
+            break  # there are no more writes
+        if error is FULL:
+            assert code == 2
+            assert re.fullmatch(FULL_MESSAGE.format(re.escape(str(path))), message)
+        else:
+            assert code == 130 and re.fullmatch(INTERRUPTED, message), message
+        code, _, message = run(save_path=path, **options)
+        assert (code, message) == (0, "")
+        assert len(trials(path)) == 2
+    assert count > 10
+
+
+def test_an_interrupt_while_the_data_are_loaded(
+    tmp_path, monkeypatch, run, no_training
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeTask, "load", interrupted)
+    code, _, error = run(save_path=tmp_path / "s", **TINY)
+    assert code == 130 and re.fullmatch(INTERRUPTED, error)
+    assert not (tmp_path / "s").exists()
