@@ -2,6 +2,9 @@ import os
 
 # float64 layers need it on JAX; the other backends do not read it.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# Most of the time of the tests is compilation by XLA, of each shape. Optimizations that
+# a small array does not need are left out.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # PyTorch's threads spin for a while after each operation. Where other programs need
 # the cores, as two environments at a time in .ci/run do, that made tests 15 times
 # slower. Read when libgomp is loaded, so before Keras is imported.
@@ -36,9 +39,11 @@ elif keras.config.backend() == "tensorflow":
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
 
+# How many examples Hypothesis draws for each test.
+EXAMPLES = int(os.environ.get("KERAS_QRNN_EXAMPLES", "25"))
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(
-    "default", deadline=None, max_examples=25, derandomize=True, print_blob=True
+    "default", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("default")
 

@@ -1,7 +1,9 @@
 """TensorFlow: one loop under gradients by hand, compiled by XLA where that pays."""
 
 import functools
+import itertools
 import sys
+import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -66,9 +68,10 @@ def _by_xla(function: Callable) -> Callable:
 def _gradient_by_hand(function: Callable) -> Callable:
     """`tf.custom_gradient`, but a graph frees its gradients with itself.
 
-    In a graph, `tf.custom_gradient` registers each call under a name of its own, for
-    good, and what is registered holds the graph: megabytes for each model. Here one
-    gradient is registered, and the graph holds what each call needs.
+    In a graph, each call is registered under a name of its own, for good: SavedModel
+    stores the gradient of each name. What `tf.custom_gradient` registers holds the
+    graph, megabytes for each model. What is registered here finds the gradient in the
+    graph, if there still is one.
 
     Args:
         function: called with tensors; returns the results and a function from the
@@ -88,24 +91,29 @@ def _gradient_by_hand(function: Callable) -> Callable:
             return [None] * len(flat) + tf.nest.flatten(found)
 
         given = [*flat, *arguments]
+        name = f"KerasQrnnGradientByHand-{next(_numbers)}"
         graph = tf.compat.v1.get_default_graph()
-        with graph.gradient_override_map({"IdentityN": _BY_HAND}):
+        _kept_by(graph, "gradients")[name] = gradients
+        _register(name, weakref.ref(graph))
+        with graph.gradient_override_map({"IdentityN": name}):
             taken = tf.identity_n(given)
-        _kept_by(graph, "gradients")[taken[0].op.name] = gradients
-        record.record_operation(_BY_HAND, taken, given, gradients)  # for a tape
+        record.record_operation(name, taken, given, gradients)  # for a tape
         return tf.nest.pack_sequence_as(results, taken[: len(flat)])
 
     return run
 
 
-_BY_HAND = "KerasQrnnGradientByHand"
+_numbers = itertools.count()
 
 
-@tf.RegisterGradient(_BY_HAND)
-def _gradients_of(
-    operation: tf.Operation, *d_results: tf.Tensor
-) -> list[tf.Tensor | None]:
-    return _kept_by(operation.graph, "gradients")[operation.name](*d_results)
+def _register(name: str, graph: weakref.ref) -> None:
+    """Registers a gradient that is kept by a graph. No graph is held."""
+
+    @tf.RegisterGradient(name)
+    def gradients(
+        operation: tf.Operation | None, *d_results: tf.Tensor
+    ) -> list[tf.Tensor | None]:
+        return _kept_by(graph(), "gradients")[name](*d_results)
 
 
 def _kept_by(graph: tf.Graph, name: str) -> dict:

@@ -35,6 +35,13 @@ def test_saved_model_of_any_batch(exported, tmp_path):
     loaded = tf.saved_model.load(tmp_path)
     assert_close("outputs", loaded.serve(x), want, 1e-6)
     assert_close("outputs of one row", loaded.serve(x[1:]), want[1:], 1e-6)
+    x = tf.constant(x)
+    with tf.GradientTape() as tape, tf.GradientTape() as own:
+        tape.watch(x)
+        own.watch(x)
+        again, outputs = loaded.serve(x), model(x)
+    expected = own.gradient(outputs, x)
+    assert_close("d_x of what was loaded", tape.gradient(again, x), expected)
     functions = loaded.signatures["serving_default"].graph.as_graph_def().library
     for function in functions.function:
         assert not function.attr["_XlaMustCompile"].b
