@@ -24,9 +24,14 @@ class KeptStates:
     """
 
     @property
+    def kept(self) -> list[keras.Variable]:
+        """All that one call keeps for the next; empty where nothing is kept."""
+        return list(self.states or ())
+
+    @property
     def weights(self) -> list[keras.Variable]:
-        """All weights; the kept states are not among them."""
-        kept = {id(state) for state in self.states or ()}
+        """All weights; what is kept is not among them."""
+        kept = {id(state) for state in self.kept}
         return [weight for weight in super().weights if id(weight) not in kept]
 
 

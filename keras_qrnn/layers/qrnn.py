@@ -307,11 +307,16 @@ class QRNN(KeptStates, keras.layers.Layer):
     def states(self) -> list[keras.Variable] | None:
         """The kept states of a built stateful layer, else None.
 
-        The cell state, for `window > 1` the window state, and the last output, which
-        masked steps repeat. They are variables of the layer, but not among `weights`.
+        The cell state and, for `window > 1`, the window state: what `return_state`
+        gives and `initial_state` takes.
         """
-        states = [self.cell_state, self.window_state, self.last_output]
+        states = [self.cell_state, self.window_state]
         return [state for state in states if state is not None] or None
+
+    @property
+    def kept(self) -> list[keras.Variable]:
+        """The kept states and the last output, which masked steps repeat."""
+        return [*self.states, self.last_output] if self.states else []
 
     def _state_shapes(
         self, batch: int | None, features: int | None
@@ -439,7 +444,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
         if not given and self.stateful:
-            *given, last_output = with_rows_of(sequences, self.states or [])
+            *given, last_output = with_rows_of(sequences, self.kept)
             if previous_output is None:
                 previous_output = last_output
         shapes = self._state_shapes(ops.shape(sequences)[0], features)
@@ -476,7 +481,7 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _keep(self, cell: Tensor, window: Tensor | None, last_output: Tensor) -> None:
         new = [state for state in (cell, window, last_output) if state is not None]
-        for variable, state in zip(self.states or (), new, strict=True):
+        for variable, state in zip(self.kept, new, strict=True):
             variable.assign(ops.cast(state, variable.dtype))
 
     def _drop(self, inputs: Tensor, training: bool) -> Tensor:
@@ -554,7 +559,7 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def reset_state(self) -> None:
         """Sets the kept state of a stateful layer to zeros."""
-        for variable in self.states or []:
+        for variable in self.kept:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def reset_states(self) -> None:
@@ -610,7 +615,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         named = {name: weight for name, weight in named.items() if weight is not None}
         others: dict[str, keras.Variable] = {}
         super().save_own_variables(others)
-        left_out = {id(each) for each in [*named.values(), *(self.states or ())]}
+        left_out = {id(each) for each in [*named.values(), *self.kept]}
         rest = [each for each in others.values() if id(each) not in left_out]
         return named | {str(number): each for number, each in enumerate(rest)}
 

@@ -243,11 +243,11 @@ def test_stateful_training_carries_the_state():
     model.compile(keras.optimizers.SGD(0.0), "mse")
     layer = model.layers[0]
     model.fit(X, np.zeros((4, 5)), batch_size=4, epochs=2, shuffle=False, verbose=0)
-    after = [to_numpy(s) for s in layer.states]
+    after = [to_numpy(s) for s in layer.kept]
     layer.reset_state()
-    assert not any(to_numpy(s).any() for s in layer.states)
+    assert not any(to_numpy(s).any() for s in layer.kept)
     layer(X), layer(X)
-    for got, expected in zip(layer.states, after, strict=True):
+    for got, expected in zip(layer.kept, after, strict=True):
         assert np.abs(to_numpy(got) - expected).max() < 1e-5
 
 

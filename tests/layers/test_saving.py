@@ -134,13 +134,13 @@ def test_restoring_the_best_weights_leaves_a_running_state():
         keras.callbacks.EarlyStopping("loss", restore_best_weights=True, patience=1),
         keras.callbacks.LambdaCallback(
             on_epoch_end=lambda *_: ends.append(
-                [ops.convert_to_numpy(s) for s in model.layers[0].states]
+                [ops.convert_to_numpy(s) for s in model.layers[0].kept]
             )
         ),
     ]
     y = np.zeros((4, 6, 2))
     model.fit(X, y, batch_size=4, epochs=4, verbose=0, callbacks=callbacks)
-    for got, last in zip(model.layers[0].states, ends[-1], strict=True):
+    for got, last in zip(model.layers[0].kept, ends[-1], strict=True):
         assert_close("state", ops.convert_to_numpy(got), last, 0)
     assert np.abs(ends[-1][0] - ends[0][0]).max() > 0
 

@@ -274,6 +274,19 @@ def test_built_twice(stateful):
     assert_close("outputs", layer(X), expected, 0)
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_kept_states_are_an_initial_state(window):
+    stateful = QRNN(5, window, stateful=True, return_state=True)
+    _, *first = stateful(X)
+    for n, (kept, returned) in enumerate(zip(stateful.states, first, strict=True)):
+        assert_close(f"state {n}", ops.convert_to_numpy(kept), returned, 0)
+    stateless = QRNN(5, window)
+    stateless.build(X.shape)
+    stateless.set_weights(stateful.get_weights())
+    got = stateless(X, initial_state=stateful.states)
+    assert_close("outputs", got, stateful(X)[0])
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's shard_map")
 @pytest.mark.parametrize("masked", [False, True])
 def test_shard_map(masked):
