@@ -9,16 +9,17 @@ from keras_qrnn._types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
 class EmbeddingDropout(keras.layers.Layer):
-    """Drops words: in training, a word's embedding is zero at all its places.
+    """Drops words in training: the embedding of a dropped word is zero wherever it is.
 
-    It is dropout on the rows of the embedding matrix, of arXiv 1512.05287 and
-    arXiv 1708.02182, section 4.3, and costs no more than a look at the words
-    that occur. The others are scaled up by `1 / (1 - rate)`.
+    This is dropout on the rows of the embedding matrix (arXiv 1512.05287; arXiv
+    1708.02182, section 4.3). Each call draws anew which words are dropped, and scales
+    the embeddings of the others by `1 / (1 - rate)`. Only the embeddings of the words
+    that occur are multiplied, not the whole matrix.
 
     Args:
         vocab_size: Positive integer, number of words.
         rate: Probability with which a word is dropped, in [0, 1).
-        seed: Seed of the draw.
+        seed: Seed of the draws.
 
     Call arguments:
         embedded: float tensor of shape `(..., features)`, the embeddings of
@@ -27,7 +28,7 @@ class EmbeddingDropout(keras.layers.Layer):
         training: Boolean, whether words are dropped.
 
     Output shape:
-        That of `embedded`.
+        The shape of `embedded`, with its dtype.
 
     Raises:
         ValueError: if `vocab_size` is not a positive integer or `rate` is not in

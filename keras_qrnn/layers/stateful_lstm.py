@@ -9,11 +9,15 @@ from keras_qrnn.layers._states import KeptStates, with_rows_of
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
 class StatefulLSTM(KeptStates, keras.layers.LSTM):
-    """A stateful LSTM whose state is carried over on every backend.
+    """An LSTM that carries its states from batch to batch in `fit` on every backend.
 
-    Keras does not track the kept state of its RNN layers, so on JAX, whose
-    training step only writes tracked variables back, `fit` would start every
-    batch from zeros; and on PyTorch it overwrites what the gradient still needs.
+    `keras.layers.LSTM(stateful=True)` does not. On JAX a training step writes only
+    tracked variables back, and Keras does not track these states, so every batch
+    starts from zeros. On PyTorch the layer overwrites states that the gradient still
+    needs.
+
+    Arguments, call arguments and output shape are those of `keras.layers.LSTM`. It
+    must be made with `stateful=True`.
     """
 
     def build(
@@ -34,7 +38,7 @@ class StatefulLSTM(KeptStates, keras.layers.LSTM):
         return super().call(sequences, initial_state, mask, training)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Nothing: the kept state is no part of the model, the cell saves its own."""
+        """Writes nothing: the cell saves the weights, and the states are none."""
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Nothing, see `save_own_variables`."""
+        """Reads nothing: see `save_own_variables`."""

@@ -42,14 +42,17 @@ class LanguageModel(keras.Model):
         emb_dim: Positive integer, size of the embedding.
         units: Positive integer, size of each recurrent layer.
         layers: Positive integer, number of recurrent layers.
-        batch_size: Positive integer; the kept state has that many rows.
-        window: Positive integer, window of the QRNN layers; or one for each.
+        batch_size: Positive integer, rows of a batch and of the kept states. Under
+            `tf.distribute`, the rows of one replica's part of a batch.
+        window: Positive integer, window of the QRNN layers; or a list with one for
+            each layer.
         pooling: Pooling of the QRNN layers.
         zoneout: Zoneout rate of the QRNN layers.
         dropout: Dropout rate after the embedding and each recurrent layer.
         cell: `"qrnn"`, `"lstm"` or `"unrolled_lstm"` (Keras's LSTM with
             `unroll=True`).
-        embedding_scale: The embedding starts uniform in plus and minus this.
+        embedding_scale: The embedding's initial values are uniform between
+            `-embedding_scale` and `embedding_scale`.
         tied: Whether the softmax multiplies by the embedding's transpose; the
             last layer then has `emb_dim` units.
         locked_dropout: Whether dropout drops the same features at all steps of a
@@ -73,6 +76,9 @@ class LanguageModel(keras.Model):
 
     Output shape:
         `(batch_size, time, vocab_size)`, logits, float32 in mixed precision.
+
+    Raises:
+        ValueError: for an argument out of its range.
     """
 
     def __init__(
@@ -152,10 +158,10 @@ class LanguageModel(keras.Model):
             seeds = [seed + n for n in range(2 * layers + 2)]
 
         uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
-        # In mixed precision too the gradients of a word's occurrences, and those of
-        # the softmax's bias, are summed in float32: over the 2,100 tokens of a
-        # batch a bfloat16 sum, JAX's of an embedding and TensorFlow's of a Dense
-        # layer's bias, stops growing early, and the training diverges.
+        # The embedding and the softmax's bias compute in float32 in mixed precision
+        # too. Their gradients are sums over the tokens of a batch, 2,100 in the paper.
+        # In bfloat16 such a sum stops growing early (on JAX the embedding's, on
+        # TensorFlow that of a Dense layer's bias), and the training diverges.
         self.embedding = keras.layers.Embedding(
             vocab_size,
             emb_dim,
@@ -172,7 +178,7 @@ class LanguageModel(keras.Model):
                 name="embedding_dropout",
                 dtype=self.dtype_policy,
             )
-        # Whole features of a row: what is called variational or locked dropout.
+        # SpatialDropout1D drops a feature at all steps of a row.
         dropout_layer = keras.layers.Dropout
         if locked_dropout:
             dropout_layer = keras.layers.SpatialDropout1D
@@ -252,8 +258,9 @@ class LanguageModel(keras.Model):
 
     def softmax_logits(self, hidden: Tensor) -> Tensor:
         """The logits of `hidden`, of shape `(batch_size, time, vocab_size)`."""
-        # As rows: of a product of three axes XLA on a CPU copies the gradient, the
-        # largest tensor of a step, into another order.
+        # The product has two axes, rows and features. Of one with three axes XLA on a
+        # CPU would copy the gradient, the largest tensor of a step, into another
+        # memory order.
         rows = ops.reshape(hidden, (-1, hidden.shape[-1]))
         if self.tied:
             kernel = ops.cast(self.embedding.embeddings, self.compute_dtype)
@@ -269,7 +276,7 @@ class LanguageModel(keras.Model):
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs: Any
     ) -> None:
-        # `compute_loss` is the loss; Keras keeps a tracker only where one is named.
+        # `compute_loss` computes the loss. Keras reports it only if one is named here.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
