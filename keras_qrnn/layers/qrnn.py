@@ -393,8 +393,9 @@ class QRNN(KeptStates, keras.layers.Layer):
             With `go_backwards` time runs in the order of the outputs. In a masked
             step, which leaves the state as it was, f is 1 and the others are 0.
         """
+        sequences = ops.convert_to_tensor(sequences)
         if not self.built:
-            self.build(tuple(ops.shape(sequences)))
+            self.build(tuple(sequences.shape))
         sequences, mask = self._in_scan_order(sequences, mask)
         _, window, _ = self._first_states(sequences, initial_state, None)
         if mask is not None:
@@ -417,8 +418,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         self, sequences: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Checked inputs of the compute dtype and their mask, in scan order."""
+        mask = mask_of(sequences, mask)  # before a cast, which carries no mask
         sequences = as_value(sequences, self.compute_dtype)
-        mask = mask_of(sequences, mask)
         _check_time(sequences)
         if sequences.shape[-1] is None:
             # In a graph of TensorFlow. The weights know how many features there are.

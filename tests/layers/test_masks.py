@@ -157,6 +157,15 @@ def test_a_carried_mask_holds_where_a_state_is_given(model_of, bidirectional):
     assert_close("outputs", model.predict([TOKENS, state], verbose=0), expected)
 
 
+def test_a_carried_mask_holds_where_inputs_are_cast():
+    embedding = keras.layers.Embedding(10, FEATURES, mask_zero=True)
+    layer = QRNN(UNITS, return_sequences=True, dtype="float64")
+    state = RNG.normal(size=(BATCH, UNITS))
+    expected = layer(embedding(TOKENS), initial_state=state, mask=TOKENS != 0)
+    got = layer(embedding(TOKENS), initial_state=state)
+    assert_close("outputs", got, expected, 0)
+
+
 def test_masks_through_time_distributed():
     x = np.stack([X, X + 1], axis=1)  # (batch, 2 sequences, time, features)
     mask = np.stack([HOLES, HOLES[::-1]], axis=1)

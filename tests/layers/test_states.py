@@ -280,7 +280,7 @@ def test_kept_states_are_an_initial_state(window):
     _, *first = stateful(X)
     for n, (kept, returned) in enumerate(zip(stateful.states, first, strict=True)):
         assert_close(f"state {n}", ops.convert_to_numpy(kept), returned, 0)
-    stateless = QRNN(5, window)
+    stateless = QRNN(5, window, name=stateful.name)
     stateless.build(X.shape)
     stateless.set_weights(stateful.get_weights())
     got = stateless(X, initial_state=stateful.states)
@@ -294,6 +294,8 @@ def test_shard_map(masked):
     import jax
     from jax.sharding import Mesh, PartitionSpec
 
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("this version of JAX has it elsewhere, without check_vma")
     layer = QRNN(5, return_sequences=True, pooling="ifo")
     mask = RNG.uniform(size=(4, 6)) < 0.6 if masked else None
     expected = layer(X, mask=mask)
