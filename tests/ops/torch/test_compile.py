@@ -12,6 +12,7 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN, linear_scan
+from keras_qrnn.ops.equations import GATES
 from keras_qrnn.ops.torch import choice
 from tests.ops.torch import kernels
 
@@ -29,7 +30,7 @@ def arguments_of_pool(dtype, pooling, scale, device):
     is_mask = isinstance(scale, np.ndarray)
     mask = torch.asarray(scale, device=device) if is_mask else None
     number = scale if mask is None else None
-    gates = draw(2, 5, (len(pooling) + 1) * 3).transpose(0, 1)
+    gates = draw(2, 5, len(GATES[pooling]) * 3).transpose(0, 1)
     state = draw(3, 2, dtype=accumulator).T
     above = draw(5, 2, 3, dtype=accumulator), draw(2, 5, 3).transpose(0, 1)
     arguments = gates, state, mask, number, pooling, True

@@ -1,0 +1,100 @@
+"""`torch.autocast` around a layer, on each path of the convolution."""
+
+import keras
+import pytest
+
+if keras.config.backend() != "torch":
+    pytest.skip("torch.autocast is PyTorch's", allow_module_level=True)
+
+import torch
+
+from keras_qrnn import QRNN
+from keras_qrnn.ops.torch import convolution
+from tests.assertions import assert_close
+
+HALF = {"bfloat16": 3e-2, "float16": 4e-3}
+
+
+@pytest.fixture(params=["convolution", "products"])
+def _path(request, monkeypatch):
+    """What the float32 layer would run: the second on CUDA and Intel's processors."""
+    taken = request.param == "convolution"
+    monkeypatch.setattr(convolution, "takes_convolution", lambda inputs: taken)
+
+
+def results_and_gradients(call, layer, x):
+    x = x.detach().requires_grad_()
+    outputs = call(x)
+    weights = [x, layer.kernel.value, layer.bias.value]
+    return outputs, torch.autograd.grad(outputs.float().square().sum(), weights)
+
+
+@pytest.mark.parametrize(
+    ("_path", "dtype", "compiled"),
+    [
+        ("convolution", "bfloat16", False),
+        ("convolution", "float16", True),
+        ("products", "float16", False),
+        ("products", "bfloat16", True),
+    ],
+    indirect=["_path"],
+)
+def test_autocast(_path, dtype, compiled):
+    """As in `keras.layers.LSTM` the results keep the layer's dtype."""
+    layer = QRNN(5, 3, "ifo", return_sequences=True)
+    x = torch.rand(4, 6, 3)
+    want, expected = results_and_gradients(layer, layer, x)
+    call = layer
+    if compiled:
+        torch._dynamo.reset()
+        call = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    context = torch.autocast("cpu", dtype=getattr(torch, dtype))
+    with context:
+        outputs, gradients = results_and_gradients(call, layer, x)  # backward inside
+    with context:
+        source = x.clone().requires_grad_()
+        loss = call(source).square().sum()
+    (outside,) = torch.autograd.grad(loss, source)
+    with context, torch.no_grad():
+        inference = call(x)
+    assert outputs.dtype == inference.dtype == torch.float32
+    room = HALF[dtype]
+    assert_close("outputs", outputs, want, room)
+    assert_close("inference", inference, want, room)
+    assert float((outputs - want).abs().max()) > 1e-6  # it did act
+    for name, g, w in zip(("x", "kernel", "bias"), gradients, expected, strict=True):
+        assert g.dtype == torch.float32
+        assert_close(name, g, w, room)
+    assert_close("x", outside, expected[0], room)
+
+
+@pytest.mark.usefixtures("_path")
+def test_a_gradient_inside_autocast_of_a_layer_outside():
+    layer = QRNN(5, 3, return_sequences=True)
+    source = torch.rand(4, 6, 3).requires_grad_()
+    loss = layer(source).square().sum()
+    weights = [source, layer.kernel.value, layer.bias.value]
+    want = torch.autograd.grad(loss, weights, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.autograd.grad(loss, weights)
+    for name, g, w in zip(("x", "kernel", "bias"), got, want, strict=True):
+        assert_close(name, g, w, 1e-6)
+
+
+@pytest.mark.usefixtures("_path")
+def test_autocast_of_what_is_recorded():
+    layer = QRNN(5, 3, return_sequences=True)
+    x = torch.rand(4, 6, 3)
+    want = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.func.vmap(lambda row: layer(row[None])[0])(x)
+    assert got.dtype == torch.float32
+    assert_close("outputs", got, want, HALF["bfloat16"])
+
+
+def test_autocast_leaves_float64_alone():
+    layer = QRNN(5, 3, return_sequences=True, dtype="float64")
+    x = torch.rand(4, 6, 3, dtype=torch.float64)
+    want = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close("outputs", layer(x), want, 1e-12)
