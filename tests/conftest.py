@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 # float64 layers need it on JAX; the other backends do not read it.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -9,6 +12,14 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # the cores, as two environments at a time in .ci/run do, that made tests 15 times
 # slower. Read when libgomp is loaded, so before Keras is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# What JAX has compiled once in a session, here or in a subprocess, it finds again: a
+# run of the training script then takes half the time.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="keras_qrnn-jax-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis
 import keras
