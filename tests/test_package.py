@@ -33,7 +33,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
         *(str(path.relative_to(ROOT)) for path in sources),
     }
     assert f"{info}/licenses/LICENSE" in names
-    extras = {"tensorflow", "jax", "torch", "lm", "tuning", "test", "all"}
+    extras = {"tensorflow", "jax", "torch", "lm", "tuning", "test", "docs", "all"}
     lines = metadata.splitlines()
     assert {f"Provides-Extra: {extra}" for extra in extras} <= set(lines)
     assert "License-Expression: Apache-2.0" in lines
@@ -47,7 +47,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
     [
         ("datasets", lambda path: load_corpus(data_dir=path)),
         ("matplotlib", lambda path: pyplot()),
-        ("tensorboardX", lambda path: RunFiles(path, {}, [], 1).on_train_begin()),
+        ("tensorboardX", lambda path: RunFiles(path, None, {}, [], 1).on_train_begin()),
     ],
 )
 def test_missing_package_names_the_extra(monkeypatch, tmp_path, module, use):

@@ -132,7 +132,7 @@ def takes_older_names(options: type[Options]) -> type[Options]:
     def by_any_name(self: Options, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **with_current_names(kwargs, options))
 
-    options.__init__ = by_any_name  # type: ignore[method-assign]
+    options.__init__ = by_any_name  # type: ignore
     return options
 
 
