@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus
+from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus, sample
 from keras_qrnn.models.generation import generate, layer_gates
 from keras_qrnn.training import TrainingOptions, callbacks, evaluate_perplexity
 from keras_qrnn.training.callbacks import learning_rate_schedule
@@ -36,6 +36,8 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).parents[2]
 TINY = {"units": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
 TINY["learning_rate"] = 0.2  # a rate of 1 is for large models: here it is unstable
+# Runs of many models are in full where nothing is compiled, and short elsewhere.
+FULL = keras.config.backend() == "torch"
 
 
 def script(name):
@@ -137,18 +139,29 @@ def test_lstm_baselines(small_ptb, tmp_path, lstm, capsys):
     assert keras.saving.load_model(tmp_path / "model.keras").cell == lstm
 
 
-def test_sample_comes_within_five_percent_of_the_best_reachable(tmp_path, capsys):
-    """What `make demo` trains, and what it prints."""
+def test_sample_comes_within_five_percent_of_the_best_reachable(
+    tmp_path, capsys, monkeypatch
+):
+    """What `make demo` trains, and what it prints; a part of it where JAX is not.
+
+    Compiled by JAX it takes the least time.
+    """
     config = ROOT / "examples" / "sample.json"
     data = arguments(dataset="sample", config=config, save_path=tmp_path)
+    corpus, most = load_corpus("sample"), 1.05
+    if keras.config.backend() != "jax":
+        texts, floor = sample.generate({"train": 1500, "valid": 100, "test": 100})
+        corpus, most = replace(corpus, **texts, floor_perplexity=floor), 1.5
+        data += ["--epochs", "3"]
+        monkeypatch.setattr(train_lm, "load_corpus", lambda *_: corpus)
     assert train_lm.main(data) == 0
     out = capsys.readouterr().out
-    floors = load_corpus("sample").floor_perplexity
+    floors = corpus.floor_perplexity
     for split in ("valid", "test"):
         line = out.partition(f"{split} perplexity: ")[2].splitlines()[0]
         reached, floor = float(line.split()[0]), floors[split]
         assert line.endswith(f"(best reachable: {floor:.2f})")
-        assert floor <= reached < 1.05 * floor
+        assert floor <= reached < most * floor
 
 
 def final_weights(path):
@@ -157,8 +170,9 @@ def final_weights(path):
 
 
 def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
-    """SIGKILL in mid-epoch, twice; dropout and zoneout on."""
-    common = [*arguments(data_dir=small_ptb, epochs=3, **TINY), "--notest"]
+    """SIGKILL in mid-epoch, once or (in full) twice; dropout and zoneout on."""
+    epochs = 3 if FULL else 2
+    common = [*arguments(data_dir=small_ptb, epochs=epochs, **TINY), "--notest"]
     command = [sys.executable, str(ROOT / "examples" / "train_lm.py"), *common]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -185,11 +199,12 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
         assert process.returncode == -signal.SIGKILL
 
     run(tmp_path / "whole")
-    run(tmp_path / "killed", kill_after=0)
+    if FULL:
+        run(tmp_path / "killed", kill_after=0)
     run(tmp_path / "killed", "--resume", kill_after=1)
     resumed = arguments(save_path=tmp_path / "killed", epochs=1)
     assert train_lm.main([*common, *resumed, "--resume"]) == 2  # in its second
-    assert read_meta(tmp_path / "killed" / "checkpoint.npz")["epoch"] < 3
+    assert read_meta(tmp_path / "killed" / "checkpoint.npz")["epoch"] < epochs
     run(tmp_path / "killed", "--resume")
     whole, killed = (final_weights(tmp_path / n) for n in ("whole", "killed"))
     assert whole.keys() == killed.keys()
@@ -221,8 +236,10 @@ class Interrupt(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{}, {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.03}],
-    ids=["sgd", "adamw"],
+    [{"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.03}, {}][
+        : 2 if FULL else 1
+    ],
+    ids=["adamw", "sgd"][: 2 if FULL else 1],
 )
 def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, chosen):
     """The trained weights go on beside their averages, a resumed run's too."""
@@ -342,7 +359,9 @@ def test_interrupted_in_validation(small_ptb, tmp_path):
         assert np.abs(np.float64(cut[name]) - value).max(initial=0) < 1e-6, name
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "bfloat16", *["mixed_bfloat16"][:FULL]]
+)
 def test_mixed_precision_resumes(small_ptb, tmp_path, policy):
     """Loss scales, and values that NumPy has no type for, are kept, too."""
     corpus = load_corpus(data_dir=small_ptb)

@@ -69,11 +69,11 @@ def test_stream_as_the_model_reads_it(tied):
     model = LanguageModel(11, emb_dim=6, units=5, batch_size=2, seed=1, tied=tied)
     model.build()
     ids = np.random.default_rng(0).integers(0, 11, 40).astype("int32")
-    for steps in (7, 39, 64):
+    expected = evaluate_perplexity(model, ids)
+    for steps in (7, 64):
         stream = read_stream(model, ids, steps)
         assert stream.hidden.shape == (39, 6 if tied else 5)
         assert np.array_equal(stream.targets, ids[1:])
-        expected = evaluate_perplexity(model, ids)
         assert math.isclose(stream.perplexity, expected, rel_tol=1e-5)
 
 
