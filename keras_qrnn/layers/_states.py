@@ -93,7 +93,10 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
         if not isinstance(state, keras.Variable):
             # A gradient written by hand takes no `tf.Variable` as an argument.
             state = tf.convert_to_tensor(state)
-    return ops.cast(ops.convert_to_tensor(state), dtype)
+    # Keras's NumPy backend would round a float64 array to float32 on converting it.
+    if not ops.is_tensor(state):
+        state = ops.convert_to_tensor(state)
+    return ops.cast(state, dtype)
 
 
 def check_batch_size(sequences: Tensor, expected: int) -> None:

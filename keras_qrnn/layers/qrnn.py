@@ -393,7 +393,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             With `go_backwards` time runs in the order of the outputs. In a masked
             step, which leaves the state as it was, f is 1 and the others are 0.
         """
-        sequences = ops.convert_to_tensor(sequences)
+        if not ops.is_tensor(sequences):
+            sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
         if not self.built:
             self.build(tuple(sequences.shape))
         sequences, mask = self._in_scan_order(sequences, mask)
