@@ -25,7 +25,7 @@ PATH = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
-# Of processes and signals, which are the same on all backends.
+# Of files, processes and signals, which are the same on all backends.
 once = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="runs on PyTorch, for all backends"
 )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import search
-from tests.tuning.searches import SCRIPT, TINY, FakeTask, trains, trials
+from tests.tuning.searches import SCRIPT, TINY, FakeTask, once, trains, trials
 
 pytestmark = trains
 
@@ -82,6 +82,7 @@ FULL_MESSAGE = r"search.py: error: .*No space left on device: '{}/.+'\n"
 INTERRUPTED = r"search.py: interrupted\. (Trials that have ended: \d\. )?Start it .*\n"
 
 
+@once
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
 def test_a_full_disk_or_an_interrupt_at_any_write(
     tmp_path, monkeypatch, run, no_training, error

@@ -21,6 +21,7 @@ import search_oracles
 import search_tuner
 from keras_qrnn.training import TrainingOptions
 from keras_qrnn.training.run_directory import held
+from search_oracles import TUNERS
 from tests.tuning.conftest import no_training_in
 from tests.tuning.searches import (
     SCRIPT,
@@ -77,6 +78,7 @@ def test_interrupted_training_ends_with_the_same_trials(
     assert_same_trials(trials(tmp_path / "s"), trials(searched[0])[:2])
 
 
+@once
 def test_going_on_refusal_and_overwriting(
     searched, small_ptb, tmp_path, capsys, no_pictures
 ):
@@ -119,7 +121,9 @@ def test_a_directory_of_other_files_is_left_alone(small_ptb, tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("tuner", search_oracles.TUNERS)
+@pytest.mark.parametrize(
+    "tuner", [pytest.param(t, marks=() if t == "random" else once) for t in TUNERS]
+)
 def test_no_trial_is_lost_or_repeated_wherever_it_is_killed(
     tuner, tmp_path, monkeypatch, no_training
 ):
@@ -209,6 +213,7 @@ DAMAGES = {
 }
 
 
+@once
 @pytest.mark.parametrize("file", STATES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_one_line(
@@ -230,6 +235,7 @@ def test_a_damaged_state_is_one_line(
         assert len(trials(path)) == 1
 
 
+@once
 @pytest.mark.parametrize("file", STATES)
 @given(data=st.data())
 def test_a_flipped_bit_is_one_line_or_no_harm(finished, file, data):
@@ -253,6 +259,7 @@ def test_a_flipped_bit_is_one_line_or_no_harm(finished, file, data):
             assert code == 2 and len(errors.getvalue().splitlines()) == 1
 
 
+@once
 @given(data=st.data())
 def test_a_flipped_bit_in_the_best_model(finished, data):
     """It is found, unless it lies where a zip archive keeps nothing of the model."""
@@ -286,6 +293,7 @@ def best_trial(path):
     return f"trial_{best['trial']}"
 
 
+@once
 @pytest.mark.parametrize(
     "name",
     [
@@ -413,6 +421,7 @@ def test_any_name_of_a_directory(tmp_path, run, no_training, name):
     assert trials(path)[:1] == before and len(trials(path)) == 2
 
 
+@once
 def test_overwriting_can_be_killed_at_any_point(
     finished, tmp_path, monkeypatch, run, no_training
 ):

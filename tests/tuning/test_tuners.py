@@ -15,6 +15,7 @@ from tests.tuning.searches import (
     arguments,
     fake_training,
     make_tuner,
+    once,
     trains,
     trials,
 )
@@ -53,6 +54,7 @@ def test_small_spaces_end_and_nothing_is_tried_twice(tuner, tmp_path, no_trainin
     assert best.hyperparameters.values["units"] == 4
 
 
+@once
 def test_hyperband_trains_the_best_further(small_ptb, tmp_path, no_pictures):
     """Of three trials of one epoch the best goes on, from where it was, to three."""
     path = tmp_path / "s"
@@ -81,6 +83,7 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     assert not list(execution.iterdir())
 
 
+@once
 def test_mean_of_executions_with_different_seeds(small_ptb, tmp_path, no_pictures):
     path = tmp_path / "s"
     options = {**TINY, "max_trials": 1, "executions_per_trial": 2, "epochs": 1}
@@ -97,6 +100,7 @@ def test_mean_of_executions_with_different_seeds(small_ptb, tmp_path, no_picture
     assert len(list(path.rglob("model.keras"))) == 1
 
 
+@once
 def test_diverged_trials_fail_and_the_search_goes_on(
     small_ptb, tmp_path, capsys, no_pictures
 ):
@@ -113,6 +117,7 @@ def test_diverged_trials_fail_and_the_search_goes_on(
     assert not (path / "trial_0" / "model.keras").exists()
 
 
+@once
 def test_many_diverged_trials(tmp_path, no_training):
     def diverges(options, directory, callbacks):
         history = fake_training(options, directory, callbacks)
@@ -168,6 +173,7 @@ def test_a_full_disk_stops_the_search_and_no_trial_is_blamed(
     assert "Trial 0 of 1 runs again" in capsys.readouterr().out
 
 
+@once
 def test_early_stopping(small_ptb, tmp_path, no_pictures):
     """A rate of zero improves nothing, the second epoch not over the first."""
     options = {**TINY, "learning_rate": 1e-30, "max_trials": 1, "epochs": 9}
