@@ -29,4 +29,8 @@ autodoc_member_order = "bysource"
 add_module_names = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Call arguments", "params_style"), "Output shape"]
+napoleon_custom_sections = [
+    ("Call arguments", "params_style"),
+    "Output shape",
+    "States",
+]

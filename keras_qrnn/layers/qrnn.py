@@ -142,7 +142,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         this is known (of arrays, copies and in loops it is not).
 
         A decoder that runs one step at a time must hand on both states. With the cell
-        state alone each step would begin with an empty window:
+        state alone each step would begin with an empty window::
 
             state = [cell, ops.zeros((batch, window - 1, features))]
             for _ in range(steps):

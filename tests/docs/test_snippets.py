@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -103,3 +105,28 @@ def test_places_in_the_design():
             for at in (ROOT, package, package / "ops", ROOT / "tests" / "ops")
         ]
         assert any(path.exists() for path in found), place
+
+
+@pytest.mark.parametrize("script", ["examples/train_lm.py", "tuning/search.py"])
+def test_options_of_commands(script):
+    """The options that the pages' commands have are options of the script."""
+    known = subprocess.run(
+        [sys.executable, script, "--help"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout  # fmt: skip
+    known = set(re.findall(r"--\w+", known))
+    commands = [
+        command
+        for page in PAGES
+        for block in re.findall(
+            r"```bash\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL
+        )
+        for command in block.replace("\\\n", " ").splitlines()
+        if script in command
+    ]
+    assert commands
+    for command in commands:
+        assert (
+            set(re.findall(r"(?<=\s)--\w+", command.partition(script)[2])) <= known
+        ), command
