@@ -18,8 +18,9 @@ at its ends. `linear_scan` alone leaves memory in the order that it is in.
 
 import torch
 
+from keras_qrnn.ops.torch import plain
 from keras_qrnn.ops.torch.choice import is_recorded
-from keras_qrnn.ops.torch.convolution import autocast, causal_conv
+from keras_qrnn.ops.torch.convolution import autocast, causal_conv, convolve
 from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
@@ -40,21 +41,22 @@ def conv_pool(
         with autocast(inputs, kernel, bias) as arguments:
             outputs, last = conv_pool(*arguments, initial_state, update_scale, pooling)
             return outputs.to(inputs.dtype), last
-    if torch.is_grad_enabled() or is_recorded(inputs):
-        gates = causal_conv(inputs, kernel, bias)
-        return pool(gates, initial_state, update_scale, pooling, activate=True)
-    # Without a gradient the gates of a piece of time are all that must exist at once.
+    if is_recorded(inputs, kernel):
+        gates = plain.causal_conv(inputs, kernel, bias)
+        return plain.pool(gates, initial_state, update_scale, pooling, activate=True)
     window, units = kernel.shape[0], initial_state.shape[1]
     batch, time = inputs.shape[0], inputs.shape[1] - window + 1
-    cuts = pieces(time, batch, inputs.is_cpu)
-    if len(cuts) == 1:
-        gates = causal_conv(inputs, kernel, bias)
+    # A gradient needs the gates of all steps. Without one they exist for a piece of
+    # time only.
+    cuts = None if torch.is_grad_enabled() else pieces(time, batch, inputs.is_cpu)
+    if cuts is None or len(cuts) == 1:
+        gates = convolve(inputs, kernel, bias)
         return pool(gates, initial_state, update_scale, pooling, activate=True)
     outputs = inputs.new_empty((time, batch, units)).transpose(0, 1)
     state = initial_state
     for at in cuts:
         seen = slice(at.start, at.stop + window - 1)
-        gates = causal_conv(inputs[:, seen], kernel, bias)
+        gates = convolve(inputs[:, seen], kernel, bias)
         scale = scale_at(update_scale, (slice(None), at))
         outputs[:, at], state = pool(gates, state, scale, pooling, activate=True)
     return outputs, state

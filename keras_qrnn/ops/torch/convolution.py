@@ -28,6 +28,13 @@ def causal_conv(
             return causal_conv(*arguments).to(inputs.dtype)
     if is_recorded(inputs, kernel):
         return plain.causal_conv(inputs, kernel, bias)
+    return convolve(inputs, kernel, bias)
+
+
+def convolve(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`causal_conv` with its gradient by hand, in one dtype, not recorded."""
     inputs = inputs.transpose(0, 1).contiguous()
     run = Convolution if takes_convolution(inputs) else Products
     return run.apply(inputs, kernel, bias).transpose(0, 1)

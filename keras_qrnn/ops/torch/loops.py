@@ -92,7 +92,7 @@ def pool_for_inference(
     It computes in the memory of `gates`, unless that has half precision. On a CPU a new
     page costs more than the arithmetic on it.
     """
-    dtype = accumulator(gates.dtype)
+    dtype = torch.promote_types(gates.dtype, torch.float32)
     if gates.dtype != dtype:
         state = initial_state.to(dtype)
         outputs, cells = pool(gates, state, update_scale, pooling, activate)
