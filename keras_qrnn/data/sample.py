@@ -109,7 +109,7 @@ def _sentence(rules: Grammar, rng: random.Random) -> str:
     state: object = START
     while state != END:
         draw = rng.random()
-        # Rounding can leave a little of `draw` at the last arrow: that one then.
+        # Where rounding leaves a little of `draw`, the loop ends with the last arrow.
         for probability, word, following in rules[state]:  # noqa: B007
             draw -= probability
             if draw < 0:

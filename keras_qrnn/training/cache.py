@@ -78,15 +78,16 @@ def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> Rea
 class ContinuousCache:
     """The continuous cache of arXiv 1612.04426, for evaluation.
 
-    A word is predicted by the model, and by how much the present hidden state is
-    like those that words of the recent past followed:
+    A word's probability is a mean of two: that of the model, and that of the cache. The
+    cache knows the hidden states of the recent past, and the word that followed each.
+    It gives a word more where the present hidden state is like those states:
 
         p(w) = (1 - weight) p_model(w) + weight p_cache(w)
         p_cache(w) ~ sum over the past i with x[i + 1] = w of exp(theta h[t] . h[i])
 
     Args:
         size: Positive integer, number of past positions.
-        theta: Positive number, how much likeness counts.
+        theta: Positive number, factor on the products of hidden states.
         weight: Weight of the cache, in [0, 1). Where there is no past, it is zero.
 
     Raises:
@@ -146,10 +147,16 @@ def _cache_probabilities(
 def _pasts(
     stream: ReadStream, size: int, rows: int = 256
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Pieces of the stream, each row's likeness to its past, and where its target was.
+    """Pieces of the stream with their pasts, `rows` positions at a time.
 
-    The likeness is minus infinity outside a row's past, which is the `size`
-    positions before it; the very first row has none and is left out.
+    The past of a position is the `size` positions before it. The first position has
+    none and is left out.
+
+    Yields:
+        The positions as a slice; the product of their hidden states with those of the
+        past, float32 of shape `(rows, past)`, minus infinity outside a position's past;
+        whether the target of a past position is that of the position, bool of the same
+        shape.
     """
     size = min(size, len(stream.targets))  # NumPy takes no integer of any size
     for start in range(1, len(stream.targets), rows):

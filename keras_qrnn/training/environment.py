@@ -1,3 +1,5 @@
+"""The machine and the versions that a result was made with."""
+
 import datetime
 import importlib
 import importlib.metadata
@@ -10,7 +12,7 @@ import keras
 
 
 def environment() -> dict[str, str]:
-    """Where, with what and when something is run: `hardware`, `versions`, `date`."""
+    """The machine, the versions and the date: `hardware`, `versions`, `date`."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
