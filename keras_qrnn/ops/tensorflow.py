@@ -153,7 +153,7 @@ def _linear_scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
         states = _run(_scan, decay, inputs, initial_state, reverse)
-        # A graph made for batches of any size may have run.
+        # What was traced for a batch of any size does not tell the size of this one.
         states.set_shape(inputs.shape)
 
         def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -191,8 +191,11 @@ def _adjoint(
     """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
 
     Args:
-        last: a gradient of the last state in addition.
-        scan: what runs it.
+        decay: `(batch, time, units)`, the decays of the scan.
+        gradient: of the shape of `decay`, the gradient by the states.
+        reverse: the direction of the scan, not of the adjoint.
+        last: `(batch, units)`, added to the gradient by the last state. None for 0.
+        scan: the function that runs the recurrence.
     """
     ones = tf.ones_like(decay[:, 0])
     last = tf.zeros_like(ones) if last is None else last
@@ -210,8 +213,8 @@ def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tens
 def _scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    # Of a stateful layer's batch only the state knows the size; where it is 1, a
-    # loop whose inputs do not know it would change its state's shape.
+    # In a stateful layer only the state may know the size of the batch. A loop must
+    # not change the shape of its state, so the inputs are told the size.
     shape = (initial_state.shape[0], None, None)
     decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
     batch, time, units = inputs.shape
@@ -221,10 +224,10 @@ def _scan(
     elif _has_gpu() and time is not None:
         scan = _halving
     else:
-        # Fewer steps for a GPU, which launches kernels for every one.
+        # A GPU launches kernels for every step: fewer steps are faster.
         cut = _has_gpu() or is_cut_in_blocks(time, width)
         scan = _blocked if cut else _sequential
-        # Run eagerly, a loop would dispatch every step: then it runs as a graph.
+        # An eager loop would dispatch every step from Python: it runs as a graph.
         scan = _as_graph(scan) if tf.executing_eagerly() else scan
     states = scan(decay, inputs, initial_state, reverse)
     return tf.ensure_shape(states, (batch, time, units))
@@ -232,18 +235,20 @@ def _scan(
 
 @functools.cache
 def _has_gpu() -> bool:
-    """Whether the machine has one that TensorFlow may use: a graph does not know on
-    which device it will run."""
+    """Whether the machine has a GPU that TensorFlow may use.
+
+    A graph that is traced does not know on which device it will run.
+    """
     return bool(tf.config.list_logical_devices("GPU"))
 
 
 def _in_place(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """For XLA, which runs the loop in the memory of the inputs.
+    """One step at a time, for XLA, which writes the states over the inputs.
 
-    Its gradient is for second derivatives only: TensorFlow has none for the loop, and
-    asks for that of `states` in `_linear_scan`.
+    TensorFlow has no gradient of this loop. A second derivative needs one, because the
+    gradient in `_linear_scan` is a function of the states.
     """
 
     @_gradient_by_hand
@@ -432,14 +437,14 @@ def _pool_gradient(
     d_last: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The gradients by `gates` and `initial_state`."""
-    # The activations are recomputed: only what cannot be is kept. (A graph finds
-    # them to be those of the forward pass, and keeps them in place of the gates.)
+    # The activations are computed again, so that only the gates are kept. (A graph
+    # finds that they are those of the forward pass: it keeps them, not the gates.)
     d_outputs = tf.cast(d_outputs, cells.dtype)
     activated = _activated(gates, pooling, activate)
     decay, _ = equations.decay_and_inputs(activated, update_scale)
-    # A graph runs what it can as soon as it can, and the results take memory from
-    # then on: nothing here may begin before the forward pass has ended, nor what
-    # needs no adjoint before there is one.
+    # A graph runs an operation as soon as its arguments are there, and the result
+    # takes memory from then on. So nothing here begins before the forward pass has
+    # ended, and nothing in the second block before the adjoint is there.
     with tf.control_dependencies([cells, d_outputs]):
         d_cells = equations.outputs_of(activated, d_outputs)
         adjoint = _adjoint(decay, d_cells, reverse=False, last=d_last)
@@ -512,8 +517,11 @@ def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 @_gradient_by_hand
 def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """TensorFlow's but for the kernel's gradient: on a CPU products of matrices are
-    faster, in bfloat16 twice as fast."""
+    """TensorFlow's convolution, with a gradient by the kernel of its own.
+
+    That gradient is one product of matrices for each tap of the window. On a CPU it is
+    faster than TensorFlow's, in bfloat16 twice as fast.
+    """
 
     def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         d_inputs = tf.nn.conv1d_transpose(
@@ -544,13 +552,13 @@ def conv_pool(
     return pool(gates, initial_state, update_scale, pooling, activate=True)
 
 
-# XLA makes two passes over the logits of what would be a dozen, with the gradient. (For
-# the GPU of a Mac there is no XLA.)
+# With the gradient, XLA passes over the logits twice, where operation by operation it
+# is a dozen times. A Mac's GPU has no XLA.
 @tf.function(jit_compile=sys.platform != "darwin", reduce_retracing=True)
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     # No `gather`, whose gradient is a scatter: not always deterministic on a GPU.
     is_target = tf.range(tf.shape(logits)[-1]) == tf.cast(targets[..., None], tf.int32)
     picked = tf.reduce_sum(tf.where(is_target, logits, 0), axis=-1)
     losses = tf.reduce_logsumexp(logits, axis=-1) - picked
-    # XLA raises no errors.
+    # XLA raises no errors: a target that is no class gives NaN.
     return tf.where(tf.reduce_any(is_target, axis=-1), losses, float("nan"))
