@@ -241,3 +241,15 @@ def test_fit_and_predict_meet_a_batch_without_rows(time):
     assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
     assert model.predict(data, verbose=0).shape == (6, 5)
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+@pytest.mark.parametrize("time", [6, None])
+def test_mirrored_strategy_with_an_odd_last_batch(time):
+    """The last batch has one row: one of the two replicas gets none."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((time, 3)), QRNN(5)])
+        model.compile("sgd", lambda y, outputs: ops.sum((y - outputs) ** 2))
+    x, y = np.ones((5, 6, 3), "float32"), np.ones((5, 5), "float32")
+    assert np.isfinite(model.fit(x, y, batch_size=4, verbose=0).history["loss"]).all()
+    assert model.predict(x, batch_size=4, verbose=0).shape == (5, 5)
