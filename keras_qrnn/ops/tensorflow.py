@@ -39,18 +39,20 @@ def _is_compiled(sequence: tf.Tensor) -> bool:
 def _is_exporting() -> bool:
     """Whether this graph is traced for a file, by Keras or a converter.
 
-    Other programs read no function that XLA compiles. Nothing in a graph says what it
-    is traced for: the modules that trace it are looked for on the stack.
+    Other programs read no function that XLA compiles. LiteRT is no such program: it
+    takes the operations inside, and no loop whose batch is unknown. Nothing in a graph
+    says what it is traced for: the modules that trace it are looked for on the stack.
     """
-    frame = sys._getframe()
+    modules, frame = set(), sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
-            return True
+        modules.add(frame.f_globals.get("__name__", ""))
         frame = frame.f_back
-    return False
+    if any(name.startswith("keras.src.export.litert") for name in modules):
+        return False
+    return any(name.startswith(_EXPORTERS) for name in modules)
 
 
-_EXPORTERS = ("keras.src.export", "tf2onnx", "openvino", "tensorflow.lite")
+_EXPORTERS = ("keras.src.export", "tf2onnx", "openvino")
 
 
 def _by_xla(function: Callable) -> Callable:
