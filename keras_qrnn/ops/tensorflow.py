@@ -37,22 +37,23 @@ def _is_compiled(sequence: tf.Tensor) -> bool:
 
 
 def _is_exporting() -> bool:
-    """Whether this graph is traced for a file, by Keras or a converter.
+    """Whether this graph is traced for ONNX or OpenVINO, by Keras or the converter.
 
-    Other programs read no function that XLA compiles. LiteRT is no such program: it
-    takes the operations inside, and no loop whose batch is unknown. Nothing in a graph
-    says what it is traced for: the modules that trace it are looked for on the stack.
+    Those read no function that XLA compiles. SavedModel and LiteRT do. Nothing in a
+    graph says what it is traced for: the modules that trace it are looked for on the
+    stack.
     """
-    modules, frame = set(), sys._getframe()
+    frame = sys._getframe()
     while frame is not None:
-        modules.add(frame.f_globals.get("__name__", ""))
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+            return True
         frame = frame.f_back
-    if any(name.startswith("keras.src.export.litert") for name in modules):
-        return False
-    return any(name.startswith(_EXPORTERS) for name in modules)
+    return False
 
 
-_EXPORTERS = ("keras.src.export", "tf2onnx", "openvino")
+_EXPORTERS = (
+    "keras.src.export.onnx", "keras.src.export.openvino", "tf2onnx", "openvino"
+)  # fmt: skip
 
 
 def _by_xla(function: Callable) -> Callable:

@@ -29,7 +29,7 @@ def exported(request):
 
 
 def test_saved_model_of_any_batch(exported, tmp_path):
-    """It holds nothing that XLA compiles: other programs read the file too."""
+    """With its gradient: a loaded model can be trained on."""
     model, x, want = exported
     model.export(tmp_path, verbose=False)
     loaded = tf.saved_model.load(tmp_path)
@@ -42,10 +42,23 @@ def test_saved_model_of_any_batch(exported, tmp_path):
         again, outputs = loaded.serve(x), model(x)
     expected = own.gradient(outputs, x)
     assert_close("d_x of what was loaded", tape.gradient(again, x), expected)
-    functions = loaded.signatures["serving_default"].graph.as_graph_def().library
-    for function in functions.function:
+
+
+@pytest.mark.parametrize("program", ["tf2onnx.convert", "keras.src.export.openvino"])
+def test_graph_for_other_programs(exported, program):
+    """What these modules trace holds nothing that XLA compiles."""
+    model, x, want = exported
+    spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]))
+    function = tf.function(lambda x: model(x), input_signature=[spec], autograph=False)
+    scope = {"__name__": program, "function": function}
+    exec("traced = function.get_concrete_function()", scope)  # as by that module
+    traced = scope["traced"]
+    definition = traced.graph.as_graph_def()
+    for function in definition.library.function:
         assert not function.attr["_XlaMustCompile"].b
         assert not [n.op for n in function.node_def if n.op.startswith("Xla")]
+    assert not [n.op for n in definition.node if n.op.startswith("Xla")]
+    assert_close("outputs", traced(tf.constant(x)), want)
 
 
 def test_onnx_of_any_batch(exported, tmp_path):
