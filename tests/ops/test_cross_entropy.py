@@ -28,6 +28,11 @@ few = settings(max_examples=10)
 
 @pytest.mark.parametrize("target", [3, -1, -100])
 def test_cross_entropy_of_no_class(target):
+    if keras.config.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("an assertion on a GPU ends its use by the process")
     logits, targets = ops.zeros((1, 2, 3)), ops.convert_to_tensor([[2, target]])
     if keras.config.backend() in ("torch", "numpy"):
         with pytest.raises((IndexError, RuntimeError)):

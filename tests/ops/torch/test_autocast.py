@@ -11,6 +11,7 @@ import torch
 from keras_qrnn import QRNN
 from keras_qrnn.ops.torch import convolution
 from tests.assertions import assert_close
+from tests.ops.torch.kernels import DEVICE
 
 HALF = {"bfloat16": 3e-2, "float16": 4e-3}
 
@@ -42,13 +43,13 @@ def results_and_gradients(call, layer, x):
 def test_autocast(_path, dtype, compiled):
     """As in `keras.layers.LSTM` the results keep the layer's dtype."""
     layer = QRNN(5, 3, "ifo", return_sequences=True)
-    x = torch.rand(4, 6, 3)
+    x = torch.rand(4, 6, 3, device=DEVICE)
     want, expected = results_and_gradients(layer, layer, x)
     call = layer
     if compiled:
         torch._dynamo.reset()
         call = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    context = torch.autocast("cpu", dtype=getattr(torch, dtype))
+    context = torch.autocast(DEVICE, dtype=getattr(torch, dtype))
     with context:
         outputs, gradients = results_and_gradients(call, layer, x)  # backward inside
     with context:
@@ -71,11 +72,11 @@ def test_autocast(_path, dtype, compiled):
 @pytest.mark.usefixtures("_path")
 def test_a_gradient_inside_autocast_of_a_layer_outside():
     layer = QRNN(5, 3, return_sequences=True)
-    source = torch.rand(4, 6, 3).requires_grad_()
+    source = torch.rand(4, 6, 3, device=DEVICE).requires_grad_()
     loss = layer(source).square().sum()
     weights = [source, layer.kernel.value, layer.bias.value]
     want = torch.autograd.grad(loss, weights, retain_graph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         got = torch.autograd.grad(loss, weights)
     for name, g, w in zip(("x", "kernel", "bias"), got, want, strict=True):
         assert_close(name, g, w, 1e-6)
@@ -84,9 +85,9 @@ def test_a_gradient_inside_autocast_of_a_layer_outside():
 @pytest.mark.usefixtures("_path")
 def test_autocast_of_what_is_recorded():
     layer = QRNN(5, 3, return_sequences=True)
-    x = torch.rand(4, 6, 3)
+    x = torch.rand(4, 6, 3, device=DEVICE)
     want = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         got = torch.func.vmap(lambda row: layer(row[None])[0])(x)
     assert got.dtype == torch.float32
     assert_close("outputs", got, want, HALF["bfloat16"])
@@ -94,7 +95,7 @@ def test_autocast_of_what_is_recorded():
 
 def test_autocast_leaves_float64_alone():
     layer = QRNN(5, 3, return_sequences=True, dtype="float64")
-    x = torch.rand(4, 6, 3, dtype=torch.float64)
+    x = torch.rand(4, 6, 3, dtype=torch.float64, device=DEVICE)
     want = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert_close("outputs", layer(x), want, 1e-12)

@@ -88,10 +88,14 @@ def test_compiled_layer(pooling, policy):
 
     layer(x)
     run = compiled(call)
-    torch.testing.assert_close(run(x), call(x))
-    torch.testing.assert_close(gradients(run(x)), gradients(call(x)))
+    room = {}
+    if policy == "mixed_bfloat16" and kernels.DEVICE == "cuda":
+        # Sums are rounded in other places there: to 8 bits of the greatest values.
+        room = {"rtol": 2**-6, "atol": 2**-8}
+    torch.testing.assert_close(run(x), call(x), **room)
+    torch.testing.assert_close(gradients(run(x)), gradients(call(x)), **room)
     with torch.no_grad():
-        torch.testing.assert_close(run(x), call(x))
+        torch.testing.assert_close(run(x), call(x), **room)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
