@@ -9,23 +9,26 @@ from keras_qrnn._checks import positive_integer
 if TYPE_CHECKING:
     import tensorflow as tf
 
-SHORT_PART = 0.05  # of the batches with random lengths are of half the steps
-DEVIATION = 5.0  # of the steps of the others
+# For batches of random lengths.
+SHORT_PART = 0.05  # the share of batches with half of the steps
+DEVIATION = 5.0  # the standard deviation, in steps, of the other batches' lengths
 
 
 class BPTTBatches(keras.utils.PyDataset):
     """Batches for truncated backpropagation through time.
 
-    The stream's `N - 1` targets (each token but the first) are cut in
-    `batch_size` contiguous pieces, one for each row, and these in batches of
-    `seq_len` steps: row `b` of a batch goes on where row `b` of the batch
-    before stopped, so that a stateful layer carries its state over. Each target
-    is in one batch and nothing is trimmed: all batches have the same shape, and
-    where a row has ended its weights are zero.
+    A stream of `N` tokens has `N - 1` targets: each token but the first. The targets
+    are cut into `batch_size` contiguous pieces, one for each row. Each row is cut into
+    batches of `seq_len` steps. Row `b` of a batch continues row `b` of the batch
+    before, so a stateful layer carries its state over.
 
-    With a `lengths_seed` the batches have random numbers of steps, so that gradients
-    are not cut at the same places in each epoch: see `random_lengths`. Their order is
-    drawn anew for each `epoch`.
+    Each target is in exactly one batch. No target is trimmed: rows that end early are
+    padded, and the weights of the padded steps are zero. All batches have the same
+    shape.
+
+    With a `lengths_seed` the batches have random numbers of steps. Gradients are then
+    cut at other places in each epoch. The order of the lengths is drawn anew for each
+    `epoch`: see `random_lengths`.
 
     Pass `for_fit()` to `fit` with `shuffle=False`.
 
@@ -33,17 +36,18 @@ class BPTTBatches(keras.utils.PyDataset):
         ids: int array of shape `(tokens,)`.
         batch_size: rows of a batch.
         seq_len: steps of a batch.
-        start: the first batch to give, for going on in mid-epoch.
-        lengths_seed: seed of the random lengths, not negative; None for batches of
-            `seq_len` steps.
+        start: index of the first batch to give. A run that resumes within an epoch
+            sets it.
+        lengths_seed: seed of the random lengths, an integer of at least 0. None gives
+            batches of `seq_len` steps.
 
     Attributes:
-        epoch: which epoch's lengths the batches have, counted from 0. Whoever trains
-            sets it before the epoch's first batch is taken.
+        epoch: index of the epoch, from 0, which decides the order of the lengths. Set
+            it before you take the epoch's first batch.
 
     Raises:
         ValueError: if `batch_size` or `seq_len` is not a positive integer, or
-            there are fewer targets than rows.
+            if there are fewer targets than rows.
     """
 
     def __init__(
@@ -107,11 +111,11 @@ class BPTTBatches(keras.utils.PyDataset):
         return self._inputs[:, at], self._targets[:, at], self._weights[:, at]
 
     def for_fit(self) -> "BPTTBatches | tf.data.Dataset":
-        """What `fit` takes: these batches, in a form in which their lengths may differ.
+        """These batches in a form that `fit` takes, even where their lengths differ.
 
-        Keras on TensorFlow takes the shapes of all batches from those of two. There,
-        batches with random lengths become a `tf.data.Dataset`, whose time axis is of
-        unknown size.
+        On TensorFlow, Keras reads two batches and expects their shapes from all others.
+        There, batches of random lengths become a `tf.data.Dataset` whose time axis has
+        no fixed size. Elsewhere the result is this object.
         """
         if self._lengths_seed is None or keras.config.backend() != "tensorflow":
             return self
@@ -131,28 +135,31 @@ class BPTTBatches(keras.utils.PyDataset):
 def random_lengths(steps: int, seq_len: int, seed: int | list[int]) -> np.ndarray:
     """The steps of each batch of an epoch, in random order (arXiv 1708.02182, 4.1).
 
-    There a batch has, with probability 0.95, a number of steps drawn from a normal
-    distribution around `seq_len`, and else around half of it, with deviation 5. Each
-    number of steps is compiled anew by JAX and TensorFlow, for seconds, so that here
-    there are four: `seq_len`, 9 steps more, 9 less, and half. With parts of 2/3, 1/6
-    and 1/6 the first three have the mean and, up to rounding, the deviation of the
-    normal distribution (the three points of Gauss-Hermite quadrature). Padding to one
-    size would compile once, but compute padded steps in each batch.
+    The paper draws each length from a normal distribution with a deviation of 5 steps.
+    Its mean is `seq_len` with probability 0.95, and half of `seq_len` otherwise.
 
-    How many batches there are of each length follows from `steps` and `seq_len` alone;
+    JAX and TensorFlow compile each length anew, which takes seconds. So this function
+    uses four lengths only: `seq_len`, 9 steps more, 9 steps less, and half. The first
+    three come in parts of 2/3, 1/6 and 1/6. They are the three points of Gauss-Hermite
+    quadrature: they have the mean of the normal distribution and, up to rounding, its
+    deviation. Padding to one length would compile once, but would compute padded steps
+    in each batch.
+
+    `steps` and `seq_len` alone decide how many batches of each length there are.
     `seed` decides the order. All epochs have the same number of batches.
 
-    A rate scaled by the length, as in the paper, belongs to a loss that is a mean over
-    the steps. `LanguageModel`'s is a sum over them, and scales its gradient itself.
+    The paper scales the learning rate by the length, because its loss is a mean over
+    the steps. `LanguageModel`'s loss is a sum over the steps, so its gradient scales
+    with the length already.
 
     Args:
         steps: steps of each row in an epoch.
         seq_len: steps of most batches.
-        seed: of the order, for `numpy.random.default_rng`.
+        seed: seed of the order, for `numpy.random.default_rng`.
 
     Returns:
-        An int array whose sum is at least `steps`, and exceeds it by less than the
-        shortest of its lengths.
+        An int array of shape `(batches,)`. Its sum is at least `steps`, and exceeds
+        `steps` by less than the shortest length.
     """
     half = -(-seq_len // 2)
     spread = min(round(math.sqrt(3) * DEVIATION), seq_len - half)

@@ -10,12 +10,12 @@ class Corpus:
     """A text in three splits.
 
     Attributes:
-        name: what it was loaded from.
-        train, valid, test: sentences, words separated by blanks. `<eos>` is not
-            among them: `Vocabulary.encode` adds it.
-        floor_perplexity: for each split the perplexity of the distribution that
-            the text was drawn from, `<eos>` counted, which no model can expect
-            to go below; None where it is not known.
+        name: the source that the text was loaded from.
+        train, valid, test: sentences, words separated by blanks. They hold no
+            `<eos>`: `Vocabulary.encode` adds it.
+        floor_perplexity: for each split, its perplexity under the distribution that
+            the text was drawn from, `<eos>` counted. No model can expect to go
+            below it. None if the distribution is not known.
     """
 
     name: str
@@ -26,6 +26,6 @@ class Corpus:
 
 
 def fingerprint(*parts: Iterable[str]) -> str:
-    """16 hexadecimal digits that tell one text, in parts of lines, from another."""
+    """16 hexadecimal digits: a hash of a text, given as parts of lines."""
     text = "\n\n".join("\n".join(part) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,12 +1,14 @@
 """A small corpus in Penn Treebank's format whose true entropy is known.
 
-Sentences are drawn from a right-linear grammar about three topics. A subject
-settles its verb's number across a relative clause whose own noun distracts, and
-its topic settles the object, up to a dozen words later: further than any
-window, so a model must carry them in its state.
+Sentences are drawn from a right-linear grammar about three topics. The subject
+decides whether the verb is singular or plural. Between the two stands a relative
+clause with another noun, which distracts. The subject's topic decides the object, up
+to a dozen words later. No window reaches so far: a model must carry number and topic
+in its state.
 
-Because the grammar is finite-state, the probability of each token given all
-before it is exact, and with it the perplexity that no model can expect to beat.
+The grammar is finite-state. So the probability of each token, given all tokens before
+it, is known exactly. The perplexity that follows is a floor: no model can expect to
+beat it.
 """
 
 import functools
@@ -40,7 +42,7 @@ ADJECTIVES = ("old", "<unk>", "quiet")
 
 
 def grammar() -> Grammar:
-    """The rules that `generate` draws from."""
+    """The rules that `generate` draws from. The first state is `START`."""
     subjects = [(topic, number) for topic in NOUNS for number in (0, 1)]
     distractors = [noun for pairs in NOUNS.values() for pair in pairs for noun in pair]
     rules: dict[object, tuple] = {
@@ -89,7 +91,7 @@ def generate(
     """The sample corpus: always the same text for the same arguments.
 
     Args:
-        sentences: how many of each split. Defaults to `SENTENCES`.
+        sentences: number of sentences of each split. Defaults to `SENTENCES`.
         seed: of Python's Mersenne Twister, whose `random()` is the same on
             every version and machine.
 
@@ -109,7 +111,7 @@ def _sentence(rules: Grammar, rng: random.Random) -> str:
     state: object = START
     while state != END:
         draw = rng.random()
-        # Where rounding leaves a little of `draw`, the loop ends with the last arrow.
+        # Rounding may keep `draw` above 0 to the end: then the last word is taken.
         for probability, word, following in rules[state]:  # noqa: B007
             draw -= probability
             if draw < 0:
@@ -122,8 +124,11 @@ def _sentence(rules: Grammar, rng: random.Random) -> str:
 def floor_perplexity(rules: Grammar, lines: Iterable[str]) -> float:
     """Perplexity of `lines` under the grammar itself, `<eos>` counted.
 
-    Sentences are independent, so that a token depends on its own sentence's
-    beginning only.
+    Sentences are independent. So a token depends only on the words before it in its
+    own sentence.
+
+    Raises:
+        ValueError: if the grammar cannot have drawn a line.
     """
 
     @functools.cache
@@ -142,9 +147,10 @@ def floor_perplexity(rules: Grammar, lines: Iterable[str]) -> float:
 def step(
     rules: Grammar, beliefs: Mapping[object, float], word: str
 ) -> tuple[float, dict[object, float]]:
-    """One step of exact filtering.
+    """Reads one word and updates the probability of each state, exactly.
 
     Args:
+        rules: the grammar.
         beliefs: probability of each state given the words so far.
         word: the next word.
 
@@ -168,8 +174,8 @@ def step(
 def entropy_rate(rules: Grammar) -> float:
     """The grammar's entropy in nats per token, `<eos>` counted, exactly.
 
-    A complete sentence has one derivation, so its entropy is that of the walk
-    through the states: each state's own entropy times its expected visits.
+    A complete sentence has one derivation. So its entropy is that of the walk through
+    the states: the sum of each state's own entropy times its expected visits.
     """
     entropy = length = 0.0
     arriving: Mapping[object, float] = {START: 1.0}

@@ -39,9 +39,9 @@ class Vocabulary:
         Args:
             lines: sentences, words separated by blanks, usually of the training
                 split.
-            max_size: at most that many words are kept, the most frequent first
-                and, among equally frequent ones, in alphabetical order. Where
-                words are left out, `<unk>` is kept in any case.
+            max_size: the largest number of words. The most frequent words are
+                kept; equally frequent words are taken in alphabetical order. If a
+                word is left out, `<unk>` is among those kept.
 
         Raises:
             ValueError: if `max_size` is not an integer of at least 2.
@@ -65,7 +65,7 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell these words, in this order, from others."""
+        """16 hexadecimal digits: a hash of these words in this order."""
         return fingerprint(self.words)
 
     def __len__(self) -> int:
@@ -75,10 +75,10 @@ class Vocabulary:
         return word in self._ids
 
     def id_of(self, word: str) -> int:
-        """The id of `word`, or that of `<unk>` where the word is unknown.
+        """The id of `word`, or the id of `<unk>` if the word is unknown.
 
         Raises:
-            ValueError: if the word is unknown and so is `<unk>`.
+            ValueError: if neither the word nor `<unk>` is in the vocabulary.
         """
         found = self._ids.get(word, self._ids.get(UNK))
         if found is None:
@@ -94,13 +94,13 @@ class Vocabulary:
 
         Args:
             lines: sentences, words separated by blanks.
-            split: what the lines are, such as `"test"`, for the error.
+            split: name of the lines' split, such as `"test"`, for error messages.
 
         Returns:
             int32 array of shape `(tokens,)`.
 
         Raises:
-            ValueError: if a word is unknown and so is `<unk>`.
+            ValueError: if a word is unknown and `<unk>` is not in the vocabulary.
         """
         eos = self._ids[EOS]
         ids: list[int] = []
@@ -129,7 +129,7 @@ class Vocabulary:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: if the file is truncated or something else.
+            ValueError: if the file is damaged or holds no vocabulary.
         """
         expected = "a vocabulary: JSON with a list of different `words`"
         with reading(path, expected):

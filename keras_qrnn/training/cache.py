@@ -16,14 +16,14 @@ WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 
 @dataclass(frozen=True)
 class ReadStream:
-    """A stream as a model read it; index t is of the t-th predicted token.
+    """A stream after a model has read it. Index t belongs to the t-th target.
 
     Attributes:
-        targets: int array of shape `(tokens - 1,)`, what was to be predicted.
-        hidden: float32 array of shape `(tokens - 1, size of the last layer)`,
-            what the softmax saw.
-        log_probability: float64 array of shape `(tokens - 1,)` in nats, of each
-            target under the model alone.
+        targets: int array of shape `(tokens - 1,)`: each token but the first.
+        hidden: float32 array of shape `(tokens - 1, units of the last layer)`: the
+            inputs of the softmax.
+        log_probability: float64 array of shape `(tokens - 1,)`, in nats: that of each
+            target under the model without a cache.
     """
 
     targets: np.ndarray
@@ -32,12 +32,12 @@ class ReadStream:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity under the model alone."""
+        """Perplexity under the model without a cache."""
         return float(np.exp(-self.log_probability.mean()))
 
 
 class _Reader(keras.Model):
-    """The hidden states of a language model and its targets' log-probabilities."""
+    """Gives a language model's hidden states and its targets' log-probabilities."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(name="reader", dtype=model.dtype_policy)
@@ -51,12 +51,12 @@ class _Reader(keras.Model):
 
 
 def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> ReadStream:
-    """Has `model` read `ids` as one row, the state carried over, dropout off.
+    """Lets `model` read `ids` as one row, with the state carried over and no dropout.
 
     Args:
-        model: a built `LanguageModel`; its own state is not touched.
+        model: a built `LanguageModel`. Its own state is not changed.
         ids: int array of shape `(tokens,)`.
-        steps: tokens read at a time; only speed depends on it.
+        steps: time steps of one batch. It changes speed and memory, not the result.
     """
     reader = _Reader(model.with_batch_size(1))
     batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
@@ -78,17 +78,18 @@ def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> Rea
 class ContinuousCache:
     """The continuous cache of arXiv 1612.04426, for evaluation.
 
-    A word's probability is a mean of two: that of the model, and that of the cache. The
-    cache knows the hidden states of the recent past, and the word that followed each.
-    It gives a word more where the present hidden state is like those states:
+    The cache holds the last `size` hidden states and the word that followed each. A
+    word gets a high probability from the cache if it followed states like the present
+    one. A word's probability is a weighted mean of the model's and the cache's:
 
         p(w) = (1 - weight) p_model(w) + weight p_cache(w)
         p_cache(w) ~ sum over the past i with x[i + 1] = w of exp(theta h[t] . h[i])
 
     Args:
         size: Positive integer, number of past positions.
-        theta: Positive number, factor on the products of hidden states.
-        weight: Weight of the cache, in [0, 1). Where there is no past, it is zero.
+        theta: Positive number that multiplies the products of hidden states.
+        weight: Float in [0, 1), the weight of the cache. The first target has no past:
+            there the weight is 0.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -107,13 +108,21 @@ class ContinuousCache:
             )
 
     def perplexity(self, stream: ReadStream) -> float:
-        """The perplexity of `stream` under model and cache."""
+        """The perplexity of `stream` under the model with this cache."""
         (probability,) = _cache_probabilities(stream, self.size, (self.theta,))
         return _perplexity(stream, probability, self.weight)
 
 
 def tune_cache(stream: ReadStream, size: int = 2000) -> ContinuousCache:
-    """The cache whose theta and weight fit `stream`, of the validation split, best."""
+    """Chooses theta and weight from a grid, by the perplexity of `stream`.
+
+    Args:
+        stream: the validation split as the model read it.
+        size: number of past positions.
+
+    Returns:
+        The cache of the lowest perplexity among `THETAS` and `WEIGHTS`.
+    """
     cache = ContinuousCache(size)
     probabilities = _cache_probabilities(stream, size, THETAS)
     _, theta, weight = min(
@@ -126,7 +135,7 @@ def tune_cache(stream: ReadStream, size: int = 2000) -> ContinuousCache:
 
 def _perplexity(stream: ReadStream, cached: np.ndarray, weight: float) -> float:
     weights = np.full(len(cached), weight)
-    weights[0] = 0.0  # nothing has been seen
+    weights[0] = 0.0  # the first target has no past
     model = np.exp(stream.log_probability)
     return float(np.exp(-np.log((1 - weights) * model + weights * cached).mean()))
 
@@ -134,7 +143,11 @@ def _perplexity(stream: ReadStream, cached: np.ndarray, weight: float) -> float:
 def _cache_probabilities(
     stream: ReadStream, size: int, thetas: tuple[float, ...]
 ) -> np.ndarray:
-    """Each target's probability under the cache alone, `(thetas, tokens - 1)`."""
+    """Each target's probability under the cache alone.
+
+    Returns:
+        float64 array of shape `(thetas, tokens - 1)`. The first target's is 0.
+    """
     found = np.zeros((len(thetas), len(stream.targets)))
     for at, likeness, follows in _pasts(stream, size):
         for n, theta in enumerate(thetas):
@@ -147,18 +160,18 @@ def _cache_probabilities(
 def _pasts(
     stream: ReadStream, size: int, rows: int = 256
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Pieces of the stream with their pasts, `rows` positions at a time.
+    """Compares positions with their pasts, `rows` positions at a time.
 
-    The past of a position is the `size` positions before it. The first position has
-    none and is left out.
+    The past of a position is the `size` positions before it. The first position has no
+    past and is left out.
 
     Yields:
-        The positions as a slice; the product of their hidden states with those of the
-        past, float32 of shape `(rows, past)`, minus infinity outside a position's past;
-        whether the target of a past position is that of the position, bool of the same
-        shape.
+        at: slice of the positions.
+        likeness: float32 of shape `(rows, past)`, the products of the positions' hidden
+            states with the past ones. Minus infinity outside a position's past.
+        follows: bool of the same shape, whether both positions have the same target.
     """
-    size = min(size, len(stream.targets))  # NumPy takes no integer of any size
+    size = min(size, len(stream.targets))  # a larger int may overflow in NumPy
     for start in range(1, len(stream.targets), rows):
         stop = min(start + rows, len(stream.targets))
         first = max(0, start - size)

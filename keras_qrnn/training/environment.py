@@ -12,7 +12,11 @@ import keras
 
 
 def environment() -> dict[str, str]:
-    """The machine, the versions and the date: `hardware`, `versions`, `date`."""
+    """The machine, the versions and today's date (ISO 8601).
+
+    Returns:
+        A dict with the strings `hardware`, `versions` and `date`.
+    """
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -20,7 +24,7 @@ def environment() -> dict[str, str]:
         names = [line.split(":", 1)[1] for line in lines if "model name" in line]
         model = names[0].strip() if names else model
     cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
         cores = len(os.sched_getaffinity(0))
     backend = keras.config.backend()
     hardware = f"{model}, {cores} core{'s' if cores > 1 else ''}"
@@ -40,7 +44,7 @@ def environment() -> dict[str, str]:
 
 
 def accelerator(backend: str) -> str | None:
-    """The name of the device that the backend computes on, if it is not the CPU."""
+    """The name of the GPU or TPU that the backend computes on. None on a CPU."""
     module = importlib.import_module(backend)
     if backend == "torch" and module.cuda.is_available():
         return module.cuda.get_device_name()

@@ -6,15 +6,22 @@ from keras_qrnn.models import LanguageModel
 
 
 def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
-    """What the model has learned, in moving averages if its optimizer keeps them."""
-    optimizer = getattr(model, "optimizer", None)  # there is none before `compile`
-    # With mixed_float16 Keras wraps it.
+    """Moving averages of the model's weights, if its optimizer keeps any.
+
+    Returns:
+        One variable for each of `model.weights`, in their order: its average, or the
+        variable itself if it is not trained. None if the optimizer keeps no averages,
+        or if it has not taken a step yet.
+    """
+    optimizer = getattr(model, "optimizer", None)  # set by `compile`
+    # With mixed_float16, Keras wraps the optimizer.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None or not (optimizer.use_ema and optimizer.built):
         return None
     if not int(optimizer.iterations):
-        return None  # they are zeros before the first step
-    # Keras's `SwapEMAWeights` reads them here too; it swaps by additions, which round.
+        return None  # the averages are zeros before the first step
+    # Keras has no public name for the averages. Its callback `SwapEMAWeights` reads the
+    # same attribute, but swaps by additions, which round.
     averages = optimizer._model_variables_moving_average
     pairs = zip(optimizer._trainable_variables, averages, strict=True)
     averaged = {id(variable): average for variable, average in pairs}
@@ -22,10 +29,10 @@ def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
 
 
 def kept_model(model: LanguageModel) -> LanguageModel:
-    """What a run keeps: a copy of the model, with the averages of its weights if any.
+    """The model that a run keeps: a copy, with averaged weights if there are any.
 
-    The copy is not compiled. AdamW's moments would make its file three times as large,
-    and what a run needs to go on is in its checkpoint.
+    The copy is not compiled: AdamW's moments would make its file three times as large.
+    The checkpoint holds what a resumed run needs.
     """
     kept = model.with_batch_size(model.batch_size)
     kept.copy_weights(weight_averages(model) or model.weights)
@@ -33,16 +40,16 @@ def kept_model(model: LanguageModel) -> LanguageModel:
 
 
 class Evaluator:
-    """Computes the perplexity of one stream, again and again.
+    """Computes the perplexity of one stream at each call.
 
-    The stream is read as one row from its first token to its last, the state
-    carried over, dropout and zoneout off: every token but the first is
-    predicted once, from all that came before.
+    The model reads the stream as one row, from its first token to its last. Its state
+    is carried over; dropout and zoneout are off. Every token but the first is
+    predicted once, from all tokens before it.
 
     Args:
-        model: a built `LanguageModel`; its own state is not touched.
+        model: a built `LanguageModel`. Its own state is not changed.
         ids: int array of shape `(tokens,)`.
-        steps: tokens read at a time; only speed depends on it.
+        steps: time steps of one batch. It changes speed and memory, not the result.
     """
 
     def __init__(self, model: LanguageModel, ids: np.ndarray, steps: int) -> None:
@@ -52,7 +59,7 @@ class Evaluator:
         self._batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
 
     def __call__(self) -> float:
-        """The perplexity under the weights of this moment, or their averages."""
+        """The perplexity under the present weights, or under their averages if any."""
         self._twin.copy_weights(weight_averages(self._model) or self._model.weights)
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
@@ -62,5 +69,5 @@ class Evaluator:
 def evaluate_perplexity(
     model: LanguageModel, ids: np.ndarray, steps: int = 2048
 ) -> float:
-    """Perplexity of `model` on the stream `ids`: see `Evaluator`."""
+    """Perplexity of `model` on the stream `ids`: see `Evaluator` for the arguments."""
     return Evaluator(model, ids, steps)()

@@ -40,9 +40,9 @@ from keras_qrnn.training.run_directory import (
 from keras_qrnn.training.schedules import OneCycle
 
 OBJECTIVE = Objective("val_perplexity", "min")
-# The learning rate of each epoch is theirs: see `learning_rate_at`.
+# The options that decide each epoch's learning rate: see `learning_rate_at`.
 SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
-# What a resumed run may change.
+# The options that a resumed run may change.
 FREE = ("epochs", "save_every", "early_stopping")
 PANELS = (
     Panel(
@@ -69,13 +69,16 @@ def build_language_model(
     steps_per_epoch: int | None = None,
     vocabulary: str | None = None,
 ) -> LanguageModel:
-    """The options' model, built and compiled with the options' optimizer.
+    """The model of `options`, built and compiled with the optimizer of `options`.
 
     Args:
         options: the recipe.
         vocab_size: number of words.
-        steps_per_epoch: batches of an epoch. A one-cycle schedule needs it.
-        vocabulary: fingerprint of these words, kept with the model.
+        steps_per_epoch: number of batches of an epoch. A one-cycle schedule needs it.
+        vocabulary: fingerprint of the vocabulary, saved with the model.
+
+    Raises:
+        ValueError: if a one-cycle schedule gets no `steps_per_epoch`.
     """
     model = LanguageModel(
         vocab_size,
@@ -102,7 +105,7 @@ def build_language_model(
     )
     model.build()
     model.compile(build_optimizer(options, steps_per_epoch))
-    # With mixed_float16 this is a wrapper, with variables of its own.
+    # With mixed_float16 the optimizer is a wrapper with variables of its own.
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -110,7 +113,7 @@ def build_language_model(
 def build_optimizer(
     options: TrainingOptions, steps_per_epoch: int | None = None
 ) -> keras.optimizers.Optimizer:
-    """The options' optimizer: see `build_language_model`."""
+    """The optimizer of `options`: see `build_language_model` for the arguments."""
 
     one_cycle = options.schedule == "one_cycle"
     if one_cycle and steps_per_epoch is None:
@@ -138,7 +141,7 @@ def build_optimizer(
         "ema_momentum": options.weight_average,
         "triggered_average": bool(options.average_trigger),
     }
-    # Keras multiplies the decay by the rate and leaves it out of the clip.
+    # Keras multiplies the weight decay by the learning rate and does not clip it.
     if options.optimizer == "sgd":
         return SGD(weight_decay=options.weight_decay or None, **common)
     beta_1: float | OneCycle = options.beta_1
@@ -163,15 +166,15 @@ def train_language_model(
 ) -> list[dict]:
     """Trains a language model and keeps the best by validation in `save_path`.
 
-    Nothing is made or written before all that can be refused has been.
+    All arguments are checked first. A call that is refused writes nothing.
 
     Args:
-        corpus: text to train on and to validate with.
-        vocabulary: of its training split.
+        corpus: the text. The training and validation splits are used.
+        vocabulary: the vocabulary of the training split.
         options: the recipe.
-        save_path: directory; see `RunFiles` for what it will hold.
-        resume: whether to go on from the checkpoint in `save_path`. The run then
-            ends with the weights of one that was never interrupted.
+        save_path: the run directory: see `RunFiles` for its files.
+        resume: whether to resume from the checkpoint in `save_path`. The run then ends
+            with the same weights as a run that was never interrupted.
         callbacks: further Keras callbacks, called last.
         verbose: as in `keras.Model.fit`.
 
@@ -180,9 +183,9 @@ def train_language_model(
 
     Raises:
         FileExistsError: if `save_path` holds a run and `resume` is False.
-        ValueError: if the checkpoint is damaged or of a run with other options, if
-            the model to finetune is of another shape or vocabulary, or if the
-            options do not fit the corpus or the machine.
+        ValueError: if the checkpoint is damaged or belongs to a run with other
+            options; if the model to finetune has other shapes or another vocabulary;
+            if the options do not fit the corpus or the machine.
         OSError: if `save_path` cannot be written, or another process trains in it.
     """
     run = RunDirectory(Path(save_path))
@@ -226,7 +229,7 @@ def train_language_model(
         return batches.for_fit()
 
     with held(run.path, DOING):
-        # Again, now that no other process can write there.
+        # Checked again: now no other process can write there.
         goes_on = run.check(difference, resume)
         vocabulary.save(run.path / "vocabulary.json")
         return train(
@@ -263,7 +266,7 @@ def _average_callbacks(
 
 def _rate_callback(options: TrainingOptions) -> keras.callbacks.Callback:
     if options.schedule == "one_cycle":
-        return LoggedRate()  # the optimizer has the schedule itself
+        return LoggedRate()  # the optimizer holds the schedule
     return learning_rate_schedule(
         options.learning_rate, options.learning_rate_decay, options.constant_epochs
     )
@@ -274,9 +277,9 @@ def why_diverged(
 ) -> str:
     """Advice after a run whose loss was not finite from the first epoch on.
 
-    A step with next to no learning rate tells two causes apart. Where the perplexity is
-    not finite after it, the weights that the run starts from are at fault, whatever the
-    learning rate. A weight decay that is above 1 with the rate makes weights grow.
+    One step is tried with a learning rate near 0. If the perplexity is then not finite,
+    the initial weights are the cause. Otherwise the learning rate is the cause, or the
+    weight decay: weights grow if learning rate times weight decay is above 1.
 
     Returns:
         A sentence with the options to change and what was received.
@@ -308,36 +311,36 @@ def why_diverged(
 def run_record(
     corpus: Corpus, vocabulary: Vocabulary, options: TrainingOptions
 ) -> dict[str, Any]:
-    """What makes two runs the same: the options, the data and the backend."""
+    """The options, the data and the backend. Two runs are the same if all are equal."""
     record = asdict(options)
     if options.finetune is not None:
-        # The same run from any working directory.
+        # An absolute path is the same from any working directory.
         record["finetune"] = str(Path(options.finetune).resolve())
     record["vocabulary"] = len(vocabulary)
     record["data"] = fingerprint(vocabulary.words, corpus.train, corpus.valid)
-    record["backend"] = keras.config.backend()  # each draws its own random numbers
+    record["backend"] = keras.config.backend()  # backends draw different random numbers
     return record
 
 
 def _difference(meta: dict, expected: dict) -> str | None:
-    """How the run of a checkpoint differs from the one that is about to start."""
+    """How a checkpoint's run differs from the run to start. None if it does not."""
     found = with_current_names(meta["options"])
-    # What a checkpoint does not know of was added since: an option, then unused.
+    # An option that an old checkpoint lacks was added later: its default was in use.
     added = {name: expected[name] for name in ("data", "backend")}
     found = defaults_of() | added | found
     free = set(FREE)
     begun = len(meta["history"]) + bool(meta["step"])
-    # One cycle is a whole: what is to come follows from its length.
+    # The rates of one cycle depend on the number of epochs.
     if begun and expected["schedule"] == "one_cycle":
         free -= {"epochs"}
-    # The learning rates of epochs to come may change.
+    # The learning rates of later epochs may change.
     elif all(
         _learning_rate(found, epoch) == _learning_rate(expected, epoch)
         for epoch in range(begun)
     ):
         free |= set(SCHEDULE)
     if found["finetune"] is not None:
-        # Earlier checkpoints have it as it was spelled.
+        # Old checkpoints hold the path as the user spelled it.
         found["finetune"] = str(Path(found["finetune"]).resolve())
     name = first_difference(found, expected, free)
     if name is not None:
@@ -360,9 +363,9 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
         tokens: tokens of the training split.
 
     Raises:
-        ValueError: if there are fewer targets than rows, if a batch is longer than
-            its rows, or if the weights or the logits of a batch need more memory
-            than the machine has.
+        ValueError: if there are fewer targets than rows; if `seq_len` is larger than
+            the number of targets of a row; if the weights, or the logits of a batch,
+            need more memory than the machine has.
     """
     targets = tokens - 1
     if targets < options.batch_size:
@@ -376,7 +379,7 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
             f"Option `seq_len` must be at most {row}, the tokens of the training split "
             f"for each row of a batch. Received: seq_len={options.seq_len}"
         )
-    # In float32: the weights, and the logits of a batch, the largest of its tensors.
+    # Bytes in float32. The logits are the largest tensor of a batch.
     logits = 4 * options.batch_size * options.seq_len * vocab_size
     weights = 4 * count_weights(options, vocab_size)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -393,7 +396,7 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
 
 
 def count_weights(options: TrainingOptions, vocab_size: int) -> int:
-    """Number of weights of the options' model, without building it."""
+    """Number of weights of the model of `options`. The model is not built."""
 
     def layer(inputs: int, units: int, window: int) -> int:
         if options.cell == "qrnn":
@@ -420,11 +423,11 @@ def load_trained(
 
     Args:
         directory: the run's `save_path`.
-        option: name under which an error speaks of it.
+        option: the option's name in error messages.
 
     Raises:
-        FileNotFoundError: if one of the two files is not there.
-        ValueError: if one is damaged, or if they do not belong together.
+        FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
+        ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
     directory = Path(directory)
     for name in ("model.keras", "vocabulary.json"):

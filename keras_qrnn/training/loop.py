@@ -1,4 +1,4 @@
-"""Training that can be killed at any moment and goes on as if it had not been."""
+"""Training that can be killed at any moment and resumed with the same result."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,27 +32,29 @@ def train(
 ) -> list[dict]:
     """Trains `model`, from its weights or from the checkpoint of `run`.
 
-    A run that was killed and goes on ends with the weights of one that never was.
+    A run that is killed and resumed ends with the same weights as a run that is not.
 
     Args:
-        model: compiled, its optimizer built, its weights those that a run starts
-            from.
-        batches: gives what `fit` takes, the batches of an epoch from a given step on.
-            A callback may change them from epoch to epoch, but not their number.
-        run: the directory, held by this process.
+        model: a compiled model whose optimizer is built. A new run starts from its
+            weights.
+        batches: takes a step of an epoch and returns the epoch's batches from that
+            step on, in a form that `fit` takes. A callback may change the batches from
+            epoch to epoch, but not their number.
+        run: the run directory. This process must hold it.
         objective: chooses the epoch whose model is kept.
-        record: what makes two runs the same; JSON.
-        goes_on: whether to go on from the checkpoint; see `RunDirectory.check`.
-        epochs: epochs in all, those of the checkpoint included.
-        save_every: steps between two checkpoints; see `RunFiles`.
-        patience: epochs without improvement after which training ends; 0: never.
-        callbacks: called before the run's files are written. They add to the logs
-            what the objective names.
+        record: options, data and backend, as JSON. Two runs are the same if their
+            records are equal.
+        goes_on: whether to resume from the checkpoint: see `RunDirectory.check`.
+        epochs: number of epochs, those before the checkpoint included.
+        save_every: steps between two checkpoints: see `RunFiles`.
+        patience: epochs without improvement after which training ends. 0 turns this off.
+        callbacks: called before the run's files are written. They add the objective's
+            metric to the logs.
         last_callbacks: called after all others.
-        kept: gives the model to keep, of the one that is trained.
-        panels: what `training.png` shows beside the learning rate.
-        history: a list that is filled with the logs of each epoch, for callbacks that
-            look at those before.
+        kept: takes the trained model and returns the model to save.
+        panels: the pictures of `training.png` beside the learning rate.
+        history: a list to fill with the logs of each epoch, for callbacks that read
+            the epochs before.
         verbose: as in `keras.Model.fit`.
 
     Returns:
@@ -72,8 +74,8 @@ def train(
         if verbose:
             print(f"Going on after {epoch} epochs and {step} steps", flush=True)
     else:
-        # From now on the directory holds a run: `model.keras` comes before the
-        # checkpoint of its epoch.
+        # This marks the directory as a run from the start. Later each epoch writes
+        # `model.keras` before its checkpoint.
         save_checkpoint(run.checkpoint, model, run_meta(record, history))
 
     def fit(last_epoch: int, step: int, metrics: list | None, elapsed: float) -> None:
@@ -99,7 +101,7 @@ def train(
     if step:  # the rest of the epoch that was interrupted
         fit(epoch + 1, step, metrics, elapsed)
         epoch += 1
-        # `fit` ends with the averages as weights.
+        # `fit` ends with the averages in place of the weights: restore the weights.
         load_checkpoint(run.checkpoint, model)
     if epoch < epochs and not objective.is_over(history, patience):
         fit(epochs, 0, None, 0.0)

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def pyplot() -> ModuleType:
-    """matplotlib.pyplot, drawing to files only."""
+    """`matplotlib.pyplot`, set to draw into files and open no window.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -26,7 +30,7 @@ def pyplot() -> ModuleType:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a PNG, never half of it, and closes the figure."""
+    """Writes the figure as a PNG and closes it. `path` is never half-written."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot().close(figure)
@@ -34,12 +38,12 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the pictures in `training.png`, over the epochs.
+    """One of the pictures in `training.png`. Its horizontal axis is the epoch.
 
     Attributes:
-        title: what is shown, with its unit.
-        curves: for each label, what gives the value of an epoch's logs.
-        log: whether the scale is logarithmic.
+        title: the quantity shown, with its unit.
+        curves: for each label, a function from an epoch's logs to the value drawn.
+        log: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -48,12 +52,12 @@ class Panel:
 
 
 def plot_history(path: Path, history: list[dict], panels: Sequence[Panel]) -> None:
-    """The panels and the learning rate of each epoch, one above the other.
+    """Draws the panels and, below them, the learning rate of each epoch.
 
     Args:
-        path: the PNG.
-        history: the logs of each epoch, `epoch` and `learning_rate` among them.
-        panels: what else is shown.
+        path: the PNG to write.
+        history: the logs of each epoch, with `epoch` and `learning_rate`.
+        panels: the pictures above the learning rate.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -87,14 +91,14 @@ def plot_history(path: Path, history: list[dict], panels: Sequence[Panel]) -> No
 def plot_gates(
     path: Path, gates: dict[str, dict], words: list[str], max_units: int = 64
 ) -> None:
-    """Heat maps of all layers' gates, one above the other, a column for each word.
+    """Draws a heat map of each layer's gates: a column a word, a row a unit.
 
     Args:
-        path: the PNG.
-        gates: for each layer's name the activations of its gates by name,
-            arrays of shape `(time, units)`.
+        path: the PNG to write.
+        gates: for each layer's name, its gates by name: float arrays of shape
+            `(time, units)` after their activation.
         words: the word of each time step.
-        max_units: rows shown; of more units, the first.
+        max_units: number of units shown, from the first on.
     """
     panels = [
         (f"{name}: {gate}", values, -1 if gate == "z" else 0)
@@ -122,6 +126,6 @@ def plot_gates(
         axis.set_ylabel("unit")
         figure.colorbar(image, ax=axis, pad=0.01)
     axes[-1].set_xticks(range(len(words)))
-    # As they are: matplotlib reads what stands between two $ as mathematics.
+    # Without `parse_math=False`, matplotlib reads text between two $ as mathematics.
     axes[-1].set_xticklabels(words, rotation=90, fontsize=8, parse_math=False)
     save_figure(figure, path)
