@@ -47,7 +47,7 @@ def train(
         goes_on: whether to resume from the checkpoint: see `RunDirectory.check`.
         epochs: number of epochs, those before the checkpoint included.
         save_every: steps between two checkpoints: see `RunFiles`.
-        patience: epochs without improvement after which training ends. 0 turns this off.
+        patience: epochs without improvement before training ends. 0: it never does.
         callbacks: called before the run's files are written. They add the objective's
             metric to the logs.
         last_callbacks: called after all others.
