@@ -50,13 +50,32 @@ elif keras.config.backend() == "tensorflow":
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
 
-# How many examples Hypothesis draws for each test.
-EXAMPLES = int(os.environ.get("KERAS_QRNN_EXAMPLES", "25"))
+# How many examples Hypothesis draws for each test: fewer where XLA compiles each shape.
+COMPILED = keras.config.backend() in ("jax", "tensorflow")
+EXAMPLES = int(os.environ.get("KERAS_QRNN_EXAMPLES", "10" if COMPILED else "25"))
 # Compilation makes the first example of a test slow: no deadline.
 hypothesis.settings.register_profile(
     "default", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("default")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "one_backend(name='numpy'): the test is the same on all backends and runs on "
+        "this one only: NumPy, whose suite is the shortest, or PyTorch if it trains.",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("one_backend")
+        if marker is not None:
+            name = marker.args[0] if marker.args else "numpy"
+            if keras.config.backend() != name:
+                reason = f"runs on {name}, for all backends"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +92,17 @@ def _seed():
     keras.utils.set_random_seed(0)
     yield
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A MirroredStrategy of two CPUs, the only one of the session.
+
+    Each new strategy of TensorFlow numbers its collective operations from the same
+    number. The runtime remembers the shapes of the first: a second strategy with a
+    model of another size fails.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(scope="session")

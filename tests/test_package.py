@@ -17,6 +17,7 @@ from keras_qrnn.training.plots import pyplot
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.one_backend
 def test_wheel_holds_the_package_alone(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
     subprocess.run([*command, "-d", str(tmp_path)], cwd=ROOT, check=True)
@@ -42,6 +43,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
     assert {name.partition(">")[0] for name in always} == {"keras", "numpy"}
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("module", "use"),
     [
@@ -73,6 +75,7 @@ def test_package_imports_only_its_backend():
     assert "keras_qrnn" in done.stdout.split()
 
 
+@pytest.mark.one_backend
 def test_version():
     assert keras_qrnn.__version__ == "0.1.0"
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.skipif(
+differentiable = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
 )
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -34,6 +34,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@differentiable
 @pytest.mark.parametrize(
     ("name", "column", "values"),
     [
@@ -59,6 +60,7 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@differentiable
 def test_layer_in_half_precision(script, tmp_path):
     options = ["--quick", "--results", str(tmp_path), "--dtype", "bfloat16"]
     script("layer").main([*options, "--names", "QRNN,keras LSTM"])
@@ -67,6 +69,7 @@ def test_layer_in_half_precision(script, tmp_path):
     assert (tmp_path / "layer_bfloat16.png").exists()
 
 
+@differentiable
 def test_layer_with_a_mask(script, tmp_path):
     names = ["QRNN", "masked QRNN"]
     options = ["--quick", "--mask", "--names", ",".join(names)]
@@ -78,6 +81,7 @@ def test_layer_with_a_mask(script, tmp_path):
     assert (mask == np.sort(mask, axis=1)[:, ::-1]).all()
 
 
+@differentiable
 def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
     options = ["--quick", "--compile", "--names", "QRNN", "--results", str(tmp_path)]
     if BACKEND != "torch":
@@ -135,6 +139,7 @@ def test_scans_of_other_packages(script, tmp_path, monkeypatch):
         torch.testing.assert_close(torch.asarray(got), expected)
 
 
+@pytest.mark.one_backend
 def test_noise_repeats_itself(script):
     noise = script("_timing").noise
     assert noise((3, 2**20)).dtype == np.float32
@@ -143,6 +148,7 @@ def test_noise_repeats_itself(script):
     assert abs(first.std() - 1) < 0.01 and (noise((4,), 1) != noise((4,), 2)).all()
 
 
+@differentiable
 def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path):
     timing = script("_timing")
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
@@ -152,6 +158,7 @@ def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path)
     assert len(list(tmp_path.glob("benchmarks-*/scan.csv"))) == 1
 
 
+@pytest.mark.one_backend
 def test_rows_of_the_same_key_are_replaced(script, tmp_path):
     path = tmp_path / "x.csv"
     merge = script("_timing").merge_rows
@@ -162,6 +169,7 @@ def test_rows_of_the_same_key_are_replaced(script, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.one_backend("torch")
 def test_measure_runs_in_turns(script):
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
@@ -170,6 +178,7 @@ def test_measure_runs_in_turns(script):
     assert spreads["a"]["runs"] == 3
 
 
+@pytest.mark.one_backend("torch")
 def test_measure_on_a_gpu(script, monkeypatch):
     timing, seen, clock = script("_timing"), [], itertools.count(step=0.005)
     # A reading of the clock takes 5 ms, and a call reads it once.
@@ -204,6 +213,7 @@ def layer_rows(mode, medians):
     return [columns | {"name": n, "median": m} for n, m in medians.items()]
 
 
+@pytest.mark.one_backend
 def test_report(script, tmp_path):
     report = script("report")
     medians = {"floor": 1.0, "QRNN": 1.5, "keras LSTM": 6.0, "torch LSTM": 3.0}
@@ -252,6 +262,7 @@ def test_report(script, tmp_path):
     assert {name: page.read_text() for name, page in pages.items()} == once
 
 
+@pytest.mark.one_backend
 def test_report_refuses(script, tmp_path):
     report = script("report")
     with pytest.raises(FileNotFoundError, match=r"layer\.csv"):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
 from tests.data.hub import Hub
 
+pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
 PTB = Path(os.environ.get("KERAS_QRNN_PTB", ROOT.parent / "shared" / "ptb"))
 needs_ptb = pytest.mark.skipif(

@@ -6,6 +6,9 @@ import re
 import statistics
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
 
 

@@ -19,7 +19,7 @@ PAGES = {
 }
 BACKEND = keras.config.backend()
 
-pytestmark = pytest.mark.skipif(
+differentiable = pytest.mark.skipif(
     BACKEND == "numpy", reason="the NumPy backend has no gradients"
 )
 
@@ -46,6 +46,7 @@ def equal(got, expected):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@differentiable
 def test_readme(capsys):
     names = run("README.md")
     assert names["accuracy"] > 0.95
@@ -63,10 +64,12 @@ def test_readme(capsys):
     assert abs(last - names["accuracy"]) < 0.04
 
 
+@pytest.mark.one_backend
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
 
 
+@differentiable
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if PAGES[page] and page != "README.md"]
 )
@@ -85,6 +88,7 @@ def test_page(page):
         equal(keras.ops.concatenate(pieces, axis=1), whole)
 
 
+@pytest.mark.one_backend
 def test_links():
     """Files that the pages name are there."""
     for page in PAGES:
@@ -93,6 +97,7 @@ def test_links():
             assert ((ROOT / page).parent / target).exists(), (page, target)
 
 
+@pytest.mark.one_backend
 def test_places_in_the_design():
     """Files that the tables of docs/design.md name are there."""
     text = (ROOT / "docs" / "design.md").read_text("utf-8")
@@ -107,6 +112,7 @@ def test_places_in_the_design():
         assert any(path.exists() for path in found), place
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("script", ["examples/train_lm.py", "tuning/search.py"])
 def test_options_of_commands(script):
     """The options that the pages' commands have are options of the script."""

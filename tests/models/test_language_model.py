@@ -191,16 +191,14 @@ def test_weights_fit_a_model_of_another_batch_size(tmp_path, cell):
 @pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
 )
-def test_two_replicas_are_one_device():
+def test_two_replicas_are_one_device(two_replicas):
     """Each has half of the rows; loss, perplexity and steps are those of the whole."""
-    import tensorflow as tf
-
     x, y, weights = batch(rows=4, steps=3)
     weights[3, 2:] = 0
     options = {"dropout": 0.0, "zoneout": 0.0, "layers": 1}
     options |= {"activation_regularization": 2.0, "temporal_regularization": 1.0}
     logs, steps = [], []
-    for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    for strategy in (None, two_replicas):
         keras.utils.set_random_seed(0)
         with strategy.scope() if strategy else contextlib.nullcontext():
             model = tiny(batch_size=2 if strategy else 4, **options)

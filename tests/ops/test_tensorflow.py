@@ -244,10 +244,9 @@ def test_fit_and_predict_meet_a_batch_without_rows(time):
 
 
 @pytest.mark.parametrize("time", [6, None])
-def test_mirrored_strategy_with_an_odd_last_batch(time):
+def test_mirrored_strategy_with_an_odd_last_batch(time, two_replicas):
     """The last batch has one row: one of the two replicas gets none."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with two_replicas.scope():
         model = keras.Sequential([keras.Input((time, 3)), QRNN(5)])
         model.compile("sgd", lambda y, outputs: ops.sum((y - outputs) ** 2))
     x, y = np.ones((5, 6, 3), "float32"), np.ones((5, 5), "float32")

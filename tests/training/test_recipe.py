@@ -116,7 +116,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(small_ptb, tmp_path, monkeyp
     assert rates[-1] == pytest.approx(0.00005, rel=1e-3)
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="one backend is enough")
+@pytest.mark.one_backend("torch")
 def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
     """They are written after the epochs in which so many steps have passed."""
     corpus = load_corpus(data_dir=small_ptb)

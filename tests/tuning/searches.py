@@ -26,9 +26,7 @@ trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
 # Of files, processes and signals, which are the same on all backends.
-once = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="runs on PyTorch, for all backends"
-)
+once = pytest.mark.one_backend("torch")
 # A space of tiny models.
 SPACE = {
     "units": "4-8", "window": "1-2", "zoneout": "0.0-0.3", "layers": 1, "dropout": 0.1,
