@@ -9,17 +9,17 @@ from keras_qrnn._types import Shape, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
 class EmbeddingDropout(keras.layers.Layer):
-    """Drops words in training: the embedding of a dropped word is zero wherever it is.
+    """Drops words in training: all embeddings of a dropped word become zero.
 
     This is dropout on the rows of the embedding matrix (arXiv 1512.05287; arXiv
-    1708.02182, section 4.3). Each call draws anew which words are dropped, and scales
-    the embeddings of the others by `1 / (1 - rate)`. Only the embeddings of the words
-    that occur are multiplied, not the whole matrix.
+    1708.02182, section 4.3). Each call draws the dropped words anew. It scales the
+    embeddings of the other words by `1 / (1 - rate)`. Only the embeddings of `tokens`
+    are multiplied, not the whole matrix.
 
     Args:
         vocab_size: Positive integer, number of words.
-        rate: Probability with which a word is dropped, in [0, 1).
-        seed: Seed of the draws.
+        rate: Probability of dropping a word, in [0, 1).
+        seed: Seed of the draws, an integer. None draws a seed.
 
     Call arguments:
         embedded: float tensor of shape `(..., features)`, the embeddings of
@@ -28,7 +28,7 @@ class EmbeddingDropout(keras.layers.Layer):
         training: Boolean, whether words are dropped.
 
     Output shape:
-        The shape of `embedded`, with its dtype.
+        The shape and dtype of `embedded`.
 
     Raises:
         ValueError: if `vocab_size` is not a positive integer or `rate` is not in

@@ -11,13 +11,13 @@ from keras_qrnn.layers._states import KeptStates, with_rows_of
 class StatefulLSTM(KeptStates, keras.layers.LSTM):
     """An LSTM that carries its states from batch to batch in `fit` on every backend.
 
-    `keras.layers.LSTM(stateful=True)` does not. On JAX a training step writes only
-    tracked variables back, and Keras does not track these states, so every batch
-    starts from zeros. On PyTorch the layer overwrites states that the gradient still
-    needs.
+    `keras.layers.LSTM(stateful=True)` carries them on TensorFlow only. On JAX a
+    training step writes back tracked variables only. Keras does not track these states,
+    so every batch starts from zeros. On PyTorch Keras's layer overwrites states that
+    the gradient still needs.
 
-    Arguments, call arguments and output shape are those of `keras.layers.LSTM`. It
-    must be made with `stateful=True`.
+    Arguments, call arguments and output shape are those of `keras.layers.LSTM`. Pass
+    `stateful=True`.
     """
 
     def build(
@@ -38,7 +38,7 @@ class StatefulLSTM(KeptStates, keras.layers.LSTM):
         return super().call(sequences, initial_state, mask, training)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Writes nothing: the cell saves the weights, and the states are none."""
+        """Writes nothing: the cell saves the weights, and states are not saved."""
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Reads nothing: see `save_own_variables`."""

@@ -1,4 +1,4 @@
-"""Text from a language model, one word at a time, and its gates while it reads."""
+"""Text that a language model generates, and the gates of its layers."""
 
 from collections.abc import Sequence
 
@@ -17,28 +17,28 @@ def generate(
     temperature: float,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Draws words one step at a time; the model carries its state.
+    """Draws words one by one. The model carries its state from word to word.
 
     Args:
-        model: with a batch size of one. Its state is reset first.
-        first_id: id of the word that the text begins with.
-        num_words: words in all, the first included.
-        temperature: positive; the logits are divided by it. Below 1 the likelier
-            words gain, and near 0 the likeliest word is drawn.
+        model: a model with a batch size of 1. Its state is reset first.
+        first_id: id of the first word of the text.
+        num_words: number of words, the first included.
+        temperature: positive number that divides the logits. Below 1, likely words
+            become more likely. Near 0, the likeliest word is always drawn.
         rng: source of the draws.
 
     Returns:
-        The ids, `num_words` of them.
+        `num_words` ids, `first_id` first.
     """
     model.reset_state()
     ids = [first_id]
     for _ in range(num_words - 1):
         logits = model.predict_on_batch(np.array([ids[-1:]], "int32"))[0, -1]
         logits = logits.astype("float64")
-        # Of the largest logit zero is left: no temperature makes infinity of it.
+        # The largest logit becomes 0 at any temperature. The others may become -inf.
         with np.errstate(over="ignore"):
             scaled = (logits - logits.max()) / temperature
-        # The largest of Gumbel-perturbed logits is a draw from their softmax.
+        # Gumbel noise is added: the largest sum is then a draw from the softmax.
         ids.append(int(np.argmax(scaled + rng.gumbel(size=scaled.shape))))
     return ids
 
@@ -49,12 +49,12 @@ def layer_gates(
     """The gates of each QRNN layer while the model reads `ids`.
 
     Args:
-        model: with a batch size of one. Its state is reset first.
-        ids: of the words that it reads.
+        model: a model with a batch size of 1. Its state is reset first.
+        ids: ids of the words that the model reads.
 
     Returns:
-        For each QRNN layer's name, for each gate's name ("z", "f" and so on), a
-        float32 array of shape `(time, units)`. Layers of another kind have none.
+        For each QRNN layer's name, its gates by name ("z", "f" and so on): float32
+        arrays of shape `(time, units)`. Other layers are left out.
     """
     model.reset_state()
     gates = {}
@@ -71,5 +71,5 @@ def layer_gates(
 
 
 def text_of(words: Sequence[str]) -> str:
-    """Words as text, a sentence a line; `<eos>` ends a line."""
+    """The words as text, one sentence a line. Each `<eos>` becomes a line's end."""
     return " ".join(words).replace(" <eos>", "\n").replace("\n ", "\n").rstrip() + "\n"

@@ -17,68 +17,72 @@ CELLS = ("qrnn", "lstm", "unrolled_lstm")
 class LanguageModel(keras.Model):
     """The word-level language model of arXiv 1611.01576, section 3.2.
 
-    Embedding, then recurrent layers that carry their state from batch to batch,
-    then logits over the vocabulary; dropout after the embedding and each layer.
-    With `tied`, `locked_dropout`, `embedding_dropout`, `hidden_dropout`,
-    `kernel_dropout` and the two regularizations of the activations it is regularized
-    as in arXiv 1708.02182, sections 2 and 4.2 to 4.6.
+    It has an embedding, recurrent layers and logits over the vocabulary. Dropout
+    follows the embedding and each recurrent layer. The recurrent layers carry their
+    states from batch to batch. The further regularization is that of arXiv 1708.02182,
+    sections 2 and 4.2 to 4.6: `tied`, `locked_dropout`, `embedding_dropout`,
+    `hidden_dropout`, `kernel_dropout` and the two regularizations of the activations.
 
-    Its loss is the cross-entropy summed over the steps and averaged over the
-    rows of a batch: the scale that the paper's learning rate of 1 and clip of
-    10 belong to. Beside it `perplexity` is reported, per counted token. In training
-    the loss has two more parts if they are asked for. With `h[t]` the last layer's
-    output at step t and `d[t]` the same after dropout, both of `units` features, and
-    sums over the steps, rows and features of a batch, they are
+    The loss is the cross-entropy in nats, summed over the steps of a batch and averaged
+    over its rows. The paper's learning rate of 1 and clip of 10 belong to this scale.
+    The metric `perplexity` is per token; tokens of weight 0 do not count.
+
+    In training the regularizations of the activations are added to the loss. `h[t]` is
+    the last layer's output at step t, and `d[t]` is the same after dropout. Both have
+    `units` features. The sums are over the steps, rows and features of a batch:
 
         activation_regularization * sum(d[t]^2) / (rows * units)
         temporal_regularization * sum((h[t] - h[t - 1])^2) / (rows * units)
 
-    Like the cross-entropy they are summed over the steps and averaged over the rows.
-    Both coefficients thus weigh as the alpha and beta of arXiv 1708.02182, whose loss
-    is a mean over tokens: ours is theirs times the steps of a batch.
+    The loss of arXiv 1708.02182 is a mean over tokens. The loss here is larger by a
+    factor, the steps of a batch, and so are the two parts. So the two coefficients have
+    the values of its alpha and beta.
 
     Args:
         vocab_size: Positive integer, number of words.
         emb_dim: Positive integer, size of the embedding.
         units: Positive integer, size of each recurrent layer.
         layers: Positive integer, number of recurrent layers.
-        batch_size: Positive integer, rows of a batch and of the kept states. Under
-            `tf.distribute`, the rows of one replica's part of a batch.
-        window: Positive integer, window of the QRNN layers; or a list with one for
-            each layer.
-        pooling: Pooling of the QRNN layers.
-        zoneout: Zoneout rate of the QRNN layers.
-        dropout: Dropout rate after the embedding and each recurrent layer.
+        batch_size: Positive integer, number of rows of a batch and of the kept
+            states. Under `tf.distribute`, the rows of one replica's part of a batch.
+        window: Positive integer, window of the QRNN layers in steps; or a list with
+            one integer for each layer.
+        pooling: Pooling of the QRNN layers: `"f"`, `"fo"` or `"ifo"`.
+        zoneout: Zoneout rate of the QRNN layers, in [0, 1).
+        dropout: Dropout rate after the embedding and each recurrent layer, in [0, 1).
         cell: `"qrnn"`, `"lstm"` or `"unrolled_lstm"` (Keras's LSTM with
             `unroll=True`).
         embedding_scale: The embedding's initial values are uniform between
             `-embedding_scale` and `embedding_scale`.
-        tied: Whether the softmax multiplies by the embedding's transpose; the
-            last layer then has `emb_dim` units.
+        tied: Whether the embedding's transpose is the kernel of the softmax. The last
+            layer then has `emb_dim` units.
         locked_dropout: Whether dropout drops the same features at all steps of a
             batch (variational dropout, arXiv 1512.05287).
-        embedding_dropout: Probability with which a word is dropped, at all its
-            places in a batch.
-        hidden_dropout: Dropout rate between recurrent layers. Defaults to `dropout`.
+        embedding_dropout: Probability of dropping a word, in [0, 1). A dropped word is
+            dropped everywhere in the batch.
+        hidden_dropout: Dropout rate between recurrent layers, in [0, 1). Defaults to
+            `dropout`.
         seed: Seed of dropout and zoneout.
         kernel_dropout: Fraction of the elements of each QRNN layer's kernel that are
             dropped in training (weight drop, section 2 of arXiv 1708.02182).
         activation_regularization: Weight of the squares of the last layer's output
-            after dropout, alpha of section 4.6 there; 0 for none.
+            after dropout: alpha of section 4.6 of arXiv 1708.02182. 0 turns it off.
         temporal_regularization: Weight of the squares of the last layer's change from
-            step to step, beta of section 4.6 there; 0 for none.
-        vocabulary: Fingerprint of the words that the ids stand for. It is kept with
-            the model, so that no other vocabulary is taken for its own.
+            step to step: beta of section 4.6 of arXiv 1708.02182. 0 turns it off.
+        vocabulary: Fingerprint of the vocabulary, saved with the model. It tells the
+            model's own vocabulary from others when a run is loaded.
 
     Call arguments:
         tokens: int tensor of shape `(batch_size, time)`.
         training: Boolean, whether dropout and zoneout act.
 
     Output shape:
-        `(batch_size, time, vocab_size)`, logits, float32 in mixed precision.
+        `(batch_size, time, vocab_size)`: the logits. They are float32 in mixed
+        precision.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: if an argument is out of its range, if `window` has not one integer
+            for each layer, or if an LSTM gets a `kernel_dropout`.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class LanguageModel(keras.Model):
                 "Argument `window` must be an integer or a list with one for each of "
                 f"the {layers} layers. Received: window={window!r}"
             )
-        rate("dropout", dropout)  # Keras's own layer also takes 1
+        rate("dropout", dropout)  # Keras's Dropout would also take 1
         rate("embedding_dropout", embedding_dropout)
         hidden = dropout if hidden_dropout is None else hidden_dropout
         rate("hidden_dropout", hidden)
@@ -158,10 +162,11 @@ class LanguageModel(keras.Model):
             seeds = [seed + n for n in range(2 * layers + 2)]
 
         uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
-        # The embedding and the softmax's bias compute in float32 in mixed precision
-        # too. Their gradients are sums over the tokens of a batch, 2,100 in the paper.
-        # In bfloat16 such a sum stops growing early (on JAX the embedding's, on
-        # TensorFlow that of a Dense layer's bias), and the training diverges.
+        # In mixed precision too, the embedding and the softmax's bias compute in
+        # float32. Their gradients are sums over the tokens of a batch, 2,100 in the
+        # paper. In bfloat16 such a sum stops growing early, and the training diverges.
+        # This happened to the embedding on JAX and to a Dense layer's bias on
+        # TensorFlow.
         self.embedding = keras.layers.Embedding(
             vocab_size,
             emb_dim,
@@ -205,7 +210,7 @@ class LanguageModel(keras.Model):
                     size, unroll=cell == "unrolled_lstm", name=f"lstm_{n}", **carried
                 )
             self.recurrent.append(layer)
-        # The softmax is part of the loss, which needs its logarithm in float32.
+        # The loss applies the softmax: it needs the softmax's logarithm in float32.
         self.logits: keras.layers.Layer = None
         if not tied:
             self.logits = keras.layers.Dense(
@@ -231,7 +236,16 @@ class LanguageModel(keras.Model):
         self.built = True
 
     def hidden(self, tokens: Tensor, training: bool = False) -> Tensor:
-        """What the softmax sees, of shape `(batch_size, time, size of last layer)`."""
+        """The last layer's output after dropout, which the softmax takes.
+
+        Args:
+            tokens: int tensor of shape `(batch_size, time)`.
+            training: whether dropout, zoneout and the regularizations act.
+
+        Returns:
+            Tensor of shape `(batch_size, time, units of the last layer)`, in the
+            compute dtype.
+        """
         x = ops.cast(self.embedding(tokens), self.compute_dtype)
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, tokens, training=training)
@@ -257,10 +271,10 @@ class LanguageModel(keras.Model):
             self.add_loss(beta * scale * ops.sum(squares))
 
     def softmax_logits(self, hidden: Tensor) -> Tensor:
-        """The logits of `hidden`, of shape `(batch_size, time, vocab_size)`."""
-        # The product has two axes, rows and features. Of one with three axes XLA on a
-        # CPU would copy the gradient, the largest tensor of a step, into another
-        # memory order.
+        """The logits of what `hidden` returns, `(batch_size, time, vocab_size)`."""
+        # The matrices have two axes. With three axes, XLA on a CPU would copy the
+        # gradient by the logits into another memory order. That gradient is the largest
+        # tensor of a training step.
         rows = ops.reshape(hidden, (-1, hidden.shape[-1]))
         if self.tied:
             kernel = ops.cast(self.embedding.embeddings, self.compute_dtype)
@@ -276,7 +290,7 @@ class LanguageModel(keras.Model):
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs: Any
     ) -> None:
-        # `compute_loss` computes the loss. Keras reports it only if one is named here.
+        # `compute_loss` computes the loss. Keras reports it only if a loss is set here.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -305,7 +319,7 @@ class LanguageModel(keras.Model):
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        return self.get_metrics_result()  # updated with the loss, computed once
+        return self.get_metrics_result()  # `compute_loss` has updated them
 
     def reset_state(self) -> None:
         """Sets the kept state of all layers to zeros."""
@@ -313,9 +327,13 @@ class LanguageModel(keras.Model):
             layer.reset_state()
 
     def with_batch_size(self, batch_size: int) -> "LanguageModel":
-        """The same model for batches of another size, its state zero.
+        """A copy of this model for batches of another size. Its state is zero.
 
-        The weights are copies: `copy_weights` brings them up to date.
+        Args:
+            batch_size: Positive integer, number of rows of a batch.
+
+        Returns:
+            A built model with copied weights. `copy_weights` copies them again later.
         """
         config = self._config | {"batch_size": batch_size}
         twin = LanguageModel(**config, dtype=self.dtype_policy)
@@ -324,9 +342,13 @@ class LanguageModel(keras.Model):
         return twin
 
     def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Takes over values for all `weights`, in their order."""
+        """Assigns copies of `values` to all `weights`, in their order.
+
+        Raises:
+            ValueError: if the number of values or a shape differs.
+        """
         for variable, value in zip(self.weights, values, strict=True):
-            # A copy: on JAX a step gives its buffers away.
+            # A copy is needed: on JAX a training step frees the buffers of its weights.
             variable.assign(ops.copy(value))
 
     def get_config(self) -> dict[str, Any]:

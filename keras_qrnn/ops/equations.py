@@ -1,8 +1,8 @@
-"""The poolings of arXiv 1611.01576, equations 3 to 5, and their gradients, by step.
+"""The poolings of arXiv 1611.01576, equations 3 to 5, and their gradients.
 
-Everything here is plain arithmetic, so that it holds for the tensors of any framework.
-Sequences have shape `(batch, time, units)`, or any other that is one for all of them,
-and the accumulator's dtype: float32, or float64 for a float64 layer.
+The functions use plain arithmetic, so they take tensors of any framework. All sequences
+of a call have the same shape, such as `(batch, time, units)`. Their dtype is the
+accumulator's: float32, or float64 for a float64 layer.
 """
 
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ Sequence = Any  # a tensor of any framework
 class Gates(NamedTuple):
     """The activated gates.
 
-    The forget gate f is held as u = 1 - f. A long memory has f near 1, where float32
-    resolves 1 - f in steps of 6e-8; u itself, the sigmoid of the negated logit, keeps
-    all its digits there.
+    The forget gate f is held as u = 1 - f, the sigmoid of the negated logit. A long
+    memory needs f near 1. There 1 - f has only steps of 6e-8 in float32. u is near 0,
+    where float32 has all its digits.
     """
 
     z: Sequence
@@ -29,7 +29,7 @@ class Gates(NamedTuple):
 
 
 def scaled(update_scale: Sequence | float | None, sequence: Sequence) -> Sequence:
-    """`update_scale * sequence`, where None is a scale of 1."""
+    """`update_scale * sequence`. An `update_scale` of None means 1."""
     return sequence if update_scale is None else update_scale * sequence
 
 
@@ -38,12 +38,12 @@ def decay_and_inputs(
 ) -> tuple[Sequence, Sequence]:
     """The arguments of the scan `c[t] = decay[t] * c[t - 1] + inputs[t]`.
 
-    `update_scale` is s in
+    With s for `update_scale`, the poolings are
 
         f- and fo-pooling    c[t] = (1 - s u) c[t - 1] + s u z
         ifo-pooling          c[t] = (1 - s u) c[t - 1] + s i z
 
-    so that a unit with s = 0 keeps its state.
+    A unit with s = 0 keeps its state.
     """
     update = scaled(update_scale, gates.u)
     if gates.i is None:
@@ -52,7 +52,7 @@ def decay_and_inputs(
 
 
 def outputs_of(gates: Gates, cells: Sequence) -> Sequence:
-    """`h[t] = o[t] * c[t]`, or the cell states themselves under f-pooling."""
+    """The outputs `h[t] = o[t] * c[t]`. Under f-pooling, `h[t] = c[t]`."""
     return cells if gates.o is None else gates.o * cells
 
 
@@ -64,9 +64,11 @@ def gate_gradients(
     d_outputs: Sequence,
     adjoint: Sequence,
 ) -> list[Sequence]:
-    """Gradients by the activated gates z, f and, as the pooling has them, o and i.
+    """Gradients by the activated gates, in the order of `GATES`.
 
     Args:
+        gates: the activated gates.
+        update_scale: as in `decay_and_inputs`.
         cells: the cell states c[t].
         previous: the cell states c[t - 1].
         d_outputs: the gradient by the outputs.
@@ -85,9 +87,14 @@ def gate_gradients(
 
 
 def logit_gradients(gates: Gates, d_gates: list[Sequence]) -> list[Sequence]:
-    """Gradients by what tanh and sigmoid were applied to, from those by the gates."""
+    """Gradients by the logits, the arguments of tanh and sigmoid.
+
+    Args:
+        gates: the activated gates.
+        d_gates: the gradients by the gates, as `gate_gradients` returns them.
+    """
     z, *sigmoids = (gate for gate in gates if gate is not None)
     d_z, *d_sigmoids = d_gates
     pairs = zip(sigmoids, d_sigmoids, strict=True)
-    # Of f = 1 - u and u the derivatives of the sigmoid are the same, u (1 - u).
+    # The sigmoid's derivative is f (1 - f). With f = 1 - u it is also u (1 - u).
     return [d_z * (1 - z * z), *(d * (g * (1 - g)) for g, d in pairs)]

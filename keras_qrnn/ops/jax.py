@@ -1,7 +1,7 @@
 """JAX: the scan and the poolings, with gradients by hand in forward and reverse mode.
 
-XLA fuses what is elementwise. `ops/jax_linear.py` says how a gradient by hand has both
-modes.
+XLA fuses elementwise operations. `ops/jax_linear.py` explains how a gradient by hand
+gets both modes. Shapes and dtypes are those of `Backend` in `ops/backend.py`.
 """
 
 import functools
@@ -18,8 +18,8 @@ from keras_qrnn.ops.blocks import piece_length
 from keras_qrnn.ops.equations import GATES, Gates
 from keras_qrnn.ops.jax_linear import Linear, linear_call, vary_alike
 
-# Inference on a CPU convolves and pools pieces of this many rows, a row being one step
-# of one sequence: see `ops/blocks.py`.
+# Inference on a CPU convolves and pools pieces of this many rows: see `ops/blocks.py`.
+# A row is one step of one sequence.
 PIECE_ROWS = 1024
 
 
@@ -57,8 +57,15 @@ def _linear_scan_jvp(
 
 @functools.cache
 def _scan_derivatives(reverse: bool) -> tuple[Linear, Linear]:
-    """Of `(decay, initial_state, states)`: the tangent of the states, and for reverse
-    mode the gradients by decay, inputs and initial state."""
+    """The tangent and the gradients of the scan, for `linear_call`.
+
+    The residuals of both functions are `(decay, initial_state, states)`.
+
+    Returns:
+        A function from the tangents of decay, inputs and initial state to the tangent
+        of the states. A function from the gradient by the states to the gradients by
+        decay, inputs and initial state.
+    """
 
     def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         decay, initial_state, states = saved
@@ -79,14 +86,14 @@ def _scan_derivatives(reverse: bool) -> tuple[Linear, Linear]:
     return tangent, gradients
 
 
-# Compiled here, because an eager call would compile its loop anew every time.
+# `jit` keeps the compiled loop. Without it, every eager call would compile it anew.
 @partial(jax.jit, static_argnums=3)
 def _scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    # On a CPU, XLA runs a step of a compiled loop in well under a microsecond, and no
-    # cut of the time axis wins. A GPU launches a kernel for every step. In an export
-    # the number of steps may be a symbol: it cannot be halved.
+    # On a CPU, XLA runs a step of the loop in well under a microsecond: no scan in
+    # blocks is faster. A GPU launches a kernel for every step: fewer steps are faster.
+    # In an export the number of steps may be a symbol, which cannot be halved.
     if not isinstance(inputs.shape[1], int):
         return _sequential(decay, inputs, initial_state, reverse)
     return lax.platform_dependent(
@@ -99,14 +106,14 @@ def _scan(
 
 
 def _adjoint(decay: jax.Array, gradient: jax.Array, reverse: bool) -> jax.Array:
-    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way."""
+    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: a scan in the other direction."""
     zeros = jnp.zeros_like(decay[:, 0])
     following = _previous(decay, zeros, not reverse)
     return _linear_scan(following, gradient, zeros, not reverse)
 
 
 def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Array:
-    """`sequence` one step later in scan order, `initial` in the first place."""
+    """`sequence` shifted by one step in scan order. The first step is `initial`."""
     if reverse:
         return jnp.concatenate([sequence[:, 1:], initial[:, None]], axis=1)
     return jnp.concatenate([initial[:, None], sequence[:, :-1]], axis=1)
@@ -115,9 +122,9 @@ def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Arr
 def _sequential(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
-    """One step at a time, in the memory of the inputs.
+    """The scan one step at a time. It writes the states over the inputs.
 
-    `lax.scan` would transpose what goes in and out.
+    `lax.scan` would transpose its arguments and results.
     """
     time = inputs.shape[1]
 
@@ -137,8 +144,8 @@ def _associative(
 ) -> jax.Array:
     """The scan in a logarithmic number of steps, with twice the arithmetic.
 
-    It multiplies the decays of many steps. Decays above 1 may make such a product
-    infinite; the states are then infinite or NaN, and where a state is 0 NaN.
+    It multiplies the decays of many steps. Decays above 1 may make a product infinite:
+    the states are then infinite or NaN.
     """
 
     def combine(earlier: tuple, later: tuple) -> tuple:
@@ -166,7 +173,7 @@ def _pool_jvp(
     pooling: str, activate: bool, primals: tuple, tangents: tuple
 ) -> tuple[tuple, tuple]:
     results, cells = _pool(*primals, pooling, activate)
-    # The activations are recomputed: only what cannot be is kept.
+    # Only the arguments and the cell states are kept. The activations are recomputed.
     saved = *primals, cells
     moved = [_instantiated(tangent) for tangent in tangents[:2]]
     return results, linear_call(*_pool_derivatives(pooling, activate), saved, moved)
@@ -185,7 +192,7 @@ def _pool(
     pooling: str,
     activate: bool,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """The results of `pool`, and the cell states of all steps."""
+    """Results of `pool`, and the cell states `(batch, time, units)` of all steps."""
     activated = _activated(gates, pooling, activate)
     scale = _scale(update_scale, activated.z.dtype)
     decay, inputs = equations.decay_and_inputs(activated, scale)
@@ -196,8 +203,15 @@ def _pool(
 
 @functools.cache
 def _pool_derivatives(pooling: str, activate: bool) -> tuple[Linear, Linear]:
-    """Of `(gates, initial_state, update_scale, cells)`: the tangent of the results, and
-    for reverse mode the gradients by the gates and the initial state."""
+    """The tangent and the gradients of `pool`, for `linear_call`.
+
+    The residuals of both functions are `(gates, initial_state, update_scale, cells)`.
+
+    Returns:
+        A function from the tangents of gates and initial state to the tangents of the
+        results. A function from the gradients by the results to the gradients by gates
+        and initial state.
+    """
 
     def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         gates, initial_state, update_scale, _ = saved
@@ -232,7 +246,13 @@ def _pool_derivatives(pooling: str, activate: bool) -> tuple[Linear, Linear]:
 
 
 def _activated(packed: jax.Array, pooling: str, activate: bool) -> Gates:
-    """The activated gates of packed ones, in the accumulator's dtype."""
+    """Splits packed gates, and activates them if asked to. In the accumulator's dtype.
+
+    Args:
+        packed: `(batch, time, len(GATES[pooling]) * units)`.
+        pooling: a key of `GATES`.
+        activate: whether tanh and sigmoid are applied.
+    """
     packed = packed.astype(jnp.promote_types(packed.dtype, jnp.float32))
     z, f, *others = jnp.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
@@ -250,8 +270,8 @@ def causal_conv(
     inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
     if kernel.shape[0] == 1:
-        # On a GPU, XLA calls cuDNN for a convolution, whatever its window. For a
-        # product it pads sizes such as 1550 to what tensor cores take in bfloat16.
+        # On a GPU, XLA calls cuDNN for every convolution. A product is faster: XLA pads
+        # sizes such as 1550 to multiples that tensor cores take in bfloat16.
         outputs = lax.dot_general(inputs, kernel[0], (((2,), (0,)), ((), ())))
     else:
         outputs = lax.conv_general_dilated(
@@ -259,15 +279,15 @@ def causal_conv(
         )
     if bias is None:
         return outputs
-    # In float32, so that the bias's gradient is summed in it.
+    # The sum is computed in float32, so the bias's gradient is summed in float32 too.
     accumulator = jnp.promote_types(outputs.dtype, jnp.float32)
     return (outputs.astype(accumulator) + bias.astype(accumulator)).astype(
         outputs.dtype
     )
 
 
-# Where nothing is differentiated this runs as it stands: the gates of all steps need
-# not exist at once.
+# Without differentiation this function runs itself, in pieces: the gates of all steps
+# need not exist at once. Differentiation replaces it by `_conv_pool_jvp`.
 @partial(jax.custom_jvp, nondiff_argnums=(5,))
 @partial(jax.jit, static_argnums=5)
 def conv_pool(
@@ -331,7 +351,7 @@ def _conv_pool_in_pieces(
     update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Equal pieces of time in a loop, then what is left."""
+    """`conv_pool` on equal pieces of time in a loop, then on the remaining steps."""
     batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
     # In an export, sizes may be symbols.
     known = [n if isinstance(n, int) else None for n in (time, batch)]
@@ -366,5 +386,5 @@ def _conv_pool_in_pieces(
 @jax.jit
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    picked = jnp.where(targets < 0, jnp.nan, picked)  # not counted from the end
+    picked = jnp.where(targets < 0, jnp.nan, picked)  # JAX would count from the end
     return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -1,12 +1,12 @@
 """A linear function of JAX whose transpose is written by hand.
 
-`jax.custom_vjp` has a gradient by hand, but no forward mode. `jax.custom_jvp` has both
-modes, but derives the gradient itself and decides what is kept for it. A `custom_jvp`
-whose tangents go through `linear_call` has both modes and the gradient by hand: reverse
-mode keeps the residuals, nothing else, and runs `transpose`.
+`jax.custom_vjp` takes a gradient by hand, but has no forward mode. `jax.custom_jvp` has
+both modes, but JAX derives the gradient and decides which arrays it keeps for it.
+`linear_call` adds the gradient by hand to `custom_jvp`: the tangents are computed by
+`linear_call`. Reverse mode then keeps the residuals only, and runs `transpose`.
 
-`jax.custom_derivatives.linear_call` does the same, but has no `vmap` (so no `jacfwd`)
-and no derivative by the residuals (so no second derivatives).
+`jax.custom_derivatives.linear_call` does the same, but has no `vmap`, so no `jacfwd`.
+It also has no derivative by the residuals, so no second derivatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Of the residuals, a pytree, and the linear arguments, a tuple of arrays: a tuple of
-# arrays.
+# A function of the residuals, a pytree, and of the linear arguments, a tuple of arrays. It
+# returns a tuple of arrays.
 Linear = Callable[[Any, Sequence[jax.Array]], tuple[jax.Array, ...]]
 
 
@@ -29,15 +29,20 @@ def linear_call(
     residuals: Any,
     arguments: Sequence[jax.Array],
 ) -> tuple[jax.Array, ...]:
-    """`function(residuals, arguments)`, transposed by `transpose`.
+    """`function(residuals, arguments)`, with `transpose` as its transpose.
+
+    JAX must be able to differentiate and hash both functions. Pass the same two objects
+    at each call, or JAX compiles anew.
 
     Args:
-        function: linear in `arguments`. Both functions are made of what JAX can
-            differentiate, and are hashable: one object for each meaning.
-        transpose: called as `transpose(residuals, cotangents)`; returns the
-            cotangents of `arguments`, of their shapes and dtypes.
+        function: linear in `arguments`.
+        transpose: called as `transpose(residuals, cotangents)`. Returns the cotangents
+            of `arguments`, of their shapes and dtypes.
         residuals: a pytree of arrays, numbers and None.
         arguments: arrays.
+
+    Returns:
+        The results of `function`.
     """
     leaves, tree = jax.tree.flatten(residuals)
     function, transpose = _OfLeaves(function, tree), _OfLeaves(transpose, tree)
@@ -54,12 +59,15 @@ def linear_call(
 
 
 def vary_alike(arrays: Sequence[jax.Array], like: Any) -> Sequence[jax.Array]:
-    """`arrays`, marked as different on the devices on which any of them or of the
-    pytree `like` is.
+    """Gives all `arrays` the same varying axes: those of any array or of `like`.
 
-    Inside `jax.shard_map` the type of an array says along which axes of the mesh its
-    values differ, and a loop must not change the type of what it carries. Elsewhere
-    this returns `arrays`.
+    Inside `jax.shard_map`, the type of an array names the axes of the mesh along which
+    its values vary. A loop must not change the types of the arrays that it carries.
+    Outside of `shard_map` the arrays are returned unchanged.
+
+    Args:
+        arrays: arrays to mark.
+        like: a pytree of arrays, numbers and None.
     """
     union = frozenset().union(*map(_axes, jax.tree.leaves((arrays, like))))
 
@@ -73,20 +81,20 @@ def vary_alike(arrays: Sequence[jax.Array], like: Any) -> Sequence[jax.Array]:
 def _marked(array: jax.Array, axes: tuple) -> jax.Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(array, axes, to="varying")
-    return lax.pvary(array, axes)  # its name in earlier versions
+    return lax.pvary(array, axes)  # the name of `pcast` in earlier versions
 
 
 def _axes(x: jax.Array | float) -> frozenset:
-    """The axes of a mesh along which the values of `x` differ."""
+    """The axes of a mesh along which the values of `x` vary."""
     aval = getattr(x, "aval", None)
     if hasattr(aval, "mat"):  # JAX 0.10
         return aval.mat.varying
-    return getattr(aval, "vma", frozenset())  # earlier ones; the first had no such type
+    return getattr(aval, "vma", frozenset())  # earlier versions; the first have no `vma`
 
 
 @dataclass(frozen=True)
 class _OfLeaves:
-    """A `Linear` of flat residuals."""
+    """A `Linear` that takes its residuals as a flat list."""
 
     function: Linear
     tree: Any
@@ -97,10 +105,10 @@ class _OfLeaves:
 
 @dataclass(frozen=True)
 class _Batched:
-    """A `Linear` of flat residuals and of arguments with one more axis in front."""
+    """A `Linear` of flat residuals whose arguments have one more axis in front."""
 
     function: Linear
-    axes: tuple[int | None, ...]  # of each residual, 0 or None for none
+    axes: tuple[int | None, ...]  # for each residual: 0 if it has the axis, else None
 
     def __call__(self, leaves: Sequence, arguments: Sequence) -> Sequence:
         in_axes = (list(self.axes), 0)
@@ -182,7 +190,7 @@ def _batch(
     transpose: Linear,
     count: int,
 ) -> tuple[Sequence, Sequence]:
-    """The linear arguments all get the new axis: so do their cotangents."""
+    """The rule for `vmap`. All linear arguments and their cotangents get the axis."""
     pairs = list(zip(arguments, axes, strict=True))
     size = next(x.shape[axis] for x, axis in pairs if axis is not None)
     leaves = [

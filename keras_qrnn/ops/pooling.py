@@ -1,4 +1,7 @@
-"""The three poolings of arXiv 1611.01576, equations 3 to 5, on activated gates."""
+"""The three poolings of arXiv 1611.01576, equations 3 to 5, for activated gates.
+
+The gates are results of tanh and sigmoid: the functions here apply neither.
+"""
 
 from keras import ops
 
@@ -16,17 +19,20 @@ def f_pool(
 ) -> Pooled:
     """f-pooling: `h[t] = f[t] * h[t - 1] + (1 - f[t]) * z[t]`.
 
+    Equation 3 of arXiv 1611.01576.
+
     Args:
         z: float tensor of shape `(batch, time, units)`, the candidates.
         f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
-        initial_state: tensor of shape `(batch, units)`. Defaults to zeros.
+        initial_state: float tensor of shape `(batch, units)`, the state before the
+            first step. Defaults to zeros.
 
     Returns:
-        The outputs `h`, of the shape and dtype of `z`, and the last state, of
-        shape `(batch, units)`, float32 when `z` has half precision.
+        The outputs `h`, of the shape and dtype of `z`, and the last state, of shape
+        `(batch, units)`. The state is float32 if `z` has half precision.
 
     Raises:
-        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+        ValueError: if a rank, shape or dtype is not as above, or if there is no step.
     """
     return _pool("f", {"z": z, "f": f}, initial_state)
 
@@ -39,19 +45,21 @@ def fo_pool(
 ) -> Pooled:
     """fo-pooling: `c[t] = f[t] * c[t - 1] + (1 - f[t]) * z[t]`, `h[t] = o[t] * c[t]`.
 
+    Equation 4 of arXiv 1611.01576.
+
     Args:
         z: float tensor of shape `(batch, time, units)`, the candidates.
         f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
         o: tensor of the shape and dtype of `z`, the output gate, in [0, 1].
-        initial_state: tensor of shape `(batch, units)`, the cell state before
+        initial_state: float tensor of shape `(batch, units)`, the cell state before
             the first step. Defaults to zeros.
 
     Returns:
-        The outputs `h`, of the shape and dtype of `z`, and the last cell state,
-        of shape `(batch, units)`, float32 when `z` has half precision.
+        The outputs `h`, of the shape and dtype of `z`, and the last cell state, of
+        shape `(batch, units)`. The state is float32 if `z` has half precision.
 
     Raises:
-        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+        ValueError: if a rank, shape or dtype is not as above, or if there is no step.
     """
     return _pool("fo", {"z": z, "f": f, "o": o}, initial_state)
 
@@ -65,20 +73,22 @@ def ifo_pool(
 ) -> Pooled:
     """ifo-pooling: `c[t] = f[t] * c[t - 1] + i[t] * z[t]`, `h[t] = o[t] * c[t]`.
 
+    Equation 5 of arXiv 1611.01576.
+
     Args:
         z: float tensor of shape `(batch, time, units)`, the candidates.
         f: tensor of the shape and dtype of `z`, the forget gate, in [0, 1].
         o: tensor of the shape and dtype of `z`, the output gate, in [0, 1].
         i: tensor of the shape and dtype of `z`, the input gate, in [0, 1].
-        initial_state: tensor of shape `(batch, units)`, the cell state before
+        initial_state: float tensor of shape `(batch, units)`, the cell state before
             the first step. Defaults to zeros.
 
     Returns:
-        The outputs `h`, of the shape and dtype of `z`, and the last cell state,
-        of shape `(batch, units)`, float32 when `z` has half precision.
+        The outputs `h`, of the shape and dtype of `z`, and the last cell state, of
+        shape `(batch, units)`. The state is float32 if `z` has half precision.
 
     Raises:
-        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+        ValueError: if a rank, shape or dtype is not as above, or if there is no step.
     """
     return _pool("ifo", {"z": z, "f": f, "o": o, "i": i}, initial_state)
 

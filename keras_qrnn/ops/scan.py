@@ -13,19 +13,18 @@ def linear_scan(
 ) -> Tensor:
     """First-order linear recurrence along the time axis.
 
-    `h[t] = decay[t] * h[t - 1] + inputs[t]`, elementwise; with `reverse=True`
-    time runs from the last step to the first. This is the only sequential part
-    of a QRNN: its three poolings are this function with different arguments
+    It computes `h[t] = decay[t] * h[t - 1] + inputs[t]`, elementwise. With
+    `reverse=True` it runs from the last step to the first. This is the only sequential
+    part of a QRNN: its three poolings are this function with different arguments
     (arXiv 1611.01576, section 2.1).
 
-    The gradient is hand-written: the adjoint of the recurrence is the same
-    recurrence run the other way, so it costs one more scan and can itself be
-    differentiated. Half-precision arguments are accumulated in float32.
+    The gradient is written by hand. It is the same recurrence in the other direction,
+    so it costs one more scan. It can be differentiated again. Arguments of half
+    precision are accumulated in float32.
 
-    On a GPU, and where time is cut in blocks, the decays of many steps are multiplied.
-    Decays above 1 can make such a product infinite where the states themselves are
-    finite: 10 does after 39 steps. Then the states are infinite or NaN, and NaN also
-    where a state is 0. Such decays are outside the range of the function.
+    On a GPU, and where time is cut into blocks, the decays of many steps are multiplied.
+    These products must be finite. In float32, 39 decays of 10 have an infinite product.
+    The states are then infinite or NaN, even where the true states are finite.
 
     Args:
         decay: float tensor of shape `(batch, time, units)`.
@@ -35,10 +34,10 @@ def linear_scan(
         reverse: Boolean, whether to scan from the last step to the first.
 
     Returns:
-        The states, a tensor of the shape and dtype of `inputs`.
+        The states `h`, of the shape and dtype of `inputs`.
 
     Raises:
-        ValueError: if a rank, shape or dtype is not as above, or time is empty.
+        ValueError: if a rank, shape or dtype is not as above, or if there is no step.
 
     Example:
 
@@ -54,10 +53,13 @@ def linear_scan(
 
 
 def as_tensor(x: Tensor) -> Tensor:
-    """`x` as a tensor of the backend, of the dtype that it has.
+    """`x` as a tensor of the backend.
 
-    A tensor is returned as it is: Keras's NumPy backend would convert one of float64
+    A tensor is returned unchanged. Keras's NumPy backend would convert a float64 tensor
     to float32.
+
+    Raises:
+        ValueError: if `x` is symbolic.
     """
     if isinstance(x, keras.KerasTensor):
         raise ValueError(
@@ -100,7 +102,11 @@ def check_same(
 
 
 def state_or_zeros(state: Tensor | None, sequence: Tensor, units: int) -> Tensor:
-    """`state` checked against `(batch, units)`, or zeros of that shape."""
+    """`state` as a tensor of shape `(batch, units)`, or zeros if it is None.
+
+    Raises:
+        ValueError: if `state` has another shape.
+    """
     if state is None:
         return ops.zeros((ops.shape(sequence)[0], units), sequence.dtype)
     state = as_tensor(state)

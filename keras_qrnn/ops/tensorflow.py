@@ -1,4 +1,8 @@
-"""TensorFlow: one loop under gradients by hand, compiled by XLA where that pays."""
+"""TensorFlow: the scan and the poolings, with gradients by hand.
+
+XLA compiles them where that is faster: see `_is_compiled`. Shapes and dtypes are those
+of `Backend` in `ops/backend.py`.
+"""
 
 import functools
 import itertools
@@ -18,30 +22,30 @@ from keras_qrnn.ops.equations import GATES, Gates
 def _run(
     function: Callable, sequence: tf.Tensor, *arguments
 ) -> tf.Tensor | tuple[tf.Tensor, ...]:
-    """`function(sequence, *arguments)`, compiled by XLA where `_is_compiled`."""
+    """`function(sequence, *arguments)`, by XLA if `_is_compiled(sequence)`."""
     run = _by_xla(function) if _is_compiled(sequence) else function
     return run(sequence, *arguments)
 
 
 def _is_compiled(sequence: tf.Tensor) -> bool:
-    """Whether XLA compiles what is computed from `sequence`, `(batch, time, ...)`.
+    """Whether XLA compiles functions of `sequence`, of shape `(batch, time, ...)`.
 
-    XLA takes a tenth of a second for each shape that it meets. So it compiles graphs
-    that know the number of steps. Eager calls, and graphs for any number of steps, may
-    meet as many shapes as there are calls.
+    XLA takes a tenth of a second for each new shape. So only graphs that know the
+    number of steps are compiled. An eager call, or a graph for any number of steps, may
+    meet a new shape at every call.
     """
     in_graph = not tf.executing_eagerly()
-    has_xla = sys.platform != "darwin"  # a Mac's GPU has none
+    has_xla = sys.platform != "darwin"  # a Mac's GPU has no XLA
     known = in_graph and has_xla and sequence.shape[1] is not None
     return known and not _has_gpu() and not _is_exporting()
 
 
 def _is_exporting() -> bool:
-    """Whether this graph is traced for ONNX or OpenVINO, by Keras or the converter.
+    """Whether this graph is traced for ONNX or OpenVINO, by Keras or a converter.
 
-    Those read no function that XLA compiles. SavedModel and LiteRT do. Nothing in a
-    graph says what it is traced for: the modules that trace it are looked for on the
-    stack.
+    The two formats hold no function that XLA compiles. SavedModel and LiteRT do. A
+    graph does not say for which format it is traced. So this looks for the exporting
+    modules on the call stack.
     """
     frame = sys._getframe()
     while frame is not None:
@@ -57,10 +61,10 @@ _EXPORTERS = (
 
 
 def _by_xla(function: Callable) -> Callable:
-    """`function`, compiled by XLA: once for each shape in one graph.
+    """`function` compiled by XLA, once for each shape in one graph.
 
-    The graph keeps what is traced here. If the module kept it, what a model traced
-    would stay in memory after the model.
+    The graph keeps the compiled function. If this module kept it, its memory would
+    never be freed, not even after the model is deleted.
     """
     compiled = _kept_by(tf.compat.v1.get_default_graph(), "compiled")
     if function not in compiled:
@@ -69,16 +73,16 @@ def _by_xla(function: Callable) -> Callable:
 
 
 def _gradient_by_hand(function: Callable) -> Callable:
-    """`tf.custom_gradient`, but a graph frees its gradients with itself.
+    """`tf.custom_gradient`, but the gradient is freed together with its graph.
 
-    In a graph, each call is registered under a name of its own, for good: SavedModel
-    stores the gradient of each name. What `tf.custom_gradient` registers holds the
-    graph, megabytes for each model. What is registered here finds the gradient in the
-    graph, if there still is one.
+    In a graph, each call registers its gradient under a new name, which is never
+    removed: SavedModel stores gradients by name. `tf.custom_gradient` registers a
+    function that holds the graph, megabytes for each model. Here the graph holds the
+    gradient, and the registered function holds a weak reference to the graph.
 
     Args:
-        function: called with tensors; returns the results and a function from the
-            gradients by the results to those by the arguments.
+        function: takes tensors. Returns the results and a second function, which takes
+            the gradients by the results and returns the gradients by the arguments.
     """
 
     @functools.wraps(function)
@@ -89,7 +93,7 @@ def _gradient_by_hand(function: Callable) -> Callable:
         flat = tf.nest.flatten(results)
 
         def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
-            # The operation below takes the results too; they get no gradient there.
+            # `identity_n` below also takes the results: they get no gradient from it.
             found = gradient(*d_results[: len(flat)])
             return [None] * len(flat) + tf.nest.flatten(found)
 
@@ -110,7 +114,7 @@ _numbers = itertools.count()
 
 
 def _register(name: str, graph: weakref.ref) -> None:
-    """Registers a gradient that is kept by a graph. No graph is held."""
+    """Registers the gradient `name` that `graph` keeps. The graph may be freed."""
 
     @tf.RegisterGradient(name)
     def gradients(
@@ -120,7 +124,7 @@ def _register(name: str, graph: weakref.ref) -> None:
 
 
 def _kept_by(graph: tf.Graph, name: str) -> dict:
-    """A dictionary of this module's that lives as long as the graph."""
+    """A dictionary that the graph keeps for this module, called `name`."""
     name = f"_keras_qrnn_{name}"
     if not hasattr(graph, name):
         setattr(graph, name, {})
@@ -130,7 +134,8 @@ def _kept_by(graph: tf.Graph, name: str) -> dict:
 def linear_scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    # `tf.cast` returns a variable of the dtype as it is; a custom gradient takes none.
+    # A custom gradient takes no variable, and `tf.cast` returns a variable unchanged if
+    # it has the dtype already.
     decay, inputs, initial_state = map(
         tf.convert_to_tensor, (decay, inputs, initial_state)
     )
@@ -156,7 +161,7 @@ def _linear_scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
         states = _run(_scan, decay, inputs, initial_state, reverse)
-        # What was traced for a batch of any size does not tell the size of this one.
+        # A function traced for any batch size returns states of unknown batch size.
         states.set_shape(inputs.shape)
 
         def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -191,7 +196,7 @@ def _adjoint(
     last: tf.Tensor | None = None,
     scan: Callable = _linear_scan,
 ) -> tf.Tensor:
-    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
+    """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: a scan in the other direction.
 
     Args:
         decay: `(batch, time, units)`, the decays of the scan.
@@ -207,7 +212,7 @@ def _adjoint(
 
 
 def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
-    """`sequence` one step later in scan order, `initial` in the first place."""
+    """`sequence` shifted by one step in scan order. The first step is `initial`."""
     if reverse:
         return tf.concat([sequence[:, 1:], initial[:, None]], axis=1)
     return tf.concat([initial[:, None], sequence[:, :-1]], axis=1)
@@ -216,8 +221,8 @@ def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tens
 def _scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    # In a stateful layer only the state may know the size of the batch. A loop must
-    # not change the shape of its state, so the inputs are told the size.
+    # In a stateful layer the state may know the batch size while the inputs do not. A
+    # loop must not change the shape of its state. So the inputs get the state's size.
     shape = (initial_state.shape[0], None, None)
     decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
     batch, time, units = inputs.shape
@@ -240,7 +245,7 @@ def _scan(
 def _has_gpu() -> bool:
     """Whether the machine has a GPU that TensorFlow may use.
 
-    A graph that is traced does not know on which device it will run.
+    The machine decides, because a graph does not know on which device it will run.
     """
     return bool(tf.config.list_logical_devices("GPU"))
 
@@ -248,10 +253,10 @@ def _has_gpu() -> bool:
 def _in_place(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """One step at a time, for XLA, which writes the states over the inputs.
+    """The scan one step at a time, for XLA. It writes the states over the inputs.
 
-    TensorFlow has no gradient of this loop. A second derivative needs one, because the
-    gradient in `_linear_scan` is a function of the states.
+    TensorFlow cannot differentiate this loop. A second derivative needs its gradient:
+    the gradient in `_linear_scan` is computed from the states.
     """
 
     @_gradient_by_hand
@@ -286,9 +291,9 @@ def _halving(
 ) -> tf.Tensor:
     """The scan in a logarithmic number of steps, with twice the arithmetic.
 
-    Two steps in one are again a step of a linear scan: one of half the length finds
-    every second state, and the others follow from these. (`associative_scan` of
-    Keras does that too, but not under XLA.)
+    Two steps of a linear scan combine into one step. A scan of these pairs has half the
+    length and finds every second state. One more step finds the others.
+    `keras.ops.associative_scan` does the same, but does not run under XLA.
     """
     if reverse:
         flipped = (tf.reverse(x, [1]) for x in (decay, inputs))
@@ -302,7 +307,8 @@ def _halving(
     second = _halving(*both, initial_state, False)
     before = tf.concat([initial_state[:, None], second], axis=1)
     first = decay[:, ::2] * before[:, : time - pairs] + inputs[:, ::2]
-    # In turns; of an odd number of states the last is one of the first kind.
+    # The states of `first` and `second` take turns. An odd number of states ends with
+    # one of `first`.
     states = tf.stack([first[:, :pairs], second], axis=2)
     units = tf.shape(inputs)[2] if units is None else units
     states = tf.reshape(states, (-1, 2 * pairs, units))
@@ -319,9 +325,9 @@ def _sequential(
 def _steps(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """Time-major scan, one step at a time."""
+    """The scan one step at a time, on sequences `(time, batch, units)`."""
     time = tf.shape(inputs)[0] if inputs.shape[0] is None else inputs.shape[0]
-    # XLA needs the shape of an element, which a state of unknown batch lacks.
+    # XLA needs the shape of one step. A state of unknown batch size does not give it.
     states = tf.TensorArray(
         inputs.dtype, size=time, element_shape=inputs.shape[1:], clear_after_read=False
     )
@@ -329,7 +335,7 @@ def _steps(
     def step(n: tf.Tensor, state: tf.Tensor, states: tf.TensorArray) -> tuple:
         t = time - 1 - n if reverse else n
         following = decay[t] * state + inputs[t]
-        following.set_shape(state.shape)  # of which `inputs` may know less
+        following.set_shape(state.shape)  # `inputs` may know less of the shape
         return n + 1, following, states.write(t, following)
 
     _, _, states = tf.while_loop(
@@ -343,12 +349,12 @@ def _steps(
 def _blocked(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    """The scan in as many blocks as a block has steps: see `ops/blocks.py`."""
+    """The scan in `sqrt(time)` blocks of `sqrt(time)` steps: see `ops/blocks.py`."""
     sizes = zip(inputs.shape, tf.unstack(tf.shape(inputs)), strict=True)
     batch, time, units = (n if known is None else known for known, n in sizes)
     length = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(time, tf.float32))), tf.int32)
     blocks = -(-time // length)
-    # Padding lies behind the last step in scan order.
+    # The padding comes after the last step in scan order.
     rest = [blocks * length - time, 0] if reverse else [0, blocks * length - time]
 
     def in_blocks(sequence: tf.Tensor) -> tf.Tensor:
@@ -373,7 +379,7 @@ def _blocked(
 
 @functools.cache
 def _as_graph(scan: Callable) -> Callable:
-    # Traced anew for a few shapes only, then for shapes of unknown sizes.
+    # TensorFlow traces a few shapes one by one, then shapes of unknown sizes once.
     return tf.function(scan, reduce_retracing=True, autograph=False)
 
 
@@ -420,7 +426,10 @@ def _pool(
     pooling: str,
     activate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Outputs, and the cell states of all steps."""
+    """The outputs and the cell states of all steps, each `(batch, time, units)`.
+
+    The outputs have the dtype of `gates`, the cell states the accumulator's.
+    """
     activated = _activated(gates, pooling, activate)
     decay, inputs = equations.decay_and_inputs(activated, update_scale)
     state = tf.cast(initial_state, inputs.dtype)
@@ -439,15 +448,15 @@ def _pool_gradient(
     d_outputs: tf.Tensor,
     d_last: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The gradients by `gates` and `initial_state`."""
-    # The activations are computed again, so that only the gates are kept. (A graph
-    # finds that they are those of the forward pass: it keeps them, not the gates.)
+    """The gradients by `gates` and `initial_state`, of their shapes and dtypes."""
+    # The activations are computed again: in eager mode only the gates are kept. A graph
+    # sees that they are the same as in the forward pass, and keeps them instead.
     d_outputs = tf.cast(d_outputs, cells.dtype)
     activated = _activated(gates, pooling, activate)
     decay, _ = equations.decay_and_inputs(activated, update_scale)
-    # A graph runs an operation as soon as its arguments are there, and the result
-    # takes memory from then on. So nothing here begins before the forward pass has
-    # ended, and nothing in the second block before the adjoint is there.
+    # A graph runs an operation as soon as it has the arguments, and the result then
+    # takes memory. The first block waits for the end of the forward pass, the second
+    # for the adjoint: so less memory is in use at a time.
     with tf.control_dependencies([cells, d_outputs]):
         d_cells = equations.outputs_of(activated, d_outputs)
         adjoint = _adjoint(decay, d_cells, reverse=False, last=d_last)
@@ -466,7 +475,7 @@ def _pool_gradient(
 
 
 def _logit_gradients(gates: Gates, d_gates: list[tf.Tensor]) -> list[tf.Tensor]:
-    """`equations.logit_gradients` by TensorFlow's operations, one for three there."""
+    """`equations.logit_gradients` with one TensorFlow operation a gate, not three."""
     z, *sigmoids = (gate for gate in gates if gate is not None)
     d_z, *d_sigmoids = d_gates
     pairs = zip(sigmoids, d_sigmoids, strict=True)
@@ -477,7 +486,13 @@ def _logit_gradients(gates: Gates, d_gates: list[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _activated(packed: tf.Tensor, pooling: str, activate: bool) -> Gates:
-    """The activated gates of packed ones, in the accumulator's dtype."""
+    """Splits packed gates, and activates them if asked to. In the accumulator's dtype.
+
+    Args:
+        packed: `(batch, time, len(GATES[pooling]) * units)`.
+        pooling: a key of `GATES`.
+        activate: whether tanh and sigmoid are applied.
+    """
     packed = tf.cast(packed, _accumulator(packed.dtype))
     z, f, *others = tf.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
@@ -496,14 +511,14 @@ def causal_conv(
     else:
         outputs = _convolution(inputs, kernel)
     if not inputs.shape[0]:
-        # A convolution of no rows returns the shape of its inputs.
+        # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
         batch, time = tf.unstack(tf.shape(inputs)[:2])
         outputs = tf.reshape(outputs, (batch, time - window + 1, channels))
     return outputs if bias is None else _add_bias(outputs, tf.convert_to_tensor(bias))
 
 
 def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`outputs + bias`. The bias's gradient, a sum over all steps, is a float32 sum."""
+    """`outputs + bias`. In half precision the bias's gradient is summed in float32."""
     if outputs.dtype not in (tf.float16, tf.bfloat16):
         return tf.nn.bias_add(outputs, bias)
 
@@ -520,9 +535,9 @@ def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 @_gradient_by_hand
 def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """TensorFlow's convolution, with a gradient by the kernel of its own.
+    """TensorFlow's convolution with another gradient by the kernel.
 
-    That gradient is one product of matrices for each tap of the window. On a CPU it is
+    The gradient is one matrix product for each step of the window. On a CPU it is
     faster than TensorFlow's, in bfloat16 twice as fast.
     """
 
@@ -555,11 +570,12 @@ def conv_pool(
     return pool(gates, initial_state, update_scale, pooling, activate=True)
 
 
-# With the gradient, XLA passes over the logits twice, where operation by operation it
-# is a dozen times. A Mac's GPU has no XLA.
+# XLA passes over the logits twice, gradient included. Single operations would pass over
+# them a dozen times. A Mac's GPU has no XLA.
 @tf.function(jit_compile=sys.platform != "darwin", reduce_retracing=True)
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    # No `gather`, whose gradient is a scatter: not always deterministic on a GPU.
+    # `gather` would pick the logits, but its gradient is a scatter, which is not always
+    # deterministic on a GPU.
     is_target = tf.range(tf.shape(logits)[-1]) == tf.cast(targets[..., None], tf.int32)
     picked = tf.reduce_sum(tf.where(is_target, logits, 0), axis=-1)
     losses = tf.reduce_logsumexp(logits, axis=-1) - picked
