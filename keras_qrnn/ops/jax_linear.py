@@ -18,8 +18,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# A function of the residuals, a pytree, and of the linear arguments, a tuple of arrays. It
-# returns a tuple of arrays.
+# It takes the residuals, a pytree, and the linear arguments, a tuple of arrays. It returns
+# a tuple of arrays.
 Linear = Callable[[Any, Sequence[jax.Array]], tuple[jax.Array, ...]]
 
 
@@ -89,7 +89,7 @@ def _axes(x: jax.Array | float) -> frozenset:
     aval = getattr(x, "aval", None)
     if hasattr(aval, "mat"):  # JAX 0.10
         return aval.mat.varying
-    return getattr(aval, "vma", frozenset())  # earlier versions; the first have no `vma`
+    return getattr(aval, "vma", frozenset())  # before; at first there was neither
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def linear_scan(
     so it costs one more scan. It can be differentiated again. Arguments of half
     precision are accumulated in float32.
 
-    On a GPU, and where time is cut into blocks, the decays of many steps are multiplied.
+    On a GPU, and where time is cut into blocks, decays of many steps are multiplied.
     These products must be finite. In float32, 39 decays of 10 have an infinite product.
     The states are then infinite or NaN, even where the true states are finite.
 
