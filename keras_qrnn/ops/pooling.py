@@ -1,6 +1,6 @@
-"""The three poolings of arXiv 1611.01576, equations 3 to 5, for activated gates.
+"""The public poolings, on activated gates (arXiv 1611.01576, equations 3 to 5).
 
-The gates are results of tanh and sigmoid: the functions here apply neither.
+They check their arguments and call the active backend.
 """
 
 from keras import ops

@@ -1,3 +1,5 @@
+"""The public scan: it checks its arguments and calls the active backend."""
+
 import keras
 from keras import ops
 

@@ -1,7 +1,8 @@
 """TensorFlow: the scan and the poolings, with gradients by hand.
 
-XLA compiles them where that is faster: see `_is_compiled`. Shapes and dtypes are those
-of `Backend` in `ops/backend.py`.
+The recurrence is written in four ways, and `_scan` chooses: `_in_place` is for XLA,
+`_halving` for a GPU, `_blocked` for small steps, `_sequential` for the rest. `_run` has
+XLA compile what pays. `_gradient_by_hand` takes the place of `tf.custom_gradient`.
 """
 
 import functools
