@@ -18,8 +18,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# It takes the residuals, a pytree, and the linear arguments, a tuple of arrays. The result
-# is a tuple of arrays.
+# It takes the residuals, a pytree, and the linear arguments, a tuple of arrays. It
+# returns a tuple of arrays.
 Linear = Callable[[Any, Sequence[jax.Array]], tuple[jax.Array, ...]]
 
 
