@@ -4,7 +4,6 @@ A search has such a directory, too, and uses `held` and `first_difference`.
 """
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,8 @@ def refuse_if_held(directory: Path, doing: str, option: str = "save_path") -> No
 
 
 def _lock(file: Any, directory: Path, doing: str, option: str) -> None:
+    import fcntl  # Windows has none: there a model can be read, but not trained
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -278,3 +279,10 @@ def test_weights_are_counted_without_building(cell, layers, tied):
     model = build_language_model(options, 11)
     expected = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
     assert count_weights(options, 11) == expected
+
+
+def test_only_a_lock_needs_a_module_that_windows_lacks(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    held = runpy.run_path(check_directory.__code__.co_filename)["held"]
+    with pytest.raises(ImportError, match="fcntl"), held(tmp_path, "trained in"):
+        pass

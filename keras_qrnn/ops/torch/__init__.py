@@ -20,7 +20,7 @@ import torch
 
 from keras_qrnn.ops.torch import plain
 from keras_qrnn.ops.torch.choice import is_recorded
-from keras_qrnn.ops.torch.convolution import autocast, causal_conv, convolve
+from keras_qrnn.ops.torch.convolution import autocast, causal_conv, convolve, is_autocast
 from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
@@ -37,7 +37,7 @@ def conv_pool(
     update_scale: torch.Tensor | float | None,
     pooling: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if torch.is_autocast_enabled(inputs.device.type):
+    if is_autocast(inputs):
         with autocast(inputs, kernel, bias) as arguments:
             outputs, last = conv_pool(*arguments, initial_state, update_scale, pooling)
             return outputs.to(inputs.dtype), last

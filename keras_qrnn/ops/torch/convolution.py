@@ -23,7 +23,7 @@ MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").star
 def causal_conv(
     inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    if torch.is_autocast_enabled(inputs.device.type):
+    if is_autocast(inputs):
         with autocast(inputs, kernel, bias) as arguments:
             return causal_conv(*arguments).to(inputs.dtype)
     if is_recorded(inputs, kernel):
@@ -38,6 +38,13 @@ def convolve(
     inputs = inputs.transpose(0, 1).contiguous()
     run = Convolution if takes_convolution(inputs) else Products
     return run.apply(inputs, kernel, bias).transpose(0, 1)
+
+
+def is_autocast(tensor: torch.Tensor) -> bool:
+    """Whether `torch.autocast` is on for the device of `tensor`."""
+    device = tensor.device.type
+    # PyTorch raises an error for "meta", where Keras infers shapes.
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 @contextmanager
@@ -92,7 +99,7 @@ class Products(Function):
 
     @staticmethod
     def backward(ctx, gradient):  # noqa: ANN001, ANN205
-        if torch.is_autocast_enabled(gradient.device.type):
+        if is_autocast(gradient):
             with torch.autocast(gradient.device.type, enabled=False):
                 return Products.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors
@@ -135,7 +142,7 @@ class Convolution(Function):
 
     @staticmethod
     def backward(ctx, gradient):  # noqa: ANN001, ANN205
-        if torch.is_autocast_enabled(gradient.device.type):
+        if is_autocast(gradient):
             with torch.autocast(gradient.device.type, enabled=False):
                 return Convolution.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors

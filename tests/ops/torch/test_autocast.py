@@ -9,7 +9,7 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops.torch import convolution
+from keras_qrnn.ops.torch import causal_conv, conv_pool, convolution
 from tests.assertions import assert_close
 from tests.ops.torch.kernels import DEVICE
 
@@ -99,3 +99,17 @@ def test_autocast_leaves_float64_alone():
     want = layer(x)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert_close("outputs", layer(x), want, 1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_tensors_without_values(grad):
+    """Keras infers shapes with them. PyTorch knows no autocast of their device."""
+    shapes = [(2, 6, 3), (2, 3, 8), (8,), (2, 4)]
+    tensors = [torch.empty(s, device="meta", requires_grad=grad) for s in shapes]
+    with torch.set_grad_enabled(grad):
+        outputs, cell = conv_pool(*tensors, None, "f")
+    assert (outputs.shape, cell.shape) == ((2, 5, 4), (2, 4))
+    assert causal_conv(*tensors[:3]).shape == (2, 5, 8)
+    if grad:
+        gradients = torch.autograd.grad(outputs.sum() + cell.sum(), tensors)
+        assert [tuple(g.shape) for g in gradients] == shapes
