@@ -23,9 +23,12 @@ from keras_qrnn._files import atomic_write
 # Runs in results/, with the perplexities, validation and test, that were published.
 RUNS = {
     "qrnn_zoneout": ("QRNN with zoneout, the paper's recipe", "82.1", "78.3"),
+    "qrnn_zoneout_seed1": ("the same, seed 1", "82.1", "78.3"),
     "qrnn": ("QRNN without zoneout", "82.9", "79.9"),
+    "qrnn_seed1": ("the same, seed 1", "82.9", "79.9"),
     "lstm": ("LSTM of that size", "85.7", "82.0"),
-    "awd": ("`--preset awd`, 3 layers of 1150", "60.6", "58.3"),
+    "awd": ("`--preset awd`, 4 layers of 1550", "60.6", "58.3"),
+    "awd_small": ("its earlier form, 3 layers of 1150", "60.6", "58.3"),
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
@@ -204,18 +207,24 @@ def runs_table(directory: Path) -> str:
 
 
 def short_runs_table(directory: Path) -> str:
-    """The test perplexities alone, for the README."""
+    """The perplexities alone, those of all seeds in one cell, for the README."""
     body = []
     for name, (title, _, published) in RUNS.items():
-        path = directory / name / "run.json"
-        if path.is_file():
-            run = json.loads(path.read_text("utf-8"))
+        paths = [directory / f"{name}{end}" / "run.json" for end in ("", "_seed1")]
+        runs = [json.loads(p.read_text("utf-8")) for p in paths if p.is_file()]
+        if runs and not name.endswith("_seed1"):
             reached = [
-                f"{run[key]:.1f}" if key in run else "not read"
+                ", ".join(
+                    f"{run[key]:.1f}" if key in run else "not read" for run in runs
+                )
                 for key in ("valid", "test")
             ]
-            cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
-            body.append([title, *reached, cached, published])
+            cached = [
+                f"{run['test_with_cache']:.1f}"
+                for run in runs
+                if "test_with_cache" in run
+            ]
+            body.append([title, *reached, ", ".join(cached), published])
     header = ["perplexity", "validation", "test", "with cache", "published, test"]
     return markdown(header, body)
 
@@ -253,6 +262,23 @@ def spread_of(ratios: dict[tuple[int, int], float]) -> list[str]:
         f"{geometric_mean(values):.1f}",
         f"{sum(value >= 1 for value in values)} of {len(values)}",
     ]
+
+
+def gpu_scan_table(rows: list[dict]) -> str:
+    """Each scan's milliseconds, and the time as a multiple of passes over memory."""
+    cells = medians(rows, ("batch", "time", "units"), direction="forward")
+    floors = {shape: cell["single pass"] for shape, cell in cells.items()}
+    body = [["one pass", *(f"{1e3 * second:.3f}" for second in floors.values())]]
+    for direction, passes in (("forward", 1), ("forward+backward", 3)):
+        cells = medians(rows, ("batch", "time", "units"), direction=direction)
+        names = [name for name in next(iter(cells.values())) if name != "single pass"]
+        for name in names:
+            line = [
+                f"{1e3 * cells[s][name]:.3f} ({cells[s][name] / floor / passes:.1f})"
+                for s, floor in floors.items()
+            ]
+            body.append([f"{name}, {direction}", *line])
+    return markdown(["ms", *(" x ".join(map(str, shape)) for shape in floors)], body)
 
 
 def gpu_section(directory: Path) -> str | None:
@@ -296,6 +322,15 @@ def gpu_section(directory: Path) -> str | None:
         "<details>\n<summary>By batch and time, and in brackets the paper's</summary>"
     )
     parts += [*tables, "</details>"]
+    scans = files_of(directory, "scan.csv", ON_GPU)
+    for place in ("torch_cuda_gpu_time", "jax_cuda"):
+        if place in scans:
+            parts.append(
+                f"**A scan, batch x time x units, {ON_GPU[place]}, float32: ms, and in "
+                "brackets as a multiple of the time of passes over the same memory "
+                "(one forward, three with the gradient)**"
+            )
+            parts.append(gpu_scan_table(scans[place]))
     for place in layer:
         if (directory / place / "layer.png").exists():
             path = f"../benchmarks/results/{place}/layer.png"

@@ -40,8 +40,48 @@ def test_the_summary_of_the_gpu_table():
     text, mean = text_of("speed"), statistics.geometric_mean
     least, most = min(found), max(found)
     assert f"{least:.0f} to {most:.0f} times as fast ({mean(found):.0f} in" in text
-    means = [mean(ratios("torch_cuda", mode)) for mode in ("training", "inference")]
+    modes = ("training", "inference")
+    means = [mean(ratios("torch_cuda", mode)) for mode in modes]
     assert "{:.1f} times in training and {:.1f} in inference".format(*means) in text
+    short = [n for key, n in times_faster("torch_cuda").items() if key[2] == 32]
+    assert f"({min(short):.1f} to " in text
+    compiled = {mode: ratios("torch_cuda_compiled", mode) for mode in modes}
+    means = [mean(compiled[mode]) for mode in modes]
+    expected = (
+        "{:.1f} times as fast in training and {:.1f} in inference, in the {} cells"
+    )
+    assert expected.format(*means, len(compiled["training"])) in text
+
+
+def test_the_scans_on_the_gpu():
+    path = ROOT / "benchmarks" / "results" / "torch_cuda_gpu_time" / "scan.csv"
+    times = {}
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = row["direction"], row["name"]
+            times.setdefault(key, {})[int(row["time"])] = float(row["median"])
+
+    def span(direction, slower, faster, least=0):
+        pair = times[direction, slower], times[direction, faster]
+        ratios = [pair[0][t] / pair[1][t] for t in pair[0] if t >= least]
+        return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+
+    text = text_of("speed")
+    chunks, fused = "fla chunk_hgrn", "fla fused_recurrent_hgrn"
+    for name, slower, faster, least in (
+        ("chunk_hgrn", "linear_scan", chunks, 2048),
+        ("fused_recurrent_hgrn", fused, "linear_scan", 0),
+    ):
+        line = text[text.index(f"- `{name}`") + 2 :].split(" - ")[0]
+        for direction in ("forward", "forward+backward"):
+            assert span(direction, slower, faster, least) in line
+
+
+def test_cells_of_jax_that_were_measured_twice():
+    earlier, again = times_faster("jax_cuda"), times_faster("jax_cuda_again")
+    ratios = [again[key] / earlier[key] for key in again]
+    text = f"The ratios were {min(ratios):.2f} to {max(ratios):.2f} times the earlier"
+    assert len(ratios) == 10 and text in text_of("speed")
 
 
 def test_the_order_of_the_models():
@@ -57,6 +97,43 @@ def test_the_order_of_the_models():
     assert expected.format(**best) in text
     assert best["qrnn"] < best["qrnn_zoneout"] < best["lstm"]
     assert f"{epochs['lstm']} after its best" in text and "63 of 72 epochs" in text
+
+
+def test_the_seeds():
+    found = {}
+    for run in ("qrnn", "qrnn_seed1", "qrnn_zoneout", "qrnn_zoneout_seed1"):
+        record = json.loads((ROOT / "results" / run / "run.json").read_text("utf-8"))
+        found[run] = record["valid"], record["test"]
+
+    def apart(one, other):
+        return [a - b for a, b in zip(found[one], found[other], strict=True)]
+
+    first = apart("qrnn_zoneout", "qrnn")
+    second = apart("qrnn_zoneout_seed1", "qrnn_seed1")
+    text = text_of("penn-treebank")
+    valid = f"validation is {first[0]:.1f} better with seed 0 and {second[0]:.1f} with"
+    assert valid in text and f"and test {first[1]:.1f} and {second[1]:.1f}." in text
+    runs = [
+        [abs(n) for n in apart(run, f"{run}_seed1")] for run in ("qrnn", "qrnn_zoneout")
+    ]
+    (most, test), (least, other) = runs
+    spread = f"{least:.2f} to {most:.1f} in validation and by {other:.1f} to {test:.1f}"
+    assert spread in text
+
+
+def test_the_awd_run():
+    record = json.loads((ROOT / "results" / "awd" / "run.json").read_text("utf-8"))
+    text = text_of("penn-treebank")
+    expected = "reaches {valid:.1f} in validation and {test:.1f} in test"
+    assert expected.format(**record) in text
+    expected = (
+        "reaches {valid_with_cache:.1f} in validation and {test_with_cache:.1f} in"
+    )
+    assert expected.format(**record) in text
+    with (ROOT / "results" / "awd" / "log.csv").open() as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert len(seconds) == record["options"]["epochs"] == 100
+    assert f"An epoch took {statistics.median(seconds):.1f} seconds" in text
 
 
 def test_epochs_are_those_of_the_logs():
