@@ -1,8 +1,8 @@
-"""The kernels as `torch.compile` sees them: each is one operation of its graph.
+"""The kernels for `torch.compile`: each kernel is one operation of the compiled graph.
 
-The compiler would unroll a loop over time, and take the longer the more steps there
-are. Shapes and dtypes are those of `Kernels` in `ops/backend.py`. All results are
-contiguous, and none shares memory with another.
+Without this, the compiler would unroll the loop over time: its time would grow with the
+number of steps. Shapes and dtypes are those of `Kernels` in `ops/backend.py`. All
+results are contiguous, and no two results share memory.
 """
 
 from collections.abc import Callable
@@ -75,17 +75,21 @@ def pool_gradients(
 def _mask_and_number(
     update_scale: torch.Tensor | float | None,
 ) -> tuple[torch.Tensor | None, float | None]:
-    """`update_scale` as two arguments: an operation's argument has one type."""
+    """`update_scale` as a tensor or None, and as a number or None.
+
+    An argument of an operation has one type only, so the operations take two arguments.
+    """
     if isinstance(update_scale, torch.Tensor):
         return update_scale, None
     return None, update_scale
 
 
 def define(kernels_for: Callable[[torch.Tensor], ModuleType]) -> None:
-    """Defines the operations; once in a process.
+    """Defines the operations. Call it once in a process.
 
     Args:
-        kernels_for: gives the kernels that an operation runs, from its first argument.
+        kernels_for: takes an operation's first argument and returns the set of kernels
+            that the operation runs.
     """
 
     def scan(decay, inputs, initial_state, reverse):
@@ -139,17 +143,18 @@ def _define(schema: str, function: Callable, like: Callable) -> None:
     """Defines one operation.
 
     Args:
-        schema: its name and the types of its arguments and results, as `torch.library`
-            writes them.
-        function: what it does. It changes no argument.
-        like: of the same arguments, empty tensors of the results' shapes and dtypes.
+        schema: the operation's name and the types of its arguments and results, in the
+            notation of `torch.library`.
+        function: computes the results. It changes no argument.
+        like: takes the same arguments and returns empty tensors of the results' shapes
+            and dtypes.
     """
 
     def run(*arguments) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         results = function(*arguments)
         if isinstance(results, torch.Tensor):
             return results.contiguous()
-        first, second = results  # f-pooling gives its cell states as both
+        first, second = results  # under f-pooling both may be one tensor
         second = second.clone() if second is first else second
         return first.contiguous(), second.contiguous()
 

@@ -1,12 +1,12 @@
-"""Numba: the scan and the pooling on a CPU, where PyTorch finds it installed.
+"""Numba: the scan and the pooling of PyTorch on a CPU, if Numba is installed.
 
-One pass reads and writes every array once. The innermost loop runs over the units of
-one step. They are independent of each other and become vector instructions. Threads
-share out the sequences or, where there are few, the units.
+Each kernel reads and writes every array once. Its innermost loop runs over the units of
+one step. The units are independent, so the loop becomes vector instructions. Threads
+divide the sequences among them or, if there are few sequences, the units.
 
 All arguments and results are tensors of float32 or float64 on the CPU. Sequences have
-shape `(time, batch, units)`; so does their memory, but `linear_scan` and its gradient
-also work in memory of the order `(batch, time, units)`.
+shape `(time, batch, units)` and time-major memory. `linear_scan` and its gradient also
+take memory of the order `(batch, time, units)`.
 """
 
 import functools
@@ -21,14 +21,15 @@ from numba import njit
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.ops.torch import openmp
 
-# Elements for which one more thread is worth its start.
+# One more thread is started for this many elements. Fewer are not worth its start.
 PER_THREAD = 16384
-# A product and a sum may become one instruction. Nothing else may change a result.
+# LLVM may contract a product and a sum to one instruction, which changes the rounding.
+# It may make no other change to a result.
 compiled = functools.partial(
     njit, nogil=True, fastmath={"contract"}, error_model="numpy"
 )
-# The type of an index of an array. For a signed index Numba would add code that counts
-# negative ones from the end.
+# The type of an array's index. It is unsigned: for a signed index Numba would add code
+# that counts negative indices from the end.
 place = np.uintp
 
 
@@ -38,7 +39,7 @@ def linear_scan(
     initial_state: torch.Tensor,
     reverse: bool,
 ) -> torch.Tensor:
-    """The states, of the shape and in the memory order of `inputs`."""
+    """The states, in the shape and memory order of `inputs`."""
     time_major, (decay, inputs) = _in_one_order(decay, inputs)
     state, states = _copy(initial_state), torch.empty_like(inputs)
     _launch(_scan(time_major, reverse), decay, inputs, states, state)
@@ -52,7 +53,7 @@ def scan_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by decay and inputs, in the memory order of `states`.
+    """The gradients by `decay` and `inputs`, in the memory order of `states`.
 
     `gradient` is the gradient by `states`.
     """
@@ -76,7 +77,7 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and cell states, of the shape `(time, batch, units)`."""
+    """The outputs and the cell states of all steps, each `(time, batch, units)`."""
     cells = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
     outputs = cells if pooling == "f" else torch.empty_like(cells)
     masked, mask, number = _mask_and_number(update_scale, outputs)
@@ -95,9 +96,9 @@ def pool_for_inference(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
+    """The outputs `(time, batch, units)` and the last cell state `(batch, units)`.
 
-    The other cell states are written nowhere.
+    The other cell states are not stored.
     """
     state = _copy(initial_state.to(gates.dtype))
     outputs = gates.new_empty((*gates.shape[:2], initial_state.shape[1]))
@@ -119,7 +120,7 @@ def pool_gradients(
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by `gates` and by `initial_state`, of their shapes."""
+    """The gradients by `gates` and by `initial_state`, of their shapes."""
     gates, cells, adjoint = gates.contiguous(), cells.contiguous(), _copy(d_last)
     d_gates = torch.empty_like(gates)
     masked, mask, number = _mask_and_number(update_scale, cells)
@@ -136,10 +137,13 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
-    """Whether time is the first axis in memory, and the tensors, contiguous.
+    """Brings tensors of shape `(time, batch, units)` into one memory order.
 
-    The last tensor decides on the order; those in another order are copied. Where the
-    answer is no, the shape of the tensors returned is `(batch, time, units)`.
+    The last tensor decides the order. Tensors in another order are copied.
+
+    Returns:
+        Whether the memory is time-major. The tensors, contiguous, of shape
+        `(time, batch, units)` if it is, else of shape `(batch, time, units)`.
     """
     last = tensors[-1]
     time_major = last.is_contiguous() or not last.transpose(0, 1).is_contiguous()
@@ -151,11 +155,11 @@ def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
 def _mask_and_number(
     update_scale: torch.Tensor | float | None, like: torch.Tensor
 ) -> tuple[bool, torch.Tensor, np.floating]:
-    """`update_scale` as a kernel takes it: as a tensor or as a number.
+    """`update_scale` in the form that a kernel takes: a tensor or a number.
 
     Returns:
-        Whether it is a tensor; that tensor in the shape of `like`, else `like`, which
-        the kernel does not read; the number, else 1.
+        Whether `update_scale` is a tensor. Then the tensor, expanded to the shape of
+        `like`, and 1. Otherwise `like`, which the kernel does not read, and the number.
     """
     one = _scalar(like.dtype)(1)
     if isinstance(update_scale, torch.Tensor):
@@ -170,12 +174,13 @@ def _scalar(dtype: torch.dtype) -> type[np.floating]:
 def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
     """Runs a kernel on all lanes. A lane is one unit of one sequence.
 
-    The kernel is called with the arguments, then batch and units, then the sequences
-    and the units of its part: `start, stop, unit, unit_end`.
+    Each thread calls the kernel with the arguments, then `batch` and `units`, then the
+    bounds of its part: sequences `start` to `stop`, units `unit` to `unit_end`.
 
     Args:
-        arguments: contiguous tensors and numbers. The first decides the number of
-            threads by its size; the last has the shape of a state, `(batch, units)`.
+        kernel: a compiled function.
+        arguments: contiguous tensors and numbers. The size of the first decides the
+            number of threads. The last has shape `(batch, units)`.
     """
     size, (batch, units) = arguments[0].numel(), arguments[-1].shape
     if not batch * units:
@@ -200,8 +205,8 @@ def _flat(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().resolve_neg().numpy().reshape(-1)
 
 
-# The kernels see flat arrays. Numba counts the references to a slice, and threads would
-# wait for each other's counts.
+# The kernels take flat arrays and make no slices. Numba counts the references to each
+# slice, and threads would wait for each other's counts.
 
 
 @functools.cache
@@ -356,22 +361,22 @@ def _pool_gradient(
 
 @functools.cache
 def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
-    """Sigmoid, tanh and the number one of a dtype.
+    """Sigmoid, tanh and the number 1 of a dtype.
 
-    The C library's exp and tanh are function calls. A loop with a call in it does not
-    become vector instructions.
+    They use no exp or tanh of the C library. Those are function calls, and a loop with
+    a call in it does not become vector instructions.
     """
     scalar = _scalar(dtype)
     integer = np.int64 if scalar is np.float64 else np.int32
     bits, bias = np.finfo(scalar).nmant, np.finfo(scalar).maxexp - 1
     mantissa, bias = integer(bits), integer(bias)
     least, greatest = scalar(bias * -0.69), scalar(bias * 0.69)
-    # To add 1.5 * 2**bits and to subtract it again rounds to an integer.
+    # Adding 1.5 * 2**bits and subtracting it again rounds to an integer.
     rounding, log2_e = scalar(1.5 * 2.0**bits), scalar(1 / math.log(2))
-    # ln 2 as a sum. The product of the first part and any exponent is exact.
+    # ln 2 is a sum of two parts. The first part times any exponent is exact.
     high = scalar(355 / 512)
     low = scalar(math.log(2) - 355 / 512)
-    # The series of exp: for |x| <= ln(2) / 2 what is left out is below the rounding.
+    # The series of exp. For |x| <= ln(2) / 2 the omitted terms are below the rounding.
     terms = 14 if scalar is np.float64 else 8
     series = tuple(scalar(1 / math.factorial(k)) for k in reversed(range(terms)))
     zero, one, two = scalar(0), scalar(1), scalar(2)
@@ -396,8 +401,8 @@ def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
 
     @njit(inline="always")
     def tanh(x):
-        # Near zero the difference of sigmoids cancels. There six terms of the continued
-        # fraction are taken.
+        # tanh is a difference of sigmoids. Near zero the two cancel: there six terms
+        # of a continued fraction are used.
         s = x * x
         fraction = x * (a0 + s * (a1 + s * a2)) / (a0 + s * (b1 + s * (b2 + s)))
         return fraction if s < near else two * sigmoid(two * x) - one

@@ -1,14 +1,15 @@
-"""Triton: the scan and the pooling on a GPU, as PyTorch uses them there.
+"""Triton: the scan and the pooling of PyTorch on a GPU.
 
 A lane is one unit of one sequence. A program computes some lanes in a loop over time,
-keeps their states in registers, and reads and writes every array once. Memory answers
-late, so the values of several steps are read before the first of them is computed. All
-arrays are time-major and contiguous.
+keeps their states in registers, and reads and writes every array once. Reading memory
+takes long, so a program reads the values of several steps before it computes the first.
+All arrays are time-major and contiguous.
 
-Where there are too few lanes for a GPU, time is cut in chunks that run side by side.
-What decides the state is then read twice. A chunk maps the state before it to
-`product * state + end`. The first pass finds these two numbers. In the second pass each
-chunk starts from what the chunks before it make of the initial state.
+If there are too few lanes for a GPU, time is cut into chunks that run side by side, in
+two passes. A chunk maps the state before it to `product * state + end`. The first pass
+computes `product` and `end` of each chunk. In the second pass each chunk starts from
+its true state, which follows from the initial state and the chunks before it. So the
+arrays that decide the state are read twice.
 """
 
 import torch
@@ -18,9 +19,9 @@ import triton.language as tl
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.ops.torch.plain import previous
 
-# Lanes of one program. They are few, so that a small batch spreads over the whole GPU.
+# The lanes of one program. They are few: a small batch must spread over the whole GPU.
 LANES = 32
-# Steps whose values are read together. `_read` spells out this number of them.
+# The number of steps that are read together. `_read` spells this number out.
 STEPS = tl.constexpr(8)
 # The number of lanes times chunks that fills a GPU, and the fewest steps of a chunk.
 FULL = 2**16 - 1
@@ -33,7 +34,7 @@ def linear_scan(
     initial_state: torch.Tensor,
     reverse: bool,
 ) -> torch.Tensor:
-    """The states, of the shape `(time, batch, units)` of `decay` and `inputs`."""
+    """The states `(time, batch, units)`, of the shape of `decay` and `inputs`."""
     decay, inputs = decay.contiguous(), inputs.contiguous()
     states, time = torch.empty_like(inputs), len(inputs)
     width = initial_state.numel()
@@ -52,7 +53,7 @@ def scan_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by decay and inputs; `gradient` is the gradient by `states`."""
+    """The gradients by `decay` and `inputs`. `gradient` is the gradient by `states`."""
     zeros = torch.zeros_like(initial_state)
     following = previous(decay, zeros, not reverse)
     adjoint = linear_scan(following, gradient, zeros, not reverse)
@@ -66,11 +67,12 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs in the dtype of `gates`, cell states in the dtype of `initial_state`.
+    """The outputs and the cell states of all steps, each `(time, batch, units)`.
 
-    Both have shape `(time, batch, units)`; under f-pooling in float32 and float64 they
-    are one tensor. `gates` has shape `(time, batch, gates * units)`. `initial_state`
-    has shape `(batch, units)` and the accumulator's dtype.
+    The outputs have the dtype of `gates`, the cell states that of `initial_state`.
+    Under f-pooling in float32 or float64 the two are one tensor. `gates` has shape
+    `(time, batch, len(GATES[pooling]) * units)`. `initial_state` has shape
+    `(batch, units)` and the accumulator's dtype.
     """
     cells = initial_state.new_empty((len(gates), *initial_state.shape))
     outputs = cells
@@ -92,9 +94,9 @@ def pool_for_inference(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
+    """The outputs `(time, batch, units)` and the last cell state `(batch, units)`.
 
-    The other cell states are written nowhere.
+    The other cell states are not stored.
     """
     state = initial_state.to(torch.promote_types(gates.dtype, torch.float32))
     outputs = gates.new_empty((len(gates), *state.shape))
@@ -118,7 +120,7 @@ def pool_gradients(
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by `gates` and by `initial_state`, each of its shape and dtype."""
+    """The gradients by `gates` and by `initial_state`, of their shapes and dtypes."""
     gates, initial_state = gates.contiguous(), initial_state.contiguous()
     d_gates, d_initial = torch.empty_like(gates), torch.empty_like(initial_state)
     mask, number = _mask_and_number(update_scale, cells.shape)
@@ -132,7 +134,7 @@ def pool_gradients(
 
 
 def _sizes(state: torch.Tensor, gates: torch.Tensor) -> tuple[int, int, int]:
-    """Units, and the elements of one step of a sequence of states and of `gates`."""
+    """The units, the elements of one step of the states, and those of the gates."""
     return state.shape[1], state.numel(), gates[0].numel()
 
 
@@ -148,7 +150,7 @@ def _constants(number: float, pooling: str, activate: bool) -> dict:
 def _mask_and_number(
     update_scale: torch.Tensor | float | None, shape: torch.Size
 ) -> tuple[torch.Tensor | None, float]:
-    """`update_scale` as a kernel takes it: a tensor of `shape` or None; a number."""
+    """`update_scale` as a tensor of `shape` or None, and as a number, else 1."""
     if isinstance(update_scale, torch.Tensor):
         return update_scale.expand(shape).contiguous(), 1.0
     return None, 1.0 if update_scale is None else update_scale
@@ -162,7 +164,7 @@ def _launch(
     *arguments,
     **constants,
 ) -> None:
-    """Runs `kernel` from `state`, of shape `(batch, units)`. It fills `results`."""
+    """Runs `kernel` from `state` `(batch, units)`. The kernel writes `results`."""
     lanes, length = state.numel(), chunk_length(time, state.numel())
     if not lanes:  # a GPU refuses to launch no programs
         return
@@ -181,7 +183,7 @@ def _launch(
 
 
 def chunk_length(time: int, lanes: int) -> int:
-    """Steps of a chunk: all steps where time would be cut in fewer than three."""
+    """The number of steps of a chunk. It is `time` if there would be fewer than 3."""
     chunks = min(FULL // max(lanes, 1), time // SHORTEST)
     if chunks < 3:
         return time
@@ -190,7 +192,10 @@ def chunk_length(time: int, lanes: int) -> int:
 
 @triton.jit
 def _read(at, step, inside, COUNT: tl.constexpr):
-    """The values of `COUNT` steps as a tuple. `COUNT` is `STEPS` or 1."""
+    """Reads `COUNT` steps and returns a tuple of their values.
+
+    `COUNT` is `STEPS` or 1.
+    """
     values = (tl.load(at, inside, other=0),)
     if COUNT > 1:
         b = tl.load(at + step, inside, other=0)
@@ -218,7 +223,7 @@ def _place(width, time, length, LANES: tl.constexpr):
 
 @triton.jit
 def _before(initial_state, products, ends, lane, inside, width, chunk):
-    """The state in which `chunk` starts. In the first pass it is zeros."""
+    """The state before the first step of `chunk`. In the first pass it is zeros."""
     if initial_state is None:
         state = tl.full(lane.shape, 0, products.dtype.element_ty)
     else:
@@ -232,7 +237,7 @@ def _before(initial_state, products, ends, lane, inside, width, chunk):
 
 @triton.jit
 def _scan(decay, inputs, states, at, step, state, product, inside, time):
-    """The last state, and the product of `product` and all decays."""
+    """Scans `time` steps. Returns the last state and `product` times all decays."""
     blocks = time // STEPS
     for _ in range(blocks):
         state, product = _scan_steps(
@@ -297,8 +302,8 @@ def _sigmoid(x):
 
 @triton.jit
 def _tanh(x):
-    # Near zero the difference of sigmoids cancels. There six terms of the continued
-    # fraction are taken.
+    # tanh is a difference of sigmoids. Near zero it would cancel: there six terms of a
+    # continued fraction are used.
     s = x * x
     over = 10395 + s * (1260 + s * 21)
     under = 10395 + s * (4725 + s * (210 + s))
@@ -390,7 +395,7 @@ def _pool_steps(
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The cell state after `COUNT` steps; the product of `product` and their decays."""
+    """Pools `COUNT` steps. Returns the cell state and `product` times their decays."""
     z_at += gates
     zs = _read(z_at, gates_width, inside, COUNT)
     fs = _read(z_at + units, gates_width, inside, COUNT)
@@ -448,7 +453,7 @@ def _pool_gradient_kernel(
     LANES: tl.constexpr,
 ):
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
-    # Steps and chunks are counted from the last step. The loop goes backwards from it.
+    # Steps and chunks are counted from the last step. The loop runs backwards in time.
     lane, inside, chunk, start, count = _place(width, time, length, LANES)
     adjoint = _before(d_last, products, ends, lane, inside, width, chunk)
     product = tl.full(adjoint.shape, 1, adjoint.dtype)
@@ -457,7 +462,7 @@ def _pool_gradient_kernel(
     z_at = lane // units * (GATES * units) + lane % units + step * gates_width
     initial = tl.load(initial_state + lane, inside, other=0)
     cell = tl.load(cells + at, inside, other=0)
-    # The very first step has no cell state before it, so it is never in a block.
+    # The first step of time has no cell state before it, so no block contains it.
     blocks = tl.minimum(count, step) // STEPS
     for _ in range(blocks):
         adjoint, product, cell = _pool_gradient_steps(
@@ -506,7 +511,7 @@ def _pool_gradient_steps(
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The adjoint, `product` and the cell state before `COUNT` steps, backwards."""
+    """Goes back `COUNT` steps. Returns adjoint, `product` and cell state there."""
     step, gates_step = -width, -gates_width
     z_from = gates + z_at
     fs = _read(z_from + units, gates_step, inside, COUNT)
