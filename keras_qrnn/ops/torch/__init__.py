@@ -20,7 +20,12 @@ import torch
 
 from keras_qrnn.ops.torch import plain
 from keras_qrnn.ops.torch.choice import is_recorded
-from keras_qrnn.ops.torch.convolution import autocast, causal_conv, convolve, is_autocast
+from keras_qrnn.ops.torch.convolution import (
+    autocast,
+    causal_conv,
+    convolve,
+    is_autocast,
+)
 from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
