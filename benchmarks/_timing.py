@@ -1,7 +1,7 @@
-"""What the benchmark scripts share: backend calls, timing, and result files.
+"""Shared by the benchmark scripts: backend calls, timing, and result files.
 
-A result file is a CSV with one measurement a row. A script may measure a part of
-its grid: rows of the same key are replaced, the others stay.
+A result file is a CSV with one measurement a row. A script may measure a part of its
+grid: it replaces the rows with the same key and keeps the others.
 """
 
 import argparse
@@ -26,22 +26,22 @@ from keras_qrnn.training.environment import accelerator
 RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
 ON_GPU = accelerator(BACKEND) is not None
-# On a GPU a run is a burst of calls of about so many seconds: they are queued without
-# waiting for each, as those of a model's layers are.
+# On a GPU, a run is a burst of calls that takes about this many seconds. The calls are
+# queued without waiting for each, like the layers of a model.
 BURST = 0.01
 if BACKEND == "torch" and ON_GPU:
     import torch
 
-    # TensorFloat-32 in all products of float32, as in JAX and in cuDNN's LSTM.
+    # TensorFloat-32 in all products of float32: JAX and cuDNN's LSTM use it too.
     torch.set_float32_matmul_precision("high")
 
 
 def parse(
     parser: argparse.ArgumentParser, arguments: list[str] | None, quick: str
 ) -> argparse.Namespace:
-    """The options of a script, `results` and `quick` among them.
+    """The options of a script, with `--results` and `--quick` added.
 
-    What a quick trial measures is not put beside the figures of the repository.
+    Without `--results` a quick trial writes its files into a temporary directory.
     """
     parser.add_argument("--results", type=Path, help="directory of the result files")
     parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
@@ -53,7 +53,7 @@ def parse(
     if compiled and BACKEND != "torch":
         parser.error(f"--compile is for PyTorch. Received: KERAS_BACKEND={BACKEND}")
     if options.results is None:
-        # What PyTorch does with Numba stands beside what it does without.
+        # PyTorch with Numba has its own directory, beside that of PyTorch without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")
         variant = "_cuda" if ON_GPU else "_numba" if numba else ""
         variant += "_gpu_time" * gpu_time + "_compiled" * compiled
@@ -64,24 +64,24 @@ def parse(
 
 
 def tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
-    """`array` on the active backend, where it can be differentiated by."""
+    """`array` as a tensor of the active backend. Gradients by it can be taken."""
     made = keras.ops.convert_to_tensor(array, dtype)
     return made.requires_grad_() if BACKEND == "torch" else made
 
 
 def noise(shape: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Normal float32 noise of `shape`, which repeats itself after 2^20 values.
+    """Normal float32 noise of `shape`. It repeats after 2^20 values.
 
-    To draw all values of a large array would take longer than to time a layer on it.
+    Drawing all values of a large array would take longer than timing a layer.
     """
     drawn = np.random.default_rng(seed).normal(size=min(math.prod(shape), 2**20))
     return np.resize(drawn.astype("float32"), shape)
 
 
 def forward(function: Callable) -> Callable:
-    """`function(*tensors)` as Keras would run it in inference.
+    """`function(*tensors)` as Keras runs it in inference.
 
-    On a CPU alone Keras leaves XLA off in TensorFlow, and so does this.
+    On a machine without a GPU, Keras does not use XLA in TensorFlow. Nor does this.
     """
     if BACKEND == "jax":
         import jax
@@ -101,13 +101,13 @@ def forward_backward(
     cotangent: Tensor,
     variables: Sequence = (),
 ) -> Callable:
-    """Outputs of `function(*tensors)` and gradients by its arguments.
+    """Computes `function(*tensors)` and the gradients by its arguments.
 
     Args:
-        function: of tensors, to one tensor.
+        function: takes tensors and returns one tensor.
         cotangent: the gradient by the output.
-        variables: what is differentiated by in addition (torch, TensorFlow; on
-            JAX a variable's value is an argument).
+        variables: variables whose gradients are also computed, on PyTorch and
+            TensorFlow. On JAX a variable's value is an argument of `function`.
     """
     if BACKEND == "jax":
         import jax
@@ -150,17 +150,16 @@ def layer_calls(
 ) -> dict[str, Callable]:
     """Inference and training step of a layer, as `predict` and `fit` run it.
 
-    A training step is the forward pass and the gradients by the weights and,
-    unless `by_input` is False, by `x`.
+    A training step is the forward pass and the gradients by the weights and by `x`.
 
     Args:
         layer: a Keras layer, built or not.
-        x: its input.
-        cotangent: the gradient by its output.
-        by_input: whether the gradient by `x` is taken.
+        x: the layer's input.
+        cotangent: the gradient by the layer's output.
+        by_input: whether the gradient by `x` is computed.
         mask: bool tensor of shape `(batch, time)`, or None.
-        compiled: whether `torch.compile` compiles the layer, with CUDA graphs on a
-            GPU (PyTorch).
+        compiled: PyTorch: whether `torch.compile` compiles the layer, on a GPU with
+            CUDA graphs.
     """
     if not layer.built:
         layer.build(x.shape)
@@ -192,14 +191,14 @@ def layer_calls(
         import torch
 
         mode = "reduce-overhead" if ON_GPU else None
-        # Of known shapes: otherwise the second shape is compiled for all others. And
-        # of all cells: PyTorch otherwise runs what was compiled 8 times uncompiled.
+        # Each shape is compiled for itself. By default the second shape would be
+        # compiled for all others, and after 8 shapes PyTorch would compile no more.
         torch._dynamo.config.recompile_limit = 1000
         torch._dynamo.config.accumulated_recompile_limit = 1000
         compiled_run = torch.compile(run, mode=mode, dynamic=False, fullgraph=True)
 
         def run(x: Tensor, training: bool) -> Tensor:
-            # What an earlier call has returned may be overwritten.
+            # The results of earlier calls may be overwritten.
             torch.compiler.cudagraph_mark_step_begin()
             return compiled_run(x, training)
 
@@ -237,9 +236,9 @@ def wait(results: Tensor | tuple) -> None:
 
 
 def gpu_seconds(call: Callable, burst: int, busy: float) -> float:
-    """What the GPU takes for one of `burst` calls, without Python's part (PyTorch).
+    """Seconds that the GPU takes for one of `burst` calls, without Python (PyTorch).
 
-    It first sleeps for `busy` seconds, in which the calls are queued.
+    The GPU first sleeps for `busy` seconds. In this time Python queues the calls.
     """
     import torch
 
@@ -259,16 +258,16 @@ def measure(
     max_rounds: int = 30,
     gpu_time: bool = False,
 ) -> dict[str, dict]:
-    """Times of each call, run in turns, so that a slow spell meets all alike.
+    """Times each call. The calls run in turns, so a slow spell slows all of them.
 
     Args:
         calls: functions without arguments, by name.
-        seconds: about how long each of them is run, warm-up not counted.
-        max_rounds: the most runs of each; there are at least 3.
-        gpu_time: whether to take `gpu_seconds`.
+        seconds: seconds that each call runs in all, about, without its warm-up.
+        max_rounds: the largest number of runs of a call. The smallest is 3.
+        gpu_time: whether to measure with `gpu_seconds`.
 
     Returns:
-        For each name `min`, `median`, `max` in seconds and the number `runs`.
+        For each name `min`, `median` and `max` in seconds, and `runs`, their number.
     """
 
     def timed(call: Callable, burst: int = 1) -> float:
@@ -310,7 +309,7 @@ def measure(
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a result file, none if there is no file."""
+    """The rows of a result file. An empty list if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -318,7 +317,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def merge_rows(path: Path, rows: list[dict], key: Sequence[str]) -> None:
-    """Adds rows to a result file in place of those with the same values of `key`."""
+    """Adds rows to a result file. They replace rows with the same values of `key`."""
     merged = {}
     for row in [*read_rows(path), *rows]:
         row = {

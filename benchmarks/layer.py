@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
         [--dtype bfloat16] [--gpu_time] [--compile] [--mask]
 
-The floor is the layer's matrix product alone: one in inference, three in training
-(forward, and the gradients by its inputs and by its kernel). A training step is
-the forward pass and the gradients by the inputs and all weights.
+The floor is the layer's matrix products alone: one in inference, three in training (one
+forward, two for the gradients by the inputs and by the kernel). A training step is the
+forward pass and the gradients by the inputs and all weights.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def floor(rows: int, depth: int, channels: int, dtype: str) -> dict[str, Callabl
 
 
 def right_padded(batch: int, time: int) -> Tensor:
-    """A mask `(batch, time)` of sequences of half the length to all of it."""
+    """A mask `(batch, time)`. Each sequence has from `time / 2` to `time` steps."""
     lengths = np.random.default_rng(0).integers(-(-time // 2), time + 1, (batch, 1))
     return keras.ops.convert_to_tensor(np.arange(time) < lengths)
 
@@ -78,20 +78,20 @@ def cell_calls(
     compiled: bool = False,
     masked: bool = False,
 ) -> dict[tuple[str, str], Callable]:
-    """What is timed in a cell of the grid, by mode and name.
+    """The calls to time in one cell of the grid, by mode and name.
 
     Args:
-        batch: sequences of a batch.
-        time: their steps.
+        batch: number of sequences of a batch.
+        time: number of steps of a sequence.
         units: features of the inputs and of the outputs.
-        dtype: that of inputs and weights.
-        names: what to time; all by default.
-        compiled: whether `torch.compile` compiles the QRNN (PyTorch).
-        masked: whether to time each Keras layer with a mask too, and nothing else.
+        dtype: dtype of the inputs and the weights.
+        names: names of the calls to time. Defaults to all.
+        compiled: PyTorch: whether `torch.compile` compiles the QRNN.
+        masked: whether to time only Keras's layers, each with a mask and without.
     """
     x, cotangent = (tensor(noise((batch, time, units), n), dtype) for n in range(2))
     same = {"return_sequences": True, "dtype": dtype}
-    # The default, orthogonal, has no bfloat16.
+    # The default initializer, orthogonal, does not work in bfloat16.
     recurrent = same | {"recurrent_initializer": "glorot_uniform"}
     keras_layers = {
         "QRNN": QRNN(units, **same),
@@ -124,13 +124,13 @@ def cell_rows(
     seconds: float,
     gpu_time: bool = False,
 ) -> list[dict]:
-    """Times of `cell_calls` as rows of the result file.
+    """Times the calls of `cell_calls`. Returns rows of the result file.
 
     Args:
-        calls: by mode and name.
-        cell: `batch`, `time`, `units` and `dtype`.
-        seconds: for each timing.
-        gpu_time: whether only the GPU's part counts (PyTorch).
+        calls: the calls, by mode and name.
+        cell: the columns `batch`, `time`, `units` and `dtype`.
+        seconds: seconds for each call.
+        gpu_time: PyTorch: whether only the GPU's part of the time counts.
     """
     rows = []
     for mode in ("inference", "training"):
@@ -141,7 +141,7 @@ def cell_rows(
 
 
 def plot(path: Path, rows: list[dict]) -> None:
-    """How many times faster than the fastest LSTM, batch by time."""
+    """Draws how many times faster the QRNN is than the fastest LSTM, batch by time."""
     tables = {mode: speedups(rows, mode=mode) for mode in ("training", "inference")}
     figure, axes = pyplot().subplots(
         1, len(tables), figsize=(6 * len(tables), 4.2), squeeze=False, layout="tight"

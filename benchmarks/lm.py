@@ -1,9 +1,9 @@
-"""Tokens per second, memory and breakdown of the paper's PTB language model.
+"""Times the paper's Penn Treebank language model and its parts; its peak memory.
 
     KERAS_BACKEND=jax python benchmarks/lm.py --cell qrnn --dtype float32
 
-One configuration a process, so that its peak memory is its own. The tokens are
-random: the speed does not depend on them.
+Each process measures one configuration, because the peak memory is that of the process.
+The tokens are random: the speed does not depend on them.
 """
 
 import argparse
@@ -38,7 +38,7 @@ KEY = ("cell", "dtype", "part")
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """The time at the end of each batch."""
+    """Records the time at the end of each batch, in seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 def whole_steps(model: LanguageModel, vocab: int, length: int, steps: int) -> dict:
-    """Steps of `fit` and `evaluate`; the first two compile and warm up."""
+    """Times steps of `fit` and `evaluate`. The first two steps of each do not count."""
     rows = model.batch_size
     ids = np.random.default_rng(0).integers(0, vocab, rows * length * (steps + 3) + 1)
     batches = BPTTBatches(ids, rows, length)
@@ -72,7 +72,7 @@ def whole_steps(model: LanguageModel, vocab: int, length: int, steps: int) -> di
 def parts(
     model: LanguageModel, vocab: int, length: int, units: int
 ) -> dict[str, Callable]:
-    """The training step in pieces: forward and backward of each, the update."""
+    """The parts of a training step: each layer with its gradient, and the update."""
     rng = np.random.default_rng(0)
     shape = (model.batch_size, length)
     tokens = ops.convert_to_tensor(rng.integers(0, vocab, shape).astype("int32"))

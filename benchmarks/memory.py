@@ -3,10 +3,10 @@
     KERAS_BACKEND=jax python benchmarks/memory.py --names QRNN
     KERAS_BACKEND=jax python benchmarks/memory.py --names "keras LSTM"
 
-The peak is what the process holds above what it held before, from Linux's own
-count. What an earlier layer left with an allocator would hide a part of it, so
-each layer is best measured by a process of its own. What is kept from the forward
-to the backward pass is read from the backend, where it tells: JAX and PyTorch.
+The peak is the largest memory of the process minus its memory before, as Linux counts
+it. Measure each layer in a process of its own: memory that an allocator keeps from an
+earlier layer would hide a part of the peak. JAX and PyTorch also tell which arrays they
+keep from the forward to the backward pass.
 """
 
 import argparse
@@ -36,15 +36,15 @@ KEY = ("batch", "time", "units", "what", "name")
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: VmRSS, now; VmHWM, at the most since a reset."""
+    """Bytes of this process: now (VmRSS), or the most since a reset (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def peak_bytes(call: Callable) -> int:
-    """The most memory that `call()` held at a time, on Linux."""
+    """The most bytes that `call()` held at a time, on Linux."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back first
+    ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back to Linux first
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the maximum
     wait(call())
@@ -52,7 +52,7 @@ def peak_bytes(call: Callable) -> int:
 
 
 def kept_bytes(layer: keras.Layer, x) -> int | None:  # noqa: ANN001
-    """Bytes of all arrays kept for the gradient but the weights."""
+    """Bytes of all arrays that are kept for the gradient, without the weights."""
     variables = layer.trainable_variables
     if BACKEND == "jax":
         import jax
@@ -91,13 +91,13 @@ def training(shape: tuple[int, int, int], names: list[str]) -> list[dict]:
         "QRNN": QRNN(units, return_sequences=True),
         "keras LSTM": keras.layers.LSTM(units, return_sequences=True),
     }
-    # Input, the pre-activations of three gates, cell states.
+    # The inputs, the logits of three gates and the cell states must be kept.
     rows = [("kept", "bound", 5 * batch * time * units * 4)]
     for name in names:
         layer = layers[name]
         step = layer_calls(layer, x, cotangent)["training"]
         if BACKEND == "jax":
-            wait(step())  # compiling takes memory, too
+            wait(step())  # compiles before the measurement: this takes memory
         rows.append(("training peak", name, peak_bytes(step)))
         if (kept := kept_bytes(layer, x)) is not None:
             rows.append(("kept", name, kept))

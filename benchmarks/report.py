@@ -1,14 +1,14 @@
-"""Writes the figures of README.md and docs/ from the result files.
+"""Writes the tables of README.md and docs/ from the result files.
 
     python benchmarks/report.py [--root .]
 
-Each goes between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`:
+Each table stands between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`:
 
     README.md                 speed, results: the two short tables
     docs/speed.md             speed (on a CPU), gpu
     docs/penn-treebank.md     results
 
-Speed comes from benchmarks/results, what language models reached from results.
+Speed is read from benchmarks/results, perplexities are read from results.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from _timing import read_rows
 
 from keras_qrnn._files import atomic_write
 
-# Runs in results/, with the perplexities, validation and test, that were published.
+# Runs in results/: title, and the published perplexities of validation and test.
 RUNS = {
     "qrnn_zoneout": ("QRNN with zoneout, the paper's recipe", "82.1", "78.3"),
     "qrnn_zoneout_seed1": ("the same, seed 1", "82.1", "78.3"),
@@ -38,8 +38,8 @@ ON_GPU = {
     "torch_cuda_compiled": "PyTorch, torch.compile with CUDA graphs",
     "torch_cuda_gpu_time": "PyTorch, the GPU's part",
 }
-# Figure 4 of arXiv 1611.01576: inference with a QRNN of 320 units, times faster than
-# cuDNN's LSTM, by batch and, in this order, time.
+# Figure 4 of arXiv 1611.01576: how many times faster than cuDNN's LSTM a QRNN of 320
+# units is in inference. For each batch, the figures of these times.
 PAPER_TIMES = (32, 64, 128, 256, 512)
 PAPER_SPEEDUP = {
     8: (5.5, 8.8, 11.0, 12.4, 16.9),
@@ -54,7 +54,7 @@ Cells = dict[tuple[int, ...], dict[str, float]]
 
 
 def medians(rows: list[dict], key: tuple[str, ...], **chosen: str) -> Cells:
-    """Median seconds by the integers of `key` and by name."""
+    """Median seconds, by the values of the columns `key` and by name."""
     cells = {}
     for row in rows:
         if all(row[column] == value for column, value in chosen.items()):
@@ -73,7 +73,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def speedups(rows: list[dict], **chosen: str) -> dict[tuple[int, int], float]:
-    """Times faster than the fastest LSTM, by batch and time."""
+    """How many times faster than the fastest LSTM, by batch and time."""
     cells = medians(rows, ("batch", "time"), **chosen)
     return {
         key: min(s for name, s in cell.items() if "LSTM" in name) / cell["QRNN"]
@@ -88,7 +88,8 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
         if not cells:
             continue
         large = {k: c for k, c in cells.items() if k[0] * k[1] >= 4096} or cells
-        # On PyTorch a step of Keras's LSTM takes up to a minute in the largest cells.
+        # On PyTorch a step of Keras's LSTM takes up to a minute in the largest cells:
+        # these cells may be missing.
         than_keras = []
         for name in ("keras LSTM", "keras GRU"):
             ratios = [c[name] / c["QRNN"] for c in cells.values() if name in c]
@@ -115,7 +116,7 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
 
 
 def scan_table(results: dict[str, list[dict]]) -> str:
-    """Each backend's scan in passes over the same memory."""
+    """The time of each backend's scan, as a multiple of one pass over its memory."""
     body, key = [], ("batch", "time", "units")
     measured = [medians(rows, key) for rows in results.values()]
     shapes = sorted({shape for cells in measured for shape in cells})
@@ -160,7 +161,7 @@ def model_table(results: dict[str, list[dict]]) -> str:
 
 
 def memory_table(results: dict[str, list[dict]]) -> str:
-    """MiB: a training step's peak, what waits for the gradient, long inference."""
+    """MiB of a training step's peak, of the arrays kept for it, and of inference."""
     columns = [
         ("training peak", "QRNN"),
         ("training peak", "keras LSTM"),
@@ -183,7 +184,7 @@ def memory_table(results: dict[str, list[dict]]) -> str:
 
 
 def runs_table(directory: Path) -> str:
-    """What each run under `directory` reached, beside what was published."""
+    """The perplexities of each run under `directory`, and the published ones."""
     body = []
     for name, (title, *published) in RUNS.items():
         path = directory / name / "run.json"
@@ -230,7 +231,7 @@ def short_runs_table(directory: Path) -> str:
 
 
 def files_of(directory: Path, name: str, places: dict) -> dict[str, list[dict]]:
-    """The rows of the file called `name` in each of `places` that has it."""
+    """The rows of the file `name`, for each of `places` that has this file."""
     found = {place: read_rows(directory / place / name) for place in places}
     return {place: rows for place, rows in found.items() if rows}
 
@@ -282,7 +283,7 @@ def gpu_scan_table(rows: list[dict]) -> str:
 
 
 def gpu_section(directory: Path) -> str | None:
-    """The speed on a GPU, None if it was never measured."""
+    """The text on the speed on a GPU. None if it was never measured."""
     layer = files_of(directory, "layer.csv", ON_GPU)
     if not layer:
         return None
@@ -340,7 +341,7 @@ def gpu_section(directory: Path) -> str | None:
 
 
 def section(directory: Path) -> str:
-    """The speed on a CPU, of those result files that there are."""
+    """The text on the speed on a CPU, from the result files that exist."""
 
     def all_of(name: str) -> dict[str, list[dict]]:
         return files_of(directory, name, BACKENDS)
@@ -397,7 +398,7 @@ def section(directory: Path) -> str:
 
 
 def short_section(directory: Path) -> str:
-    """Times faster than LSTMs, in one line for each backend, for the README."""
+    """How many times faster than LSTMs: one line for each backend, for the README."""
     body = []
     places = {place: f"{name}, CPU" for place, name in BACKENDS.items()}
     places |= {"jax_cuda": "JAX, GPU", "torch_cuda": "PyTorch, GPU"}
@@ -415,7 +416,11 @@ def short_section(directory: Path) -> str:
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Replaces what is between the markers called `name` in `page`."""
+    """Replaces the text between the markers `name` in `page`.
+
+    Raises:
+        ValueError: if `page` has not one pair of these markers.
+    """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     whole = page.read_text(encoding="utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1:

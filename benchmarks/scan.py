@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=jax python benchmarks/scan.py [--shapes 20x105x640,8x512x320]
 
-On PyTorch on a GPU also against the scans of accelerated-scan and
-flash-linear-attention (`pip install accelerated-scan fla-core`), if they are
-installed, each on tensors in the layout that it takes.
+On PyTorch on a GPU it also times the scans of accelerated-scan and
+flash-linear-attention, if they are installed (`pip install accelerated-scan fla-core`).
+Each gets tensors in its own layout.
 """
 
 import argparse
@@ -36,7 +36,7 @@ KEY = ("batch", "time", "units", "direction", "name")
 
 
 def single_pass(decay: Tensor, inputs: Tensor) -> Tensor:
-    """The least that any scan could do: read both arrays, write one."""
+    """The lower bound of a scan: it reads both arrays once and writes one."""
     if BACKEND == "torch":
         import torch
 
@@ -53,7 +53,7 @@ def keras_associative(decay: Tensor, inputs: Tensor) -> Tensor:
 
 
 def own_loop(decay: Tensor, inputs: Tensor) -> Tensor:
-    """The backend's own loop, differentiated by the backend."""
+    """The scan by the backend's own loop. The backend derives the gradient."""
     if BACKEND == "jax":
         from jax import lax
 
@@ -85,28 +85,29 @@ def own_loop(decay: Tensor, inputs: Tensor) -> Tensor:
 
 
 def chunk_hgrn(decay: Tensor, inputs: Tensor) -> Tensor:
-    """flash-linear-attention's scan in chunks, which takes the decay's logarithm."""
+    """flash-linear-attention's scan in chunks. `decay` is the decay's logarithm."""
     from fla.ops.hgrn import chunk_hgrn
 
     return chunk_hgrn(inputs, decay)[0]
 
 
 def fused_recurrent_hgrn(decay: Tensor, inputs: Tensor) -> Tensor:
-    """flash-linear-attention's scan step by step, likewise."""
+    """flash-linear-attention's scan step by step. `decay` is the decay's logarithm."""
     from fla.ops.hgrn import fused_recurrent_hgrn
 
     return fused_recurrent_hgrn(inputs, decay)[0]
 
 
 def accelerated_scan(decay: Tensor, inputs: Tensor) -> Tensor:
-    """accelerated-scan's Triton kernel, which takes `(batch, units, time)`."""
+    """accelerated-scan's Triton kernel, for tensors `(batch, units, time)`."""
     from accelerated_scan.scalar import scan
 
     return scan(decay, inputs)
 
 
-# Scans of other packages, with what makes their arguments of `linear_scan`'s, which is
-# not timed, and their results of its results.
+# Scans of other packages. The second function turns the arguments of `linear_scan` into
+# those of the scan. The third turns its results into those of `linear_scan`. Neither is
+# timed.
 OTHERS = {
     "accelerated-scan": (
         accelerated_scan,
@@ -131,7 +132,7 @@ def installed(package: str) -> bool:
 
 
 def alternatives() -> dict[str, Callable]:
-    """The scans that take what `linear_scan` takes, by name."""
+    """The scans with the arguments of `linear_scan`, by name."""
     scans = {
         "single pass": single_pass,
         "linear_scan": linear_scan,
@@ -148,7 +149,7 @@ def alternatives() -> dict[str, Callable]:
 
 
 def others() -> list[str]:
-    """The scans of `OTHERS` that can run here: on PyTorch, on a GPU, if installed."""
+    """The names in `OTHERS` that run here. They need PyTorch, a GPU, the package."""
     if BACKEND != "torch" or not ON_GPU:
         return []
     packages = {"accelerated-scan": "accelerated_scan"}
@@ -158,11 +159,14 @@ def others() -> list[str]:
 def scan_calls(
     shape: tuple[int, int, int], names: list[str] | None = None
 ) -> dict[tuple[str, str], Callable]:
-    """What is timed for a shape, by direction and name; all results are checked.
+    """The calls to time for one shape, by direction and name. It checks their results.
 
     Args:
         shape: `(batch, time, units)`.
-        names: what to time beside the single pass; all by default.
+        names: names of the scans to time beside the single pass. Defaults to all.
+
+    Raises:
+        AssertionError: if a scan's states are not those of `linear_scan`.
     """
     rng = np.random.default_rng(0)
     arrays = [rng.uniform(size=shape).astype("float32") for _ in range(2)]
@@ -183,7 +187,7 @@ def scan_calls(
             continue
         got = restore(ops.convert_to_numpy(calls["forward", name]()))
         np.testing.assert_allclose(got, expected, 1e-3, 1e-4, err_msg=name)
-        # `restore` swaps the axes that it swaps back again.
+        # Swapping two axes is its own inverse: `restore` also makes a cotangent.
         above = tensor(np.ascontiguousarray(restore(cotangent)))
         backward = forward_backward(scan, above)
         calls["forward+backward", name] = partial(backward, *arguments)
@@ -196,7 +200,7 @@ def scan_rows(
     seconds: float,
     gpu_time: bool = False,
 ) -> list[dict]:
-    """Times of `scan_calls` as rows of the result file."""
+    """Times the calls of `scan_calls`. Returns rows of the result file."""
     size = dict(zip(("batch", "time", "units"), shape, strict=True))
     return [
         {**size, "direction": direction, "name": name, **spread, **environment()}

@@ -1,4 +1,4 @@
-"""Draws how an LSTM and a QRNN compute a sequence, after figure 1 of the paper.
+"""Draws how an LSTM and a QRNN compute a sequence: figure 1 of arXiv 1611.01576.
 
 python examples/draw_qrnn.py --out_filename examples/figures/qrnn.png
 """

@@ -3,8 +3,8 @@
     python examples/train_lm.py --data_dir ptb
     python examples/train_lm.py --dataset sample --units 64 --epochs 4
 
-The defaults are the paper's recipe. A run can be killed at any moment and goes
-on with --resume.
+The defaults are the paper's recipe. A run can be killed at any moment; --resume
+continues it.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def options_from(arguments: argparse.Namespace) -> TrainingOptions:
-    """The recipe: the preset, then --config, then what was given explicitly."""
+    """The recipe. Options on the command line override --config and the preset."""
     values = {}
     if arguments.config is not None:
         path_option("config", arguments.config)
@@ -95,7 +95,7 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
 def save_path_of(arguments: argparse.Namespace, options: TrainingOptions) -> Path:
     """`--save_path`, or a directory named after cell, recipe and data.
 
-    Two commands of different recipes or data do not meet in one directory.
+    So two commands with different recipes or data use different directories.
     """
     if arguments.save_path is not None:
         return Path(path_option("save_path", arguments.save_path))
@@ -110,7 +110,7 @@ def save_path_of(arguments: argparse.Namespace, options: TrainingOptions) -> Pat
         parts.append(arguments.dataset)
     if options.finetune is not None:
         parts.append("finetuned")
-    # Each part once: --dataset sample --config examples/sample.json.
+    # Equal parts count once, as in --dataset sample --config examples/sample.json.
     return Path(f"lm-{options.cell}_{'_'.join(dict.fromkeys(parts)) or 'model'}")
 
 
@@ -124,8 +124,11 @@ def evaluate(
 ) -> dict:
     """Prints the perplexity of the model in `path` over every token of `splits`.
 
-    With a `cache_size` also that with a cache, whose two numbers are chosen on the
-    validation split, the first of `splits`. Returns what it prints.
+    With a `cache_size` it also prints the perplexity with a cache of that size. The
+    cache's theta and weight are chosen on the validation split, the first of `splits`.
+
+    Returns:
+        The perplexities that it prints, by name.
     """
     model, vocabulary = load_trained(path, "save_path")
     steps = replace(options, cell=model.cell).eval_steps
@@ -164,7 +167,7 @@ def evaluate(
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     options = options_from(arguments)
     path = save_path_of(arguments, options)
-    if arguments.cache:  # 0 is none
+    if arguments.cache:  # 0 means no cache
         count("cache", arguments.cache)
     if arguments.data_dir is not None:
         path_option("data_dir", arguments.data_dir)
@@ -172,7 +175,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     splits = ["valid", "test"] if arguments.test else ["valid"]
     if arguments.train:
         vocabulary = Vocabulary.build(corpus.train, options.vocab_size)
-        for split in splits:  # an unknown word is found now, not after all epochs
+        for split in splits:  # finds unknown words before the training
             vocabulary.encode(getattr(corpus, split), split)
         history = train_language_model(
             corpus,

@@ -1,8 +1,7 @@
 """The QRNN of arXiv 1611.01576 in NumPy, one step at a time, with its gradients.
 
-Everything fast is tested against this file. It is float64, reads like the
-equations, and is itself tested against finite differences
-(`test_reference.py`).
+All fast implementations are tested against this file. It computes in float64 and reads
+like the equations. `test_reference.py` tests it against finite differences.
 """
 
 from dataclasses import dataclass

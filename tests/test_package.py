@@ -1,4 +1,4 @@
-"""What is installed, and what is imported."""
+"""The files that are installed and the modules that are imported."""
 
 import os
 import subprocess

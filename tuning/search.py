@@ -4,9 +4,9 @@
     python tuning/search.py --data_dir ptb --tuner bayesian --workers 2
     python tuning/search.py --units 256,640 --window 1-4 --zoneout 0.0-0.5 --layers 2
 
-A hyperparameter is given as a value, as values separated by commas, or as a range with
-both its ends. A search can be killed at any moment and goes on when it is started
-again. docs/search.md tells the rest.
+A hyperparameter is given as a value, as values separated by commas, or as a range. A
+range includes both ends. A search can be killed at any moment: the same command resumes
+it. docs/search.md has the details.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The pictures of a search: its objective by trial and by hyperparameter.
 
-The objective is one of which lower is better.
+A lower objective is better.
 """
 
 import math

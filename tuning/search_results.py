@@ -1,4 +1,4 @@
-"""What a search leaves: the table of its trials, and the best model."""
+"""The results of a search: the table of its trials, and the best model."""
 
 import csv
 import shutil

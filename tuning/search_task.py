@@ -1,6 +1,6 @@
-"""What is searched: the language model, its hyperparameters, data and training.
+"""The task of a search: the language model, its hyperparameters, data and training.
 
-The other files of the search know a task by its names: `HYPERPARAMETERS`, `FIXED`,
+The other files of the search use only these names: `HYPERPARAMETERS`, `FIXED`,
 `OBJECTIVE`, the defaults of each dataset, and `LanguageModelTask`, which trains.
 """
 

@@ -1,8 +1,8 @@
 """Masks of any pattern: valid steps move to the front, and their outputs back.
 
-Masked steps behind all valid ones can neither change what a valid step sees nor the
-state after the last of them, so that convolution and pooling need not know the
-pattern.
+Masked steps then stand behind all valid steps. There they change neither the outputs of
+valid steps nor the state after the last valid step. So convolution and pooling need no
+mask.
 """
 
 import keras
@@ -13,18 +13,18 @@ from keras_qrnn._types import Shape, Tensor
 
 
 def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
-    """`mask`, or where it is None the mask that `sequences` carries, or None.
+    """`mask`, or the mask that `sequences` carries if `mask` is None.
 
-    Keras hands a carried mask on only to a call with one tensor argument. A call
-    with an `initial_state` has several.
+    Keras passes a carried mask only to a call with one tensor argument. A call with an
+    `initial_state` has several.
 
     Args:
         sequences: tensor of shape `(batch, time, features)`.
         mask: tensor of shape `(batch, time)` or `(batch, time, 1)`, or None.
 
     Returns:
-        A bool tensor of shape `(batch, time)`, or None. Of a `keras.KerasTensor` only
-        the shape is checked.
+        A bool tensor of shape `(batch, time)`, or None if there is no mask. For a
+        `keras.KerasTensor` only the shape is checked.
 
     Raises:
         ValueError: if the mask has another shape.
@@ -48,7 +48,7 @@ def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def fits(shape: Shape, expected: Shape) -> bool:
-    """Whether two shapes can be the same; None stands for any size."""
+    """Whether two shapes can be equal. None stands for any size."""
     return len(shape) == len(expected) and all(
         a is None or b is None or a == b for a, b in zip(shape, expected, strict=True)
     )
@@ -62,23 +62,23 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         mask: bool tensor of shape `(batch, time)`.
 
     Returns:
-        The sequences with zeros behind their valid steps, and the number of valid
-        steps, an int32 tensor of shape `(batch,)`. What stood in a masked step is
-        nowhere in them, and its gradient is zero.
+        The sequences, with zeros behind their valid steps, and the number of valid
+        steps, an int32 tensor of shape `(batch,)`. The values of masked steps are not
+        in the result, and their gradient is zero.
     """
     time = ops.shape(sequences)[1]
     zero = ops.zeros((), sequences.dtype)
     sequences = ops.where(mask[:, :, None], sequences, zero)
     is_masked = ops.cast(ops.logical_not(mask), "int32")
-    # A key is the number of its step, plus `time` where the step is masked. No two keys
-    # are equal, so that the sort need not be stable. (ONNX has no stable one.)
+    # A step's key is its index, plus `time` if it is masked. No two keys are equal, so
+    # any sort will do: ONNX has no stable sort.
     keys = ops.arange(time, dtype="int32") + time * is_masked
     sequences = _steps_at(ops.sort(keys, axis=1) % time, sequences)
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
 def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
-    """Moves the outputs of compacted sequences back to the places of their steps.
+    """Moves the outputs of compacted sequences back to their steps.
 
     Args:
         outputs: tensor of shape `(batch, time, units)`, valid steps first.
@@ -86,8 +86,8 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
         previous_output: tensor of shape `(batch, units)`.
 
     Returns:
-        A tensor of the shape of `outputs`. A masked step has the output of the
-        valid step before it, or `previous_output` where there is none.
+        A tensor of the shape of `outputs`. A masked step gets the output of the last
+        valid step before it, or `previous_output` if there is no valid step before it.
     """
     outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
     position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
@@ -95,9 +95,9 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
 
 
 def _steps_at(position: Tensor, sequences: Tensor) -> Tensor:
-    """The steps `(batch, steps)` of `sequences`, of shape `(batch, time, units)`."""
+    """The steps of `sequences` at `position`, an int tensor `(batch, steps)`."""
     if keras.config.backend() == "torch":
-        # Its `take_along_dim` fixes sizes that an export leaves open.
+        # PyTorch's `take_along_dim` fixes sizes that an export leaves open.
         position = position.long()[:, :, None].expand(-1, -1, sequences.shape[-1])
         return sequences.gather(1, position)
     return ops.take_along_axis(sequences, position[:, :, None], axis=1)

@@ -1,4 +1,4 @@
-"""The states of a layer: their checks, and where they are kept between calls."""
+"""The states of a layer: their checks, and their variables between calls."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ _BATCH_SIZE_MUST_NOT_CHANGE = (
 
 
 class KeptStates:
-    """For a layer that keeps its last states: they are variables, but no weights.
+    """A base of layers that keep their last states as variables.
 
-    Keras tracks them, so that on JAX, too, a training step hands them on. They are
+    Keras tracks the variables, so a training step writes them back on JAX too. They are
     not among `weights`: they belong to a run and its batch size, not to the model.
 
     The layer has an attribute `states`, a list of `keras.Variable` or None.
@@ -25,12 +25,12 @@ class KeptStates:
 
     @property
     def kept(self) -> list[keras.Variable]:
-        """All that one call keeps for the next; empty where nothing is kept."""
+        """The variables that one call keeps for the next. May be empty."""
         return list(self.states or ())
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """All weights; what is kept is not among them."""
+        """All weights, without the variables in `kept`."""
         kept = {id(state) for state in self.kept}
         return [weight for weight in super().weights if id(weight) not in kept]
 
@@ -38,14 +38,15 @@ class KeptStates:
 def checked_states(
     initial_state: Tensor | list[Tensor] | None, shapes: dict[str, Shape]
 ) -> list[Tensor]:
-    """The given states as a list; an empty one where None is given.
+    """The given states as a list. The list is empty if `initial_state` is None.
 
     Args:
-        initial_state: the first state of `shapes`, or a list of it or of all.
-        shapes: the shape of each state, by its name.
+        initial_state: one state, a list of one state, or a list of all states. One
+            state is the first of `shapes`.
+        shapes: the expected shape of each state, by name.
 
     Raises:
-        ValueError: if the number of states or a shape is another.
+        ValueError: if the number of states or a shape does not fit `shapes`.
     """
     if initial_state is None:
         return []
@@ -100,10 +101,10 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
 
 
 def check_batch_size(sequences: Tensor, expected: int) -> None:
-    """Refuses another number of rows than the kept states have, where it is known.
+    """Checks the batch size of `sequences` against that of the kept states.
 
     Raises:
-        ValueError: if `sequences` has another number of rows.
+        ValueError: if the two are known and differ.
     """
     if sequences.shape[0] not in (None, expected):
         raise ValueError(
@@ -113,15 +114,13 @@ def check_batch_size(sequences: Tensor, expected: int) -> None:
 
 
 def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
-    """Copies of the kept states, for a batch of as many rows.
+    """Copies of the kept states, for a batch of the same size.
 
-    Copies, because on PyTorch the variables change before a gradient is taken.
-
-    In a graph of TensorFlow the number of rows may be unknown when the graph is made.
-    The graph then compares it when it runs.
+    On PyTorch the variables change before a gradient is taken: so they are copied. A
+    graph of TensorFlow may not know the batch size: then it checks it when it runs.
 
     Raises:
-        ValueError: if `sequences` has another number of rows.
+        ValueError: if `sequences` has another batch size than the kept states.
     """
     expected = states[0].shape[0]
     check_batch_size(sequences, expected)
@@ -135,20 +134,20 @@ def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
     copies = []
     with tf.control_dependencies([right]):
         for state in states:
-            # XLA leaves the assertion out: its error is that of this operation.
+            # XLA drops the assertion. There this operation fails instead.
             copy = tf.reshape(
                 tf.convert_to_tensor(state),
                 (rows, *state.shape[1:]),
                 name="batch_size_of_a_stateful_layer_must_not_change",
             )
-            # Cuts nothing off, but from here on TensorFlow takes the number of rows
-            # as unknown, so that no operation fails before the assertion does.
+            # This cuts nothing off. It makes the batch size unknown to TensorFlow, so
+            # no other operation fails before the assertion.
             copies.append(copy[:rows])
     return copies
 
 
 def zeros(shape: tuple[Tensor, ...], dtype: str, sequences: Tensor) -> Tensor:
-    """Zeros; in JAX's `shard_map` they vary over the devices as `sequences` does."""
+    """Zeros. In JAX's `shard_map` they vary along the axes of `sequences`."""
     if keras.config.backend() == "jax":
         import jax.numpy as jnp
 

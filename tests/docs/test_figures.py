@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/ are those of the result files."""
+"""The tables of README.md and docs/ agree with the result files."""
 
 import csv
 import json

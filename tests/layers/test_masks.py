@@ -1,4 +1,4 @@
-"""Masks: what stands in a masked step reaches nothing, in whatever model."""
+"""Masks: the values of masked steps change no output, state or gradient."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Weights and files: what is a weight, what is saved, who can load it."""
+"""Weights and files: which variables are weights, and files across backends."""
 
 import copy
 import pickle

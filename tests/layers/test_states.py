@@ -1,4 +1,4 @@
-"""States: whose they are, what they are, pieces and the whole."""
+"""States: their shapes and dtypes, wrong ones, and sequences read in pieces."""
 
 import gc
 

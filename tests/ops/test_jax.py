@@ -1,4 +1,4 @@
-"""JAX: both modes of differentiation, and what a program keeps and computes."""
+"""JAX: forward and reverse mode, and the arrays that a program keeps."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
 """What JAX and TensorFlow run on a GPU: the tests of the ops and the layer again.
 
-They run on the CPU: scans of logarithmically many steps. For PyTorch see
+Here the GPU's scans, of a logarithmic number of steps, run on the CPU. For PyTorch see
 `tests/ops/torch/test_triton.py`.
 """
 

@@ -1,4 +1,4 @@
-"""TensorFlow: what is compiled, what a graph may not know, half precision."""
+"""TensorFlow: XLA, graphs of unknown sizes, memory, half precision."""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""Whom a run directory lets in, what damaged files do, and which files are whole."""
+"""Run directories: two processes at once, damaged files, interrupted writes."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The search with a training that is none, as a program: for tests of processes."""
+"""The search as a program whose training is fake: for tests of processes."""
 
 import os
 import sys

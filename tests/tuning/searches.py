@@ -1,4 +1,4 @@
-"""What the tests of the search share: small searches, and a training that is none."""
+"""Shared by the tests of the search: small searches, and a fake training."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""A search by several processes: workers, what kills them, and proxies."""
+"""A search by several processes: workers, killed processes, and proxies."""
 
 import json
 import os

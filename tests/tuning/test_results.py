@@ -1,4 +1,4 @@
-"""What a search leaves, run as a user runs it."""
+"""The files that a search writes, run as a user runs it."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""A search that was killed, damaged or robbed of files goes on, or says why not."""
+"""A search after a kill, with damaged or missing files: it resumes or says why."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The space of a search: what the command line takes, and the grid of a range."""
+"""The space of a search: values on the command line, and the grid of a range."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The tuners: what they try, and what becomes of trials that go wrong."""
+"""The tuners: the trials that they choose, and trials that fail."""
 
 import csv
 import json

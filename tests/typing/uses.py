@@ -1,4 +1,4 @@
-"""What a caller writes, for a type checker: `make lint` checks it, nothing runs it."""
+"""Typical uses of the package: `make lint` checks their types, nothing runs them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Holds a set of kernels, Triton's or Numba's, to the loops."""
+"""Compares a set of kernels, Triton's or Numba's, with the loops of `loops.py`."""
 
 import numpy as np
 import torch

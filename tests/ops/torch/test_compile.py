@@ -1,4 +1,4 @@
-"""`torch.compile`: to it a loop over time is one operation."""
+"""`torch.compile`: each loop over time is one operation of the graph."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""PyTorch's convolution: the paths that a processor decides on."""
+"""PyTorch's convolution: its paths, which depend on the processor."""
 
 import keras
 import numpy as np

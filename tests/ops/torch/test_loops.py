@@ -1,4 +1,4 @@
-"""PyTorch's loops in place: what runs without Numba and without a GPU."""
+"""PyTorch's loops in place, which run without Numba and without a GPU."""
 
 import keras
 import numpy as np

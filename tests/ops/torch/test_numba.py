@@ -1,4 +1,4 @@
-"""PyTorch with Numba: the tests of the ops and the layer again, on its kernels."""
+"""PyTorch with Numba: the tests of the ops and the layer on Numba's kernels."""
 
 import importlib.util
 import os

@@ -1,7 +1,7 @@
 """PyTorch while something traces, records or transforms: only plain operations run.
 
-Each test runs with each set of kernels that the machine has, and so fails where one of
-them writes behind the dispatcher's back.
+Each test runs with each set of kernels that the machine has. It fails if a kernel runs
+where only operations that PyTorch's dispatcher sees may run.
 """
 
 import importlib
