@@ -264,17 +264,25 @@ class RunFiles(keras.callbacks.Callback):
             with atomic_write(self._run.model) as temporary:
                 self._kept(self.model).save(temporary)
         write_csv(self._run.log, self._history)
-        self._unsaved += self._first_step + (self.params["steps"] or 0)
+        self._unsaved += self._first_step + (self.params["steps"] or 1)
         is_last = epoch + 1 == self.params["epochs"] or self._objective.is_over(
             self._history, self._patience
         )
         self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
         if is_last or self._unsaved >= self._save_every:
-            self._save(epoch + 1, 0)
-            plot_history(self._run.plot, self._history, self._panels)
-            self._unsaved = 0
+            self.save_epoch()
         self._write_scalars(row)
         self._writer.flush()
+
+    def save_epoch(self) -> None:
+        """Writes the checkpoint and `training.png` of the epoch that has ended.
+
+        Does nothing where they are written already.
+        """
+        if self._unsaved:
+            self._save(self._epoch, 0)
+            plot_history(self._run.plot, self._history, self._panels)
+            self._unsaved = 0
 
     def _write_scalars(self, row: dict) -> None:
         for name, value in row.items():
@@ -288,6 +296,22 @@ class RunFiles(keras.callbacks.Callback):
         seconds = self._seconds() if step else 0.0
         meta = run_meta(self._record, self._history, epoch, step, seconds)
         save_checkpoint(self._run.checkpoint, self.model, meta)
+
+
+class SaveWhenStopped(keras.callbacks.Callback):
+    """Writes the checkpoint of the epoch after which another callback ends `fit`.
+
+    Args:
+        files: those of the run.
+    """
+
+    def __init__(self, files: RunFiles) -> None:
+        super().__init__()
+        self._files = files
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self.model.stop_training:
+            self._files.save_epoch()
 
 
 def run_meta(

@@ -175,7 +175,7 @@ def train_language_model(
         save_path: the run directory: see `RunFiles` for its files.
         resume: whether to resume from the checkpoint in `save_path`. The run then ends
             with the same weights as a run that was never interrupted.
-        callbacks: further Keras callbacks, called last.
+        callbacks: further Keras callbacks, called after the run's files are written.
         verbose: as in `keras.Model.fit`.
 
     Returns:

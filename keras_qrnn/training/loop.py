@@ -5,7 +5,13 @@ from typing import Any
 
 import keras
 
-from keras_qrnn.training.callbacks import CarriedState, RunFiles, Stopping, run_meta
+from keras_qrnn.training.callbacks import (
+    CarriedState,
+    RunFiles,
+    SaveWhenStopped,
+    Stopping,
+    run_meta,
+)
 from keras_qrnn.training.checkpoint import load_checkpoint, save_checkpoint
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.plots import Panel
@@ -50,7 +56,7 @@ def train(
         patience: epochs without improvement before training ends. 0: it never does.
         callbacks: called before the run's files are written. They add the objective's
             metric to the logs.
-        last_callbacks: called after all others.
+        last_callbacks: called after the run's files are written. One may end `fit`.
         kept: takes the trained model and returns the model to save.
         panels: the pictures of `training.png` beside the learning rate.
         history: a list to fill with the logs of each epoch, for callbacks that read
@@ -95,6 +101,7 @@ def train(
                 files,
                 Stopping(objective, history, patience),
                 *last_callbacks,
+                SaveWhenStopped(files),
             ],
         )
 

@@ -145,10 +145,20 @@ def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
     run("cut", Run(9, 0))
     assert written[4:] == [(2, 2, 0), (3, 2, 0), (4, 4, 0), (5, 4, 0)]
     assert read_meta(tmp_path / "cut" / "checkpoint.npz")["epoch"] == 6
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 2
+
+    run("stopped", Stop())
+    assert read_meta(tmp_path / "stopped" / "checkpoint.npz")["epoch"] == 3
+    run("stopped")
     run("whole")
-    expected, found = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
-    for name, value in expected.items():
-        assert np.array_equal(found[name], value), name
+    expected = final_state(tmp_path / "whole")
+    for other in ("cut", "stopped"):
+        found = final_state(tmp_path / other)
+        for name, value in expected.items():
+            assert np.array_equal(found[name], value), name
 
 
 @pytest.mark.parametrize(
