@@ -1,3 +1,5 @@
+"""The continuous cache: a language model's recent past, used in evaluation."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -1,3 +1,5 @@
+"""What happens between the epochs of a training: rates, batches, averages, logs."""
+
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,3 +1,5 @@
+"""The perplexity of a stream, and which weights of a model are evaluated and kept."""
+
 import keras
 import numpy as np
 

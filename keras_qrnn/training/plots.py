@@ -1,3 +1,5 @@
+"""The pictures of a run: its training, and the gates over a text."""
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

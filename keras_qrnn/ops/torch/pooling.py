@@ -1,4 +1,8 @@
-"""The poolings with their gradient by hand."""
+"""The poolings with their gradient by hand: an autograd function that calls kernels.
+
+The recurrence itself is `pool` of a set of kernels, its gradient `pool_gradients`: see
+`loops.py`.
+"""
 
 import torch
 from torch.autograd import Function

@@ -1,4 +1,8 @@
-"""The scan with its gradient by hand."""
+"""The scan with its gradient by hand: an autograd function that calls kernels.
+
+The recurrence itself is `linear_scan` of a set of kernels, its gradient
+`scan_gradients`: see `loops.py`.
+"""
 
 import torch
 from torch.autograd import Function
