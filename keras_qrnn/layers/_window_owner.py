@@ -1,11 +1,10 @@
 """Which layer's inputs a window state holds.
 
-Code written for an LSTM hands all of an encoder's states to a decoder. The second
-one of a QRNN is its last inputs, which mean nothing to another layer, and where both
-layers have inputs of one width no shape tells. So a returned window state remembers
-the name of its layer. Of a tensor that is not one that a layer returned (an array, an
-input, a copy, the variable of a loop, the argument of a compiled function) nothing
-is known, and nothing is said.
+Code written for an LSTM passes all states of an encoder to a decoder. The second state
+of a QRNN holds its last inputs, which mean nothing to another layer. If the inputs of
+both layers have the same size, the shape does not tell. So a returned window state
+remembers the name of its layer. Other tensors are not checked: arrays, inputs, copies,
+variables of a loop, arguments of a compiled function.
 """
 
 import weakref
@@ -20,12 +19,12 @@ if keras.config.backend() == "torch":
 else:
 
     def is_compiling() -> bool:
-        """Whether attributes of tensors are out of reach: in `torch.compile`."""
+        """Whether `torch.compile` runs: it hides the attributes of tensors."""
         return False
 
 
 _ATTRIBUTE = "_keras_qrnn_window_of"
-# For tensors that take no attributes, JAX's and NumPy's: reference and name, by id.
+# Tensors of JAX and NumPy take no attributes: a reference and the name, by `id`.
 _names: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
@@ -45,7 +44,7 @@ def check(window: Tensor, layer: keras.layers.Layer) -> None:
     """Refuses a window state that another layer returned.
 
     Raises:
-        ValueError: if `window` is known to be that of a layer of another name.
+        ValueError: if a layer of another name returned `window`.
     """
     name = _name_of(window, type(layer))
     if name is not None and name != layer.name:

@@ -51,20 +51,20 @@ _HARMLESS = {
 class QRNN(KeptStates, keras.layers.Layer):
     """Quasi-Recurrent Neural Network layer (Bradbury et al., arXiv 1611.01576).
 
-    Takes the place of `keras.layers.LSTM`. A causal convolution computes the
-    candidates and gates of all time steps at once (section 2.1, equation 1):
+    It takes the place of `keras.layers.LSTM`. A causal convolution computes the
+    candidates z and the gates of all steps at once (section 2.1, equation 1):
 
         z = tanh(W_z * x)    f = sigmoid(W_f * x)    o = sigmoid(W_o * x)
 
-    and an elementwise pooling (equations 3 to 5), the only sequential part,
-    mixes them over time. For `pooling="fo"`:
+    An elementwise pooling then mixes them over time (equations 3 to 5). Only this
+    part is sequential. For `pooling="fo"`:
 
         c[t] = f[t] * c[t - 1] + (1 - f[t]) * z[t]      h[t] = o[t] * c[t]
 
     Args:
         units: Positive integer, size of the output and of the cell state.
-        window: Positive integer, how many time steps, the present one included,
-            the convolution sees. Defaults to `2`.
+        window: Positive integer, number of steps that the convolution sees, the
+            present step included. Defaults to `2`.
         pooling: `"f"`, `"fo"` or `"ifo"`. Defaults to `"fo"`.
         activation: Activation of the candidates z. Defaults to `"tanh"`.
         recurrent_activation: Activation of the gates f, o and i. Defaults to
@@ -80,22 +80,21 @@ class QRNN(KeptStates, keras.layers.Layer):
             `None`.
         kernel_constraint: Constraint of the kernel. Defaults to `None`.
         bias_constraint: Constraint of the bias. Defaults to `None`.
-        zoneout: Float in [0, 1), the probability with which a unit keeps its
-            whole previous state at a step in training (section 2.1,
-            "Regularization"); at inference the expectation is used. Defaults
-            to `0`.
+        zoneout: Float in [0, 1), probability that a unit keeps its previous state
+            at a step in training (section 2.1, "Regularization"). Inference uses
+            the expectation. Defaults to `0`.
         dropout: Float in [0, 1), fraction of the input features dropped in
-            training, the same at all steps of a sequence, as in LSTM. Defaults
-            to `0`.
+            training. As in LSTM, all steps of a sequence drop the same features.
+            Defaults to `0`.
         seed: Random seed for zoneout, dropout and kernel_dropout.
-        return_sequences: Boolean, whether to return the output of every step
-            or of the last. Defaults to `False`.
-        return_state: Boolean, whether to return the last state in addition.
-            Defaults to `False`.
+        return_sequences: Boolean, whether to return the outputs of all steps or
+            only the last output. Defaults to `False`.
+        return_state: Boolean, whether to return the last states too. Defaults to
+            `False`.
         go_backwards: Boolean, whether to process the input from its end, and
             return the outputs in that order. Defaults to `False`.
-        stateful: Boolean, whether the last state of a batch is the first of the
-            next. Needs a static batch size. Defaults to `False`.
+        stateful: Boolean, whether the last states of a batch are the first states
+            of the next. It needs a static batch size. Defaults to `False`.
         zero_output_for_mask: Boolean, whether a masked step outputs zeros
             instead of repeating the previous output. Defaults to `False`.
         kernel_dropout: Float in [0, 1), fraction of the kernel's elements that are
@@ -111,14 +110,14 @@ class QRNN(KeptStates, keras.layers.Layer):
             list of all states (see "States"). With the cell state alone the window
             state is zeros. Defaults to zeros, or to the kept states when `stateful`.
         mask: boolean tensor of shape `(batch, time)` or `(batch, time, 1)`, of any
-            pattern. A step where it is False leaves all states as they were. What
-            stands in such a step, NaN included, reaches no output, state or
-            gradient. Defaults to the mask that `sequences` carries.
+            pattern. A step where it is False leaves all states as they were. The
+            inputs of such a step, even NaN, reach no output, state or gradient.
+            Defaults to the mask that `sequences` carries.
         training: Boolean, whether zoneout, dropout and kernel_dropout act.
         previous_output: tensor of shape `(batch, units)`, the output before the first
-            step, which masked steps at the start of `sequences` repeat. Defaults to
-            zeros (for `pooling="f"` to the cell state), or to the kept one when
-            `stateful`.
+            step. Masked steps at the start of `sequences` repeat it. Defaults to
+            zeros, for `pooling="f"` to the cell state, and when `stateful` to the
+            kept output.
 
     Output shape:
         `(batch, time, units)` with `return_sequences=True`, else
@@ -128,36 +127,37 @@ class QRNN(KeptStates, keras.layers.Layer):
     States:
         The cell state c, `(batch, units)`, and for `window > 1` the window state,
         `(batch, window - 1, features)`: the last `window - 1` inputs, oldest first.
-        Both have the dtype of the weights: float32 under a mixed policy, in which
-        they are neither returned nor taken in half precision. Pieces of a sequence,
-        each started with the states of the one before, then give what the whole
-        sequence gives. Under a policy of half precision alone, such as `"float16"`,
-        each cut rounds the cell state once, by up to 1 part in 2,048 (float16) or in
-        256 (bfloat16), where within a piece it is float32. (A `Bidirectional` around
-        the layer casts states to its own compute dtype on the way in.)
+        Both have the dtype of the weights, so under a mixed policy they are float32.
 
-        A state is not that of an LSTM, `[h, c]`. A decoder starts from the encoder's
-        cell state: `initial_state=cell`. The window state holds inputs of the layer
-        that returned it; handed to a layer of another name it raises an error where
-        this is known (of arrays, copies and in loops it is not).
+        A sequence may be read in pieces. Each piece starts with the states that the
+        piece before returned. The outputs are then those of the whole sequence. Under
+        a pure half-precision policy, such as `"float16"`, each cut rounds the float32
+        cell state once: by up to 1 part in 2,048 (float16) or in 256 (bfloat16). A
+        `Bidirectional` around the layer casts the states that it gets to its own
+        compute dtype.
 
-        A decoder that runs one step at a time must hand on both states. With the cell
-        state alone each step would begin with an empty window::
+        The states are not those of an LSTM, `[h, c]`. A decoder starts from the
+        encoder's cell state: `initial_state=cell`. The window state holds inputs of
+        the layer that returned it. A layer of another name refuses it with an error.
+        Arrays, copies and tensors in loops do not tell their layer: they are taken.
+
+        A decoder that runs one step at a time must pass both states on. With the cell
+        state alone, each step would begin with an empty window::
 
             state = [cell, ops.zeros((batch, window - 1, features))]
             for _ in range(steps):
                 output, *state = decoder(x, initial_state=state)
 
         With `stateful=True` the layer keeps the states, and the last output, in
-        variables. They are no weights: `get_weights`, `set_weights`, files and
+        variables. These are not weights: `get_weights`, `set_weights`, files and
         `count_params` leave them out.
 
     Raises:
-        ValueError: for an argument out of its range, an argument of LSTM that
-            has no meaning here, inputs, masks or states of a wrong shape, the window
-            state of another layer, or, when `stateful`, another batch size. (In a
-            graph of TensorFlow whose batch size is not known, the last is a
-            `tf.errors.InvalidArgumentError` when it runs.)
+        ValueError: if an argument is out of its range or has a meaning in LSTM only;
+            if inputs, masks or states have a wrong shape; if the window state is that
+            of another layer; if a stateful layer gets another batch size. (A graph of
+            TensorFlow that does not know its batch size raises a
+            `tf.errors.InvalidArgumentError` for the last when it runs.)
 
     Example:
 
@@ -205,7 +205,7 @@ class QRNN(KeptStates, keras.layers.Layer):
                     f"QRNN does not take LSTM's argument `{name}`; "
                     f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
                 )
-        # Keras would cast the states, which stay float32 in mixed precision.
+        # Autocast would cast the states, but they stay float32 in mixed precision.
         kwargs.setdefault("autocast", False)
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = positive_integer("units", units)
@@ -240,7 +240,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.kernel: keras.Variable = None
         self.bias: keras.Variable = None
-        # The kept states: attributes of their own, which NNX finds, unlike a list.
+        # Each kept state is an attribute: NNX would not find variables in a list.
         self.cell_state: keras.Variable = None
         self.window_state: keras.Variable = None
         self.last_output: keras.Variable = None
@@ -250,14 +250,16 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> None:
         """Makes the weights and, when stateful, the kept states.
 
-        Of a layer that is built it resets the kept states, as `keras.layers.RNN` does.
+        If the layer is built already, this resets the kept states, as in
+        `keras.layers.RNN`.
 
         Args:
             sequences_shape: `(batch, time, features)`.
-            initial_state_shape: shapes of the states; not needed.
+            initial_state_shape: shapes of the states. It is not used.
 
         Raises:
-            ValueError: if `features` is None, or `batch` is and the layer is stateful.
+            ValueError: if `features` is None, or if `batch` is None and the layer is
+                stateful.
         """
         batch, _, features = sequences_shape
         if self.kernel is not None:
@@ -307,8 +309,8 @@ class QRNN(KeptStates, keras.layers.Layer):
     def states(self) -> list[keras.Variable] | None:
         """The kept states of a built stateful layer, else None.
 
-        The cell state and, for `window > 1`, the window state: what `return_state`
-        gives and `initial_state` takes.
+        They are the cell state and, for `window > 1`, the window state, in the order of
+        `initial_state`.
         """
         states = [self.cell_state, self.window_state]
         return [state for state in states if state is not None] or None
@@ -321,7 +323,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     def _state_shapes(
         self, batch: int | None, features: int | None
     ) -> dict[str, Shape]:
-        """The shapes of what `return_state` gives, by name."""
+        """The shapes of the states, by name."""
         shapes: dict[str, Shape] = {"cell_state": (batch, self.units)}
         if self.window > 1:
             shapes["window_state"] = (batch, self.window - 1, features)
@@ -379,7 +381,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         initial_state: Tensor | list[Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> list[Tensor]:
-        """The activations of the gates, for looking into a trained layer.
+        """The activated gates, for a look into a trained layer.
 
         Args:
             sequences: float tensor of shape `(batch, time, features)`.
@@ -388,10 +390,10 @@ class QRNN(KeptStates, keras.layers.Layer):
             mask: as in a call of the layer.
 
         Returns:
-            A list of tensors of shape `(batch, time, units)` and the compute dtype:
-            z, f and, as the pooling has them, o and i. Zoneout and dropout are off.
-            With `go_backwards` time runs in the order of the outputs. In a masked
-            step, which leaves the state as it was, f is 1 and the others are 0.
+            A list of the gates in the order z, f, o, i, as far as the pooling has
+            them: tensors of shape `(batch, time, units)` in the compute dtype. Zoneout
+            and dropout are off. With `go_backwards` the steps have the order of the
+            outputs. In a masked step f is 1 and the others are 0.
         """
         if not ops.is_tensor(sequences):
             sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
@@ -419,11 +421,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         self, sequences: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Checked inputs of the compute dtype and their mask, in scan order."""
-        mask = mask_of(sequences, mask)  # before a cast, which carries no mask
+        mask = mask_of(sequences, mask)  # first: a cast loses the mask
         sequences = as_value(sequences, self.compute_dtype)
         _check_time(sequences)
         if sequences.shape[-1] is None:
-            # In a graph of TensorFlow. The weights know how many features there are.
+            # A graph of TensorFlow may not know the features; the kernel does.
             batch, time, _ = ops.shape(sequences)
             sequences = ops.reshape(sequences, (batch, time, self.kernel.shape[1]))
         if self.stateful:
@@ -439,9 +441,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         initial_state: Tensor | list[Tensor] | None,
         previous_output: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The cell state, the window (None where it is 1) and the previous output.
+        """The cell state, the window state and the previous output.
 
-        The cell state has the dtype of the weights, the others have the compute dtype.
+        The window state is None if `window` is 1. The cell state has the dtype of the
+        weights, the others have the compute dtype.
         """
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
@@ -457,7 +460,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         if self.window > 1:
             window = as_value(given[1], self.compute_dtype)
         if previous_output is None:
-            # Under f-pooling the state is the output.
+            # Under f-pooling the cell state is the output.
             previous_output = cell if self.pooling == "f" else ops.zeros_like(cell)
         return cell, window, as_value(previous_output, self.compute_dtype)
 
@@ -468,7 +471,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         initial_state: Tensor | list[Tensor] | None,
         previous_output: Tensor | None,
     ) -> list[Tensor]:
-        """The given states as a list, which is empty where none is given."""
+        """The given states as a list. It is empty if none is given."""
         given = checked_states(initial_state, self._state_shapes(batch, features))
         if len(given) > 1:
             _window_owner.check(given[1], self)
@@ -499,7 +502,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> tuple[Tensor, Tensor | None]:
         kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
         if training and self.kernel_dropout:
-            # The mask is boolean: what the gradient keeps of it is a byte an element.
+            # A boolean mask: the gradient keeps one byte for each element.
             noise = keras.random.uniform(
                 self.kernel.shape, dtype="float32", seed=self.seed_generator
             )
@@ -539,7 +542,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     def _update_scale(
         self, sequences: Tensor, valid: Tensor | None, training: bool
     ) -> Tensor | float | None:
-        """What multiplies the update of each state: zoneout, and 0 in masked steps."""
+        """The `update_scale` of `ops/backend.py`: zoneout, and 0 in masked steps."""
         batch, time = ops.shape(sequences)[:2]
         update_scale = None
         if self.zoneout and training:
@@ -612,7 +615,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         return [output_mask] + [None] * (1 if self.window == 1 else 2)
 
     def _own_weights(self) -> dict[str, keras.Variable]:
-        """The weights by their names in files; a subclass's own have numbers."""
+        """The weights by their names in files. Those of a subclass have numbers."""
         named = {"kernel": self.kernel, "bias": self.bias}
         named = {name: weight for name, weight in named.items() if weight is not None}
         others: dict[str, keras.Variable] = {}
@@ -622,7 +625,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         return named | {str(number): each for number, each in enumerate(rest)}
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Writes the weights, not the kept states, which belong to a run."""
+        """Writes the weights. The kept states belong to a run and are left out."""
         for name, weight in self._own_weights().items():
             store[name] = weight
 

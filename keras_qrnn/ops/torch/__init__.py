@@ -1,19 +1,19 @@
 """PyTorch: the functions of the contract in `ops/backend.py`.
 
-What runs is one of these:
+The scan and the poolings have two implementations:
 
-- `plain.py`, operations that can be traced, exported, batched and differentiated in
-  every way, while something does so;
-- else a set of kernels under a gradient by hand (`scan.py`, `pooling.py`): `triton.py`
-  on a GPU, `numba.py` on a CPU where it is installed, `loops.py` everywhere else, and
-  `compile.py`, which hands them to `torch.compile`.
+- `plain.py` runs while something traces, exports, batches or transforms: its operations
+  allow all of this.
+- Otherwise a set of kernels runs, with a gradient by hand (`scan.py`, `pooling.py`):
+  `triton.py` on a GPU, `numba.py` on a CPU if Numba is installed, `loops.py` everywhere
+  else. `compile.py` gives them to `torch.compile`.
 
-`kernels_for` in `choice.py` decides. The convolution and its gradient are matrix
-products or oneDNN's (`convolution.py`).
+`kernels_for` in `choice.py` decides. `convolution.py` has the convolution and its
+gradient, by matrix products or by oneDNN.
 
-Memory is time-major: a step is one contiguous slice. What goes in and out is a
-`(batch, time, ...)` view of it, so that a stack of layers pays for a transposition only
-at its ends. `linear_scan` alone leaves memory in the order that it is in.
+Memory is time-major: a step is one contiguous slice. Arguments and results are
+`(batch, time, ...)` views of it. So a stack of layers transposes memory only at its two
+ends. `linear_scan` alone keeps the memory order of its arguments.
 """
 
 import torch

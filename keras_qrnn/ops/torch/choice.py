@@ -23,11 +23,12 @@ is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
 def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | None:
     """The set of kernels (`Kernels` in `ops/backend.py`) that runs on some arguments.
 
-    None where nothing may run but the operations of `plain.py`.
-
     Args:
-        tensor: the argument that has the device and the dtype of all.
-        others: arguments that may be tensors of another kind.
+        tensor: one argument. Its device and dtype decide.
+        others: further arguments, to look whether something records them.
+
+    Returns:
+        A module of kernels. None if only the operations of `plain.py` may run.
     """
     if is_recorded(tensor, *others):
         return None
@@ -44,9 +45,9 @@ def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | Non
 def is_recorded(*tensors: torch.Tensor) -> bool:
     """Whether something has to see each operation on `tensors`.
 
-    That is a trace, an export, a dispatch mode (selective checkpointing is one), a
-    transform of `torch.func`, forward-mode differentiation, a batch of gradients or a
-    subclass of a tensor. None of them sees what a kernel writes, and some do not follow
+    These are a trace, an export, a dispatch mode (such as selective checkpointing), a
+    transform of `torch.func`, forward-mode differentiation, a batch of gradients and a
+    subclass of a tensor. None of them sees the writes of a kernel. Some do not follow
     operations in place.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

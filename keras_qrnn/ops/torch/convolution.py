@@ -53,22 +53,21 @@ def autocast(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """The arguments in the dtype that `torch.autocast` gives to a convolution.
 
-    Within the block it is off: the functions of this module take one dtype.
+    Within the block, autocast is off: all functions of this module take one dtype.
     """
     device, bias_too = inputs.device.type, bias is not None
     dtype = torch.get_autocast_dtype(device)
-    if inputs.dtype == torch.float64:  # which it leaves alone
+    if inputs.dtype == torch.float64:  # autocast leaves float64 alone
         dtype = inputs.dtype
     with torch.autocast(device, enabled=False):
         yield inputs.to(dtype), kernel.to(dtype), bias.to(dtype) if bias_too else None
 
 
 def takes_convolution(inputs: torch.Tensor) -> bool:
-    """Whether oneDNN's convolution runs, not one product for each tap.
+    """Whether oneDNN's convolution runs, instead of one product for each tap.
 
-    oneDNN's float32 convolution is twice as fast as the products of MKL on other
-    processors than Intel's. On those, for which MKL is made, it is up to twice as slow.
-    It takes no empty batch.
+    In float32, oneDNN's convolution is up to twice as slow as MKL's products on Intel's
+    processors, and twice as fast on others. It takes no empty batch.
     """
     float32 = inputs.dtype == torch.float32
     return (
@@ -120,7 +119,7 @@ class Products(Function):
 
 
 def _seen(inputs: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
-    """What each tap of a window sees, as rows `(time * batch, features)`: views."""
+    """For each tap of a window its inputs, as views `(time * batch, features)`."""
     time = inputs.shape[0] - window + 1
     for j in range(window):
         yield inputs[j : j + time].view(-1, inputs.shape[2])
@@ -129,9 +128,9 @@ def _seen(inputs: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
 class Convolution(Function):
     """`Products` as the convolution of one image of time by batch pixels.
 
-    Its channels are last in memory, so that `inputs` is not copied. Each of the three
-    products gets the kernel in that memory order in which oneDNN is fastest. Autograd
-    would give all three the same.
+    The image's channels are last in memory, so `inputs` is not copied. Each of the
+    three products gets the kernel in the memory order that is fastest in oneDNN.
+    Autograd would use one order for all three.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""The kernels as loops of PyTorch's own operations in place, one or two for each step.
+"""The kernels as loops of PyTorch's operations in place, one or two for each step.
 
-They run where neither Triton nor Numba can: on a CPU without Numba, in half precision
-on a CPU, on other devices. Sequences have shape `(time, batch, units)` and lie
-time-major in memory, so that a step is one contiguous slice.
+They run where neither Triton nor Numba can run: on a CPU without Numba, in half
+precision on a CPU, on other devices. Sequences have shape `(time, batch, units)` and
+time-major memory: a step is one contiguous slice.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.ops.torch.plain import accumulator, previous
 
-# Steps in a block of a long scan, half as many in a block of a short one: see
+# The steps of a block in a long scan. Blocks of a short scan have half as many. See
 # `ops/blocks.py`.
 BLOCK = 16
-# Pieces of this many steps of all sequences: see `ops/blocks.py`.
+# A piece has this many rows. A row is one step of one sequence. See `ops/blocks.py`.
 PIECE_ROWS = 2048
 
 
@@ -57,9 +57,9 @@ def pool(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and cell states, of the shape `(time, batch, units)`.
+    """The outputs and the cell states of all steps, each `(time, batch, units)`.
 
-    What else is computed lives for a piece of time only.
+    All other arrays live for one piece of time only.
     """
     cells = initial_state.new_empty((*gates.shape[:2], initial_state.shape[1]))
     outputs, state = cells, initial_state
@@ -87,10 +87,10 @@ def pool_for_inference(
     pooling: str,
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs `(time, batch, units)` and the last cell state `(batch, units)`.
+    """The outputs `(time, batch, units)` and the last cell state `(batch, units)`.
 
-    It computes in the memory of `gates`, unless that has half precision. On a CPU a new
-    page costs more than the arithmetic on it.
+    It computes in the memory of `gates`, unless `gates` has half precision. On a CPU a
+    new page of memory costs more than the arithmetic on it.
     """
     dtype = torch.promote_types(gates.dtype, torch.float32)
     if gates.dtype != dtype:
@@ -122,9 +122,9 @@ def pool_gradients(
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by `gates` and by `initial_state`, of their shapes and dtypes.
+    """The gradients by `gates` and by `initial_state`, of their shapes and dtypes.
 
-    The memory of the first is time-major, as the convolution's gradient wants it.
+    The first has time-major memory, which the convolution's gradient needs.
     """
     d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
     d_state = d_last
@@ -151,10 +151,10 @@ def _pool_piece_gradient_(
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> torch.Tensor:
-    """Writes `d_gates`; returns the gradient by the state before the piece.
+    """Writes `d_gates` and returns the gradient by the state before the piece.
 
-    The equations are those of `gate_gradients` in `ops/equations.py`. They stand here
-    once more, in place: each new array of a piece costs as much as its arithmetic.
+    The equations are those of `gate_gradients` in `ops/equations.py`. Here they are
+    computed in place, because a new array costs as much as the arithmetic on it.
     """
     z, f, o, i = _activations(gates, pooling, activate)
     d_outputs = d_outputs.to(z.dtype)
@@ -196,7 +196,7 @@ def _through_(
 ) -> None:
     """Fills `d_gate` from the gradient by the activated gate.
 
-    `backward` is the gradient of the activation, None where there is none.
+    `backward` is the gradient of the activation, or None without an activation.
     """
     if backward is not None and d_gate.dtype == gradient.dtype:
         backward(gradient, gate, grad_input=d_gate)
@@ -239,20 +239,20 @@ def scale_at(
 
 
 def pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
-    """How time is cut in pieces: see `ops/blocks.py`. On a GPU it is not."""
+    """Slices of time, one for each piece: see `ops/blocks.py`. One slice on a GPU."""
     cut = is_cpu and not torch.compiler.is_compiling()
     return slices(time, piece_length(time, batch, PIECE_ROWS) if cut else time)
 
 
 def slices(count: int, length: int) -> list[slice]:
-    """Slices of `length` each that cover `count` places; the last may be shorter."""
+    """Slices of `length` that cover `range(count)`. The last may be shorter."""
     return [slice(at, min(at + length, count)) for at in range(0, count, length)]
 
 
 def _adjoint_(decay: torch.Tensor, gradient: torch.Tensor, reverse: bool) -> None:
     """Turns the gradient by the states into the gradient by the inputs, in place.
 
-    `a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: the scan, the other way.
+    `a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: a scan in the other direction.
     """
     if reverse:
         _scan_(decay[:-1], gradient[1:], gradient[0], reverse=False)
@@ -278,7 +278,7 @@ def _scan_(
         torch.addcmul(x_t, d_t, ends, out=ends)
     _scan_(products, ends, initial, reverse)
     _scan_steps_(d, x, previous(ends, initial, reverse), 1, reverse)
-    if rest:  # the steps that fill no block, before the others or after them
+    if rest:  # the steps left over, before or after the blocks
         at = slice(0, rest) if reverse else slice(time - rest, None)
         end = ends[0] if reverse else ends[-1]
         _scan_steps_(decay[at], inputs[at], end, 0, reverse)

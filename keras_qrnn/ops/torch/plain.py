@@ -1,10 +1,9 @@
-"""The scan, the pooling and the convolution as PyTorch's dispatcher sees every step.
+"""The scan, the pooling and the convolution by operations that PyTorch can record.
 
 Each operation makes a new tensor and can be differentiated, batched, traced and
-exported. This is what runs while something traces, exports, records or transforms. It
-looks at no value and at no size of a batch. A scan looks at the number of steps where
-that number holds for every later call; where it may change the scan doubles its reach
-in a fixed number of rounds.
+exported. This file runs while something traces, exports, records or transforms. Its
+functions read no value and no batch size. A scan reads the number of steps if all later
+calls have the same number. Otherwise it doubles its reach in a fixed number of rounds.
 
 Time is axis 1, as in the contract (`ops/backend.py`).
 """
@@ -20,7 +19,7 @@ from keras_qrnn.ops.equations import GATES, Gates
 # Rounds of a scan of unknown length, and the steps that they reach.
 ROUNDS = 17
 REACH = 2**ROUNDS
-# Up to this many steps one follows the other; more are cut in blocks.
+# Up to this many steps are computed one by one. More steps are cut into blocks.
 FEW = 32
 
 
@@ -32,7 +31,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def previous(
     sequence: torch.Tensor, initial: torch.Tensor, reverse: bool, axis: int = 0
 ) -> torch.Tensor:
-    """`sequence` one step later in scan order, `initial` in the first place.
+    """`sequence` shifted by one step in scan order. The first step is `initial`.
 
     Args:
         sequence: `(time, batch, units)`, or with time on another `axis`.
@@ -93,8 +92,8 @@ def _scan(
 
 
 def _may_change(time: int | torch.SymInt) -> bool:
-    """Whether what is being recorded may meet sequences of another length."""
-    if torch.compiler.is_dynamo_compiling():  # which shows a symbol as a number
+    """Whether the recorded program may get sequences of another length."""
+    if torch.compiler.is_dynamo_compiling():  # it shows a symbol as a number
         return torch.compiler.is_exporting()
     return torch.jit.is_tracing() or not isinstance(time, int)
 
@@ -102,11 +101,11 @@ def _may_change(time: int | torch.SymInt) -> bool:
 def _scan_by_doubling(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
 ) -> torch.Tensor:
-    """The states of a sequence of any length up to `REACH - 1`; NaN from there on.
+    """The states of a sequence of up to `REACH - 1` steps. Later states are NaN.
 
-    After k rounds a step has seen the `2**k` steps up to itself, and `product` is the
+    After k rounds a state depends on the `2**k` steps up to its own. `product` is the
     product of their decays. The initial state stands before the first step, with a
-    decay of 0: what has seen it needs no earlier step, and its product is 0.
+    decay of 0. So a state that depends on it has a product of 0 and changes no more.
     """
     product = torch.cat([torch.zeros_like(initial).unsqueeze(1), decay], 1)
     states = torch.cat([initial.unsqueeze(1), inputs], 1)
@@ -121,7 +120,7 @@ def _scan_by_doubling(
 
 
 def activations(gates: torch.Tensor, pooling: str, activate: bool) -> Gates:
-    """The packed gates `(..., gates * units)` apart, in the accumulator's dtype."""
+    """Splits packed gates `(..., gates * units)`. In the accumulator's dtype."""
     packed = gates.to(accumulator(gates.dtype))
     z, f, *others = packed.tensor_split(len(GATES[pooling]), -1)
     if not activate:
@@ -166,7 +165,7 @@ def pool_gradients(
     activated = activations(gates, pooling, activate)
     scale = _cast(update_scale, activated.z.dtype)
     decay, inputs = equations.decay_and_inputs(activated, scale)
-    # Computed again: of the kept cell states no derivative is known.
+    # The cell states are computed again: the kept ones cannot be differentiated.
     cells = scan(decay, inputs, initial_state, False)
     before = previous(cells, initial_state.to(cells.dtype), False, axis=1)
 
@@ -174,7 +173,7 @@ def pool_gradients(
     d_cells = d_outputs if activated.o is None else d_outputs * activated.o
     at_the_end = d_cells[:, -1] + d_last
     d_cells = torch.cat([d_cells[:, :-1], at_the_end.unsqueeze(1)], 1)
-    # The adjoint is a scan the other way: a[t] = d_cells[t] + decay[t + 1] * a[t + 1].
+    # The adjoint is a scan backwards: a[t] = d_cells[t] + decay[t + 1] * a[t + 1].
     zeros = torch.zeros_like(at_the_end)
     following = previous(decay, torch.zeros_like(decay[:, 0]), True, axis=1)
     adjoint = scan(following, d_cells, zeros, True)

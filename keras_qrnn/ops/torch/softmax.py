@@ -25,7 +25,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class CrossEntropy(Function):
     """The losses `(rows,)` of logits `(rows, classes)` and targets `(rows,)`.
 
-    Of the size of the logits nothing is made but their gradient.
+    No array of the size of the logits is made, except the gradient by them.
     """
 
     @staticmethod
