@@ -1,7 +1,7 @@
 """Generates text from a model that train_lm.py has trained.
 
-python examples/sample_lm.py --load_path lm-qrnn_model --num_words 100
-python examples/sample_lm.py --first_word the --temperature 0.7 --plot_gates
+python examples/sample_lm.py --load_path lm-paper --num_words 100
+python examples/sample_lm.py --load_path lm-paper --first_word the --plot_gates
 """
 
 import argparse
@@ -25,9 +25,8 @@ def parser() -> argparse.ArgumentParser:
         description="Generates text from a model that train_lm.py trained.",
     )
     parser.add_argument(
-        "--load_path", default="lm-qrnn_model",
-        help="directory that train_lm.py wrote (default lm-qrnn_model)",
-    )  # fmt: skip
+        "--load_path", help="directory that train_lm.py wrote (required)"
+    )
     parser.add_argument("--save_path", help="where to write (default: load_path)")
     parser.add_argument("--out_filename", default="sample.txt", help="in save_path")
     parser.add_argument(
@@ -45,10 +44,25 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def runs_here() -> list[str]:
+    """The directories in the working directory that hold a trained model."""
+    found = Path().glob("*/model.keras")
+    return sorted(
+        file.parent.name
+        for file in found
+        if file.with_name("vocabulary.json").is_file()
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     count("num_words", arguments.num_words)
     positive("temperature", arguments.temperature)
     count_or_zero("seed", arguments.seed)
+    if arguments.load_path is None:
+        raise ValueError(
+            "Option `load_path` must be given: a directory that train_lm.py wrote. "
+            f"Those in the working directory: {', '.join(runs_here()) or 'none'}"
+        )
     load_path = Path(path("load_path", arguments.load_path))
     save_path = load_path
     if arguments.save_path is not None:

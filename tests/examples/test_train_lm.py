@@ -645,6 +645,22 @@ def test_bad_sampling_options(trained, tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_sampling_without_a_run_names_those_that_are_there(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert sample_lm.main([]) == 2
+    assert "`load_path` must be given" in (error := capsys.readouterr().err)
+    assert error.endswith("working directory: none\n")
+    for name in ("lm-b", "lm-a", "unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocabulary.json").touch()
+        if name != "unfinished":
+            (tmp_path / name / "model.keras").touch()
+    assert sample_lm.main([]) == 2
+    assert capsys.readouterr().err.endswith("working directory: lm-a, lm-b\n")
+
+
 def test_train_language_model_returns_the_history(small_ptb, tmp_path):
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)

@@ -158,9 +158,6 @@ def test_gradients_at_forget_gates_near_one(pooling):
 LOGITS = np.array([-30, -12, -1, 0, 1, 12, 16, 20], "float32")
 
 
-@pytest.mark.skipif(
-    keras.config.backend() == "torch", reason="PyTorch's kernels take 1 - f from f"
-)
 @pytest.mark.parametrize("pooling", POOLS)
 def test_update_comes_from_the_negated_logit(pooling):
     """At f = 1 - 2e-9 a float32 f is 1, and its unit would never change."""
@@ -175,6 +172,29 @@ def test_update_comes_from_the_negated_logit(pooling):
     inputs = update if pooling != "ifo" else np.ones(update.shape)
     expected = reference.linear_scan(1 - update, inputs, state.astype("float64"))
     np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+@differentiable
+def test_gradients_by_large_forget_logits():
+    """Of f = 1 - u and u the derivative is u (1 - u), with all the digits of u."""
+    logits = np.tile(LOGITS, (1, 4, 1))
+    packed = np.concatenate([np.full(logits.shape, 0.5, "float32"), logits], -1)
+    weight = np.random.default_rng(6).uniform(0.1, 1, logits.shape).astype("float32")
+    state = np.zeros((1, len(LOGITS)), "float32")
+
+    def loss(packed, state):
+        outputs, _ = active.pool(packed, state, None, "f", True)
+        return ops.sum(outputs * ops.convert_to_tensor(weight))
+
+    _, (d_packed, _) = value_and_gradients(loss, [packed, state])
+    z, update = np.tanh(0.5), reference.sigmoid(-logits.astype("float64"))
+    arguments = 1 - update, update * z, state.astype("float64"), weight
+    d_decay, d_inputs, _ = reference.linear_scan_gradients(*arguments)
+    d_logit = (d_decay - d_inputs * z) * update * (1 - update)
+    d_z, d_f = np.split(np.asarray(d_packed), 2, axis=-1)
+    np.testing.assert_allclose(d_z, d_inputs * update * (1 - z * z), rtol=5e-6)
+    kept = LOGITS > 1  # elsewhere the state is close to z, and their difference small
+    np.testing.assert_allclose(d_f[..., kept], d_logit[..., kept], rtol=5e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLS)

@@ -66,13 +66,14 @@ def pool(
     if pooling != "f" or gates.dtype != cells.dtype:
         outputs = torch.empty_like(cells, dtype=gates.dtype)
     for at in pieces(*gates.shape[:2], gates.is_cpu):
-        z, f, o, i = _activations(gates[at], pooling, activate)
+        z, u, o, i = _activations(gates[at], pooling, activate)
         scale = scale_at(update_scale, at)
-        decay = _decay_(f, scale)
+        update = _scaled_(u, scale)
         if i is None:
-            torch.addcmul(z, decay, z, value=-1, out=cells[at])
+            torch.mul(update, z, out=cells[at])
         else:
             _scaled_(torch.mul(z, i, out=cells[at]), scale)
+        decay = _one_minus_(update)
         _scan_(decay, cells[at], state, reverse=False)
         state = cells[at][-1]
         if outputs is not cells:
@@ -100,12 +101,16 @@ def pool_for_inference(
     z, f, *rest = gates.tensor_split(len(GATES[pooling]), dim=-1)
     if activate:
         z.tanh_()
+        f.neg_()
         gates[..., z.shape[-1] :].sigmoid_()
-    decay = _decay_(f, update_scale)
+    else:
+        _one_minus_(f)
+    update = _scaled_(f, update_scale)  # f holds u = 1 - f now
     if pooling == "ifo":
         _scaled_(z.mul_(rest[1]), update_scale)
     else:
-        z.addcmul_(z, decay, value=-1)
+        z.mul_(update)
+    decay = _one_minus_(update)
     _scan_(decay, z, initial_state.to(dtype), reverse=False)
     # Neither result may be a view of `gates`, which would live as long.
     outputs = z.contiguous() if pooling == "f" else rest[0] * z
@@ -156,9 +161,10 @@ def _pool_piece_gradient_(
     The equations are those of `gate_gradients` in `ops/equations.py`. Here they are
     computed in place, because a new array costs as much as the arithmetic on it.
     """
-    z, f, o, i = _activations(gates, pooling, activate)
+    z, u, o, i = _activations(gates, pooling, activate)
     d_outputs = d_outputs.to(z.dtype)
-    decay = f if scale is None else _decay_(f.clone(), scale)
+    update = u if scale is None else u * scale
+    decay = 1 - update
 
     adjoint = torch.empty_like(z)
     if o is None:
@@ -177,13 +183,14 @@ def _pool_piece_gradient_(
         _through_(d_rest[0], cells * d_outputs, o, of_sigmoid)
     if i is None:
         d_forget = _scaled_((before - z).mul_(adjoint), scale)
-        d_candidate = torch.addcmul(adjoint, adjoint, decay, value=-1)
+        d_candidate = adjoint * update
     else:
         adjoint = _scaled_(adjoint, scale)
         d_forget = before * adjoint
         d_candidate = adjoint * i
         _through_(d_rest[1], adjoint.mul_(z), i, of_sigmoid)
-    _through_(d_f, d_forget, f, of_sigmoid)
+    # Of f = 1 - u and u the derivatives of the sigmoid are the same, u (1 - u).
+    _through_(d_f, d_forget, u, of_sigmoid)
     _through_(d_z, d_candidate, z, of_tanh)
     return d_initial
 
@@ -205,7 +212,7 @@ def _through_(
 
 
 def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
-    """New arrays z, f, o, i in the accumulator's dtype, None where there is none."""
+    """New arrays z, u = 1 - f, o, i in the accumulator's dtype, or None."""
     dtype = accumulator(gates.dtype)
     z, *others = gates.tensor_split(len(GATES[pooling]), dim=-1)
 
@@ -215,16 +222,16 @@ def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
     z, others = fresh(z), [fresh(gate) for gate in others]
     if activate:
         z.tanh_()
+        others[0].neg_()
         for gate in others:
             gate.sigmoid_()
+    else:
+        _one_minus_(others[0])
     return z, *others, *[None] * (3 - len(others))
 
 
-def _decay_(f: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:
-    """`1 - scale * (1 - f)`, in place of f."""
-    if scale is None:
-        return f
-    return _scaled_(f.sub_(1), scale).add_(1)
+def _one_minus_(x: torch.Tensor) -> torch.Tensor:
+    return x.neg_().add_(1)
 
 
 def _scaled_(x: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:

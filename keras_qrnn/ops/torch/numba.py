@@ -274,9 +274,11 @@ def _pool(
             for u in range(place(unit), place(unit_end)):
                 z, f = gates[z_row + u], gates[f_row + u]
                 if activate:
-                    z, f = tanh(z), sigmoid(f)
+                    z, update_gate = tanh(z), sigmoid(-f)
+                else:
+                    update_gate = one - f
                 scale = one * mask[row + u] if masked else number
-                update = scale * (one - f)
+                update = scale * update_gate
                 if pooling == "ifo":
                     i = gates[i_row + u]
                     if activate:
@@ -321,9 +323,11 @@ def _pool_gradient(
             for u in range(place(unit), place(unit_end)):
                 z, f = gates[z_row + u], gates[f_row + u]
                 if activate:
-                    z, f = tanh(z), sigmoid(f)
+                    z, update_gate = tanh(z), sigmoid(-f)
+                else:
+                    update_gate = one - f
                 scale = one * mask[row + u] if masked else number
-                update = scale * (one - f)
+                update = scale * update_gate
                 previous = cells[before + u] if t > 0 else initial[lane + u]
                 total = d_output = d_outputs[row + u]
                 if pooling != "f":
@@ -351,7 +355,7 @@ def _pool_gradient(
                     d_f = total * scale * (previous - z)
                 if activate:
                     d_z *= one - z * z
-                    d_f *= f * (one - f)
+                    d_f *= update_gate * (one - update_gate)
                 d_gates[z_row + u] = d_z
                 d_gates[f_row + u] = d_f
                 adjoint[lane + u] = total * (one - update)

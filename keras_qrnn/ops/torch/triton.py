@@ -319,6 +319,13 @@ def _gate(value, like, ACTIVATE: tl.constexpr):
 
 
 @triton.jit
+def _update_gate(value, like, ACTIVATE: tl.constexpr):
+    """u = 1 - f; from a logit as sigmoid(-logit), which keeps its digits near 0."""
+    gate = value.to(like.dtype)
+    return _sigmoid(-gate) if ACTIVATE else 1 - gate
+
+
+@triton.jit
 def _candidate(value, like, ACTIVATE: tl.constexpr):
     candidate = value.to(like.dtype)
     if ACTIVATE:
@@ -407,11 +414,11 @@ def _pool_steps(
         scales = _read(mask + at, width, inside, COUNT)
     for n in tl.static_range(COUNT):
         z = _candidate(zs[n], cell, ACTIVATE)
-        f = _gate(fs[n], cell, ACTIVATE)
+        update_gate = _update_gate(fs[n], cell, ACTIVATE)
         scale = tl.full(cell.shape, SCALE, cell.dtype)
         if mask is not None:
             scale = scales[n].to(cell.dtype)
-        update = scale * (1 - f)
+        update = scale * update_gate
         if POOLING == "ifo":
             i = _gate(is_[n], cell, ACTIVATE)
             cell = (1 - update) * cell + scale * i * z
@@ -527,11 +534,11 @@ def _pool_gradient_steps(
         before = _read(cells + at + step, step, has_previous, COUNT)
         d_z_at = d_gates + z_at
     for n in tl.static_range(COUNT):
-        f = _gate(fs[n], adjoint, ACTIVATE)
+        update_gate = _update_gate(fs[n], adjoint, ACTIVATE)
         scale = tl.full(adjoint.shape, SCALE, adjoint.dtype)
         if mask is not None:
             scale = scales[n].to(adjoint.dtype)
-        update = scale * (1 - f)
+        update = scale * update_gate
         d_output = d_os[n].to(adjoint.dtype)
         if POOLING == "f":
             adjoint += d_output
@@ -559,7 +566,7 @@ def _pool_gradient_steps(
                 d_f = adjoint * scale * (previous - z)
             if ACTIVATE:
                 d_z *= 1 - z * z
-                d_f *= f * (1 - f)
+                d_f *= update_gate * (1 - update_gate)
             tl.store(d_z_at, d_z, inside)
             tl.store(d_z_at + units, d_f, inside)
             cell = previous

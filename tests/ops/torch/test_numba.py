@@ -58,6 +58,12 @@ def many_threads(request, monkeypatch):
 test_scan_values = test_scan.test_scan_values
 test_scan_gradients = test_scan.test_scan_gradients
 test_scan_accumulates = test_scan.test_scan_accumulates
+test_update_comes_from_the_negated_logit = (
+    test_pooling.test_update_comes_from_the_negated_logit
+)
+test_gradients_by_large_forget_logits = (
+    test_pooling.test_gradients_by_large_forget_logits
+)
 test_pool_values_and_gradients = test_pooling.test_pool_values_and_gradients
 test_second_gradients = test_pooling.test_second_gradients
 test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
