@@ -12,11 +12,11 @@ UNFINISHED = ".unfinished-"  # in the names of temporary files
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path that takes the place of `path` when all went well.
+    """Yields a temporary path, which is renamed to `path` at the end of the block.
 
-    Whatever happens in between, `path` is either as it was or complete. The
-    temporary file lies in the same directory (a rename is atomic only within
-    one file system) and keeps the suffix, which writers such as Keras check.
+    After an error or a kill, `path` is either unchanged or complete. The temporary file
+    lies in the same directory, because a rename is atomic only within one file system.
+    It has the same suffix, because writers such as Keras check it.
 
     Args:
         path: the file to write. Its directory is made if there is none.
@@ -60,15 +60,15 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, expected: str) -> Iterator[None]:
-    """Makes one error of whatever a damaged or foreign file makes its reader raise.
+    """Turns the errors of reading a damaged or foreign file into a ValueError.
 
     Args:
         path: the file that is read.
-        expected: what it should be: "a whole checkpoint".
+        expected: the expected content, for the message: "a whole checkpoint".
 
     Raises:
-        ValueError: in place of any error but that the file is missing or cannot be
-            opened. It names the file.
+        ValueError: instead of any other error, except that the file is missing or
+            cannot be opened. It names the file.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def reading(path: str | os.PathLike, expected: str) -> Iterator[None]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line for each row, the columns of the first; never half-written."""
+    """Writes a line for each row, with the first row's columns. Never half-written."""
     with (
         atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
@@ -92,9 +92,9 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes what killed processes have left half-written in `directory`.
+    """Removes half-written files that killed processes left in `directory`.
 
-    For directories that one process at a time writes to.
+    No other process may write to the directory at the same time.
     """
     for file in directory.glob(f".*{UNFINISHED}*"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""NumPy: inference only, the equations as they stand."""
+"""NumPy: inference only. It computes the equations directly."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def pool(
 
 
 def _activated(packed: np.ndarray, pooling: str, activate: bool) -> Gates:
-    """The activated gates of packed ones."""
+    """Splits packed gates, and activates them if asked to."""
     z, f, *others = np.split(packed, len(GATES[pooling]), axis=-1)
     if activate:
         return Gates(np.tanh(z), _sigmoid(-f), *map(_sigmoid, others))
@@ -45,7 +45,7 @@ def _activated(packed: np.ndarray, pooling: str, activate: bool) -> Gates:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """Overflows nowhere."""
+    """The sigmoid. It does not overflow for any `x`."""
     tail = np.exp(-np.abs(x))
     return np.where(x < 0, tail, 1) / (1 + tail)
 
@@ -71,7 +71,7 @@ def conv_pool(
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    if targets.size and targets.min() < 0:  # not counted from the end
+    if targets.size and targets.min() < 0:  # NumPy would count from the end
         raise IndexError(f"Expected targets from 0. Received: {targets.min()}")
     picked = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     greatest = logits.max(-1)

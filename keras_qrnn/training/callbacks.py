@@ -69,27 +69,26 @@ def has_stalled(values: list[float], epochs: int) -> bool:
     """The non-monotonic criterion of arXiv 1708.02182, section 3.
 
     Args:
-        values: what was validated after each epoch; lower is better.
-        epochs: positive, how many of the last epochs do not count.
+        values: the validated metric of each epoch. Lower is better.
+        epochs: positive integer, a number of epochs.
 
     Returns:
-        Whether the last value is worse than the best of those before it, the last
-        `epochs` of these left out.
+        Whether the last value is worse than the best of earlier values. The `epochs`
+        values just before the last are left out.
     """
     earlier = values[:-1][:-epochs]
     return bool(earlier) and values[-1] > min(earlier)
 
 
 class AverageAfterStall(keras.callbacks.Callback):
-    """Has the optimizer average the weights once validation stalls.
+    """Lets the optimizer average the weights as soon as validation stalls.
 
     With `keras_qrnn.training.optimizers.SGD` this is the NT-ASGD of arXiv 1708.02182.
-    The start of the average is a variable of the optimizer, and the criterion one of
-    the history alone, so that a resumed run averages what one that was never
-    interrupted does.
+    The optimizer holds the start of the average in a variable. The criterion depends on
+    the history alone. So a resumed run has the same average as an uninterrupted one.
 
     Args:
-        name: what is validated, among the logs of an epoch; lower is better.
+        name: name of the validated metric in an epoch's logs. Lower is better.
         epochs: see `has_stalled`.
         history: the logs of the epochs before.
     """
@@ -129,7 +128,7 @@ class CarriedState(keras.callbacks.Callback):
             if hasattr(self.model, "reset_state"):
                 self.model.reset_state()
             return
-        # `fit` has just reset them; the epoch's means go on from the checkpoint's.
+        # `fit` has just reset the metrics: they continue from the checkpoint's values.
         metrics = self.model.metrics_variables
         for variable, value in zip(metrics, self._resumed_metrics, strict=True):
             variable.assign(value)
@@ -140,8 +139,8 @@ class Validation(keras.callbacks.Callback):
     """Adds what `evaluate` returns to the logs of each epoch.
 
     Args:
-        evaluate: gives metrics by name, such as `{"val_perplexity": 80.1}`, for the
-            weights that the model then has.
+        evaluate: returns metrics by name, such as `{"val_perplexity": 80.1}`, under
+            the model's present weights.
     """
 
     def __init__(self, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -160,7 +159,7 @@ class Stopping(keras.callbacks.Callback):
     Args:
         objective: what the run is judged by.
         history: the logs of the epochs, which `RunFiles` extends.
-        patience: epochs without improvement after which training ends; 0: never.
+        patience: epochs without improvement before training ends. 0: it never does.
     """
 
     def __init__(
@@ -177,26 +176,27 @@ class Stopping(keras.callbacks.Callback):
 
 
 class RunFiles(keras.callbacks.Callback):
-    """Writes what a run leaves in its directory.
+    """Writes the files of a run.
 
-    After each epoch: `model.keras` where the objective is the best so far,
-    `log.csv`, event files for TensorBoard in `logs/`. Every `save_every` steps and
-    after each epoch: `checkpoint.npz`, and after an epoch also `training.png`. Where
-    `save_every` is more than an epoch's steps, these two are written only after the
-    epochs in which so many steps have passed since the last time, and after the last
-    epoch: on a GPU an epoch can be over before a large checkpoint is written.
+    After each epoch it writes `log.csv`, event files for TensorBoard in `logs/`, and
+    `model.keras` if the objective is the best so far. It writes `checkpoint.npz` every
+    `save_every` steps and after each epoch, and `training.png` after each epoch.
+
+    On a GPU an epoch can take less time than writing a large checkpoint. If
+    `save_every` exceeds the steps of an epoch, these two files are therefore written
+    after fewer epochs: when `save_every` steps have passed, and after the last epoch.
 
     Args:
         run: the directory.
         objective: chooses the epoch whose model is kept.
-        record: what makes two runs the same, kept in the checkpoint.
+        record: options, data and backend of the run, kept in the checkpoint.
         history: the logs of the epochs before, extended in place.
         save_every: steps between two checkpoints.
         first_step: the step at which the first epoch begins.
-        elapsed: seconds that the first epoch has taken before.
-        kept: gives the model to keep, of the one that is trained.
-        panels: what `training.png` shows.
-        patience: epochs without improvement after which training ends; 0: never.
+        elapsed: seconds that the first epoch took before it was interrupted.
+        kept: takes the trained model and returns the model to save.
+        panels: the pictures of `training.png`.
+        patience: epochs without improvement before training ends. 0: it never does.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class RunFiles(keras.callbacks.Callback):
         self._writer: Any = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        pyplot()  # what is missing is said now, not after an epoch
+        pyplot()  # a missing package is an error now, not after an epoch
         try:
             # Keras's own callback needs TensorFlow.
             from tensorboardX import SummaryWriter
@@ -237,8 +237,8 @@ class RunFiles(keras.callbacks.Callback):
                 "Event files are written with tensorboardX, which is not installed: "
                 "pip install '.[lm]' in a checkout of keras-qrnn"
             ) from error
-        # What an interrupted run wrote is hidden, and the history written anew: it
-        # may have written more than its checkpoint has, or less.
+        # An interrupted run may have written more events than its checkpoint has, or
+        # fewer. So its events are hidden, and the history is written anew.
         self._writer = SummaryWriter(str(self._run.events), purge_step=0)
         for row in self._history:
             self._write_scalars(row)
@@ -250,8 +250,8 @@ class RunFiles(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._started = time.monotonic()
 
-    # At the start of the next batch: for a callback that acts at the end of one, Keras
-    # reads the loss of every step, so that a GPU waits for Python and Python for it.
+    # This acts at the start of the next batch. For a callback at the end of a batch,
+    # Keras reads the loss of every step, and the GPU and Python wait for each other.
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         step = self._first_step + batch
         if batch and step % self._save_every == 0:
@@ -279,7 +279,7 @@ class RunFiles(keras.callbacks.Callback):
     def save_epoch(self) -> None:
         """Writes the checkpoint and `training.png` of the epoch that has ended.
 
-        Does nothing where they are written already.
+        It does nothing if they are written already.
         """
         if self._unsaved:
             self._save(self._epoch, 0)
@@ -304,7 +304,7 @@ class SaveWhenStopped(keras.callbacks.Callback):
     """Writes the checkpoint of the epoch after which another callback ends `fit`.
 
     Args:
-        files: those of the run.
+        files: the callback that writes the run's files.
     """
 
     def __init__(self, files: RunFiles) -> None:
@@ -322,11 +322,11 @@ def run_meta(
     """The `meta` of a run's checkpoint.
 
     Args:
-        record: what makes two runs the same.
+        record: options, data and backend of the run.
         history: the logs of the epochs that have ended.
         epoch: number of these epochs.
         step: steps of the next epoch that are done.
-        seconds: that these steps have taken.
+        seconds: seconds that these steps took.
     """
     return {
         "epoch": epoch,

@@ -40,7 +40,7 @@ def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> 
     Args:
         path: the file, a `.npz` archive.
         model: compiled, its optimizer built.
-        meta: where the run is; JSON.
+        meta: how far the run is, as JSON.
     """
     arrays: dict[str, Any] = {
         name: _to_numpy(variable) for name, variable in _named(model).items()
@@ -54,22 +54,22 @@ def read_meta(path: str | os.PathLike) -> dict:
     """The `meta` of a checkpoint.
 
     Raises:
-        ValueError: if the file is truncated or something else.
+        ValueError: if the file is damaged or is no checkpoint.
     """
 
     def take(archive: np.lib.npyio.NpzFile) -> None:
-        """Nothing: the header is enough."""
+        """Reads nothing: the header is enough."""
 
     return _read(path, take)[0]
 
 
 def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
-    """Puts a checkpoint's values in the model and gives its `meta`.
+    """Loads a checkpoint's values into the model and returns its `meta`.
 
-    Nothing is changed unless all fits.
+    If a value does not fit, nothing is changed.
 
     Raises:
-        ValueError: if the file is truncated, something else, or of another model.
+        ValueError: if the file is damaged, is no checkpoint, or is of another model.
     """
 
     def values(archive: np.lib.npyio.NpzFile) -> list:

@@ -1,4 +1,4 @@
-"""What a run is judged by: a metric, and whether lower or higher is better."""
+"""The objective of a run: a metric, and whether lower or higher is better."""
 
 import math
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Objective:
         one_of("direction", self.direction, ("min", "max"))
 
     def best(self, history: list[dict]) -> int | None:
-        """Index of the best epoch of `history`; the first of equal ones.
+        """Index of the best epoch of `history`. Of equal epochs the first is the best.
 
-        None if there is no epoch with a finite value.
+        None if no epoch has a finite value.
         """
         values = [row[self.name] for row in history]
         finite = [n for n, value in enumerate(values) if math.isfinite(value)]
@@ -39,10 +39,10 @@ class Objective:
     def is_over(self, history: list[dict], patience: int) -> bool:
         """Whether to train no further after the epochs of `history`.
 
-        Training ends where the metric is not finite any more, of which nothing
-        comes, and where it has not improved for `patience` epochs, if that is not
-        0. The answer depends on the history alone, so that a resumed run stops
-        where one that was never interrupted does.
+        Training ends if the metric is no longer finite, because it would not recover.
+        It also ends if the metric has not improved for `patience` epochs; a `patience`
+        of 0 turns this off. The answer depends on the history alone. So a resumed run
+        stops at the same epoch as an uninterrupted one.
         """
         if not history:
             return False

@@ -1,4 +1,4 @@
-"""Keras's SGD and AdamW with what the recipes of language models add to them."""
+"""Keras's SGD and AdamW with late averages and a scheduled momentum."""
 
 from typing import Any, TypeAlias
 
@@ -11,12 +11,12 @@ LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedul
 
 
 class TriggeredAverage:
-    """What an optimizer needs to average the weights from a step on.
+    """A mixin for optimizers that average the weights from a step on.
 
-    Keras's optimizers keep exponential moving averages of the weights (`use_ema`).
-    With `triggered_average` those become plain means of the weights after each step
-    since `start_average` was called, as in averaged SGD; before, they equal the
-    weights. The step is an optimizer variable, so that a checkpoint holds it.
+    Keras's optimizers keep exponential moving averages of the weights (`use_ema`). With
+    `triggered_average` these are plain means instead, as in averaged SGD: means over
+    all steps since `start_average` was called. Before, they equal the weights. The step
+    is a variable of the optimizer, so a checkpoint holds it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TriggeredAverage:
         if not self.triggered_average:
             super()._update_model_variables_moving_average(trainable_variables)
             return
-        # The steps averaged before this one; none before the trigger.
+        # The number of steps averaged before this one. There are none before the start.
         start = ops.convert_to_tensor(self.average_start)
         count = ops.cast(ops.cast(self.iterations, "int32") - start, "float32")
         weight = ops.where(start < 0, 1.0, 1.0 / (count + 1.0))
@@ -63,7 +63,7 @@ class TriggeredAverage:
             if average is not None:
                 old = ops.cast(ops.convert_to_tensor(average), "float32")
                 new = ops.cast(ops.convert_to_tensor(variable), "float32")
-                # So that the average is the weight itself, to the bit, at weight 1.
+                # With a weight of 1 the average equals the variable to the bit.
                 mean = (1.0 - weight) * old + weight * new
                 average.assign(ops.cast(mean, average.dtype))
 
@@ -79,9 +79,8 @@ class SGD(TriggeredAverage, keras.optimizers.SGD):
     1708.02182, section 3.
 
     Args:
-        triggered_average: Boolean, whether the averages of `use_ema`, then always
-            kept, are means of the weights since `start_average` was called. Defaults
-            to `False`.
+        triggered_average: Boolean, whether the averages of the weights are means since
+            `start_average` was called. `use_ema` is then set. Defaults to `False`.
         *args, **kwargs: those of `keras.optimizers.SGD`.
     """
 
@@ -92,8 +91,8 @@ class AdamW(TriggeredAverage, keras.optimizers.AdamW):
 
     Args:
         beta_1: Number in [0, 1), the momentum, or a `LearningRateSchedule` that gives
-            it for each step. The correction of the first steps' bias takes the
-            momentum of the present step for that of all.
+            it for each step. The correction of the first steps' bias uses the present
+            step's momentum for all steps.
         triggered_average: as in `SGD`.
         *args, **kwargs: those of `keras.optimizers.AdamW`.
     """

@@ -35,7 +35,7 @@ DTYPE_POLICIES = (
 )
 # The largest number that the backends take for a size or a seed.
 MOST = 2**31 - 1
-# Half of the largest number of a type: the difference of two is one, too.
+# Half of the largest number of a type: the difference of two such numbers is finite.
 FLOAT32_MOST = 1.7e38
 FLOAT16_MOST = 32752.0
 
@@ -48,11 +48,11 @@ def option(default: Any, help: str, check: Check, *older_names: str) -> Any:
 
     Args:
         default: its default value.
-        help: one line about it, for the command line.
-        check: called with the option's name and a value that is not None; raises a
+        help: one line about the option, for the command line.
+        check: takes the option's name and a value that is not None. Raises a
             `ValueError` that names the option.
-        older_names: names that it had before. The command lines, configuration
-            files and checkpoints still take them.
+        older_names: earlier names of the option. Command lines, configuration files
+            and checkpoints still take them.
     """
     return field(
         default=default,
@@ -125,7 +125,7 @@ def choice(*choices: str) -> Check:
 
 
 def takes_older_names(options: type[Options]) -> type[Options]:
-    """Lets a dataclass of options be made by the older names of its options, too."""
+    """Lets a dataclass of options take the older names of its options too."""
     init = options.__init__
 
     @functools.wraps(init)
@@ -144,17 +144,18 @@ class TrainingOptions:
     That is arXiv 1611.01576, section 3.2. `LanguageModel` explains the options that
     are its arguments. Others are:
 
-    - `first_window` is the window of the first layer, where it is not `window`.
+    - `first_window` is the window of the first layer, if it differs from `window`.
     - The learning rate falls after `constant_epochs` epochs. With the schedule
       `one_cycle` it rises to `learning_rate`, falls and anneals instead: see
       `OneCycle`.
     - With a `weight_average` above 0, moving averages of the weights are validated
-      and kept. Each step keeps that part of them. With an `average_trigger` above 0
-      these are plain averages, from when validation stalls: see `AverageAfterStall`.
+      and kept. The number is the momentum of the averages. With an `average_trigger`
+      above 0 they are plain averages since validation stalled: see
+      `AverageAfterStall`.
     - `random_lengths` varies the steps of a batch: see `BPTTBatches`.
 
-    `finetune` is the `save_path` of a finished run. This run starts from the weights
-    that it kept (arXiv 1708.02182, section 5).
+    `finetune` is the `save_path` of a finished run. This run starts from its best
+    weights (arXiv 1708.02182, section 5).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -305,17 +306,18 @@ class TrainingOptions:
     @property
     def eval_steps(self) -> int:
         """Steps that an evaluation reads at a time."""
-        # A QRNN takes a long stretch at once; an LSTM's cost is in its steps.
+        # A QRNN is fast for many steps at once. An LSTM's cost is in its steps.
         return self.seq_len * (self.batch_size if self.cell == "qrnn" else 1)
 
 
-# Recipes by name, as what differs from the defaults. "awd" is the QRNN of arXiv
+# Recipes by name: the options that differ from the defaults. "awd" is the QRNN of arXiv
 # 1708.02182: its sizes, dropout rates and regularization are those of the published
-# code. In place of 550 epochs of averaged SGD it has one cycle of AdamW, with the
-# momenta, the shape and the clip with which fast.ai trained this model in 90 epochs on
-# WikiText-2. There a batch had 100 rows and the rate went to 0.005: the rate here is
-# that times the root of 40 / 100. The clip, 0.12, belonged to a mean over 70 steps:
-# here it is 70 times as large. The decay is decoupled; theirs was in the gradient.
+# code. That code trains for 550 epochs with averaged SGD; this recipe has one cycle of
+# AdamW. Momenta, shape and clip are those of fast.ai, which trained this model in 90
+# epochs on WikiText-2. There a batch had 100 rows and the peak rate was 0.005: the rate
+# here is 0.005 times the root of 40 / 100. The clip of 0.12 was for a mean over 70
+# steps: for a sum it is 70 times as large. The weight decay is decoupled here; theirs
+# was a part of the gradient.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "awd": {
@@ -351,7 +353,7 @@ def check_each(options: Any) -> None:
 
 
 def type_of(options: Any, name: str) -> type:
-    """The type of an option; of `int | None` it is `int`."""
+    """The type of an option. For `int | None` it is `int`."""
     owner = options if isinstance(options, type) else type(options)
     hint = typing.get_type_hints(owner)[name]
     return (typing.get_args(hint) or (hint,))[0]
@@ -360,7 +362,7 @@ def type_of(options: Any, name: str) -> type:
 def with_current_names(
     values: Mapping[str, Any], options: Any = TrainingOptions
 ) -> dict[str, Any]:
-    """`values` by the names that the options have now.
+    """`values` under the present names of the options.
 
     Args:
         values: options by name, older names among them: those of a configuration

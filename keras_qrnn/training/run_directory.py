@@ -19,12 +19,12 @@ DOING = "trained in"  # what a training does with its directory
 def held(directory: Path, doing: str, option: str = "save_path") -> Iterator[None]:
     """Keeps other processes out of `directory` while the context lasts.
 
-    Makes the directory, and removes what killed processes have left half-written in
-    it. The lock ends with the process, however that ends; its file stays.
+    It makes the directory, and removes half-written files that killed processes left
+    there. The lock ends with the process in any case. The lock's file stays.
 
     Args:
-        directory: of a run or a search.
-        doing: what is done with it, for the message: "trained in", "searched".
+        directory: the directory of a run or a search.
+        doing: the use of the directory, for the message: "trained in", "searched".
         option: name of the option that names the directory.
 
     Raises:
@@ -50,7 +50,7 @@ def refuse_if_held(directory: Path, doing: str, option: str = "save_path") -> No
 
 
 def _lock(file: Any, directory: Path, doing: str, option: str) -> None:
-    import fcntl  # Windows has none: there a model can be read, but not trained
+    import fcntl  # Windows has no fcntl: models can be read there, not trained
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,7 +65,7 @@ def check_directory(option: str, directory: Path) -> None:
 
     Args:
         option: name of the option that names the directory.
-        directory: need not exist.
+        directory: a path that need not exist.
     """
     for each in (directory, *directory.parents):
         if each.is_dir():
@@ -85,8 +85,8 @@ def first_difference(
     """Name of the first value in which two records differ, or None.
 
     Args:
-        found: a record that was kept.
-        expected: the same of what is about to run; it gives the order.
+        found: the record in a checkpoint.
+        expected: the record of the run to start. It gives the order.
         free: names that may differ.
     """
     names = [*expected, *(name for name in found if name not in expected)]
@@ -101,7 +101,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        checkpoint: all that is needed to go on, `checkpoint.npz`.
+        checkpoint: the file that a resumed run needs, `checkpoint.npz`.
         model: the best model by validation, `model.keras`.
         log: a line for each epoch, `log.csv`.
         plot: the curves of the epochs, `training.png`.
@@ -117,20 +117,20 @@ class RunDirectory:
         self.events = path / "logs"
 
     def check(self, difference: Callable[[dict], str | None], resume: bool) -> bool:
-        """Refuses to run here where something else would be lost. Writes nothing.
+        """Raises an error if a run here would destroy another run. Writes nothing.
 
         Args:
-            difference: called with the `meta` of the checkpoint that is there. Gives
-                None if that is of the run that is about to start, or else what
-                "the run has": `"units=8. Received: units=9"`.
-            resume: whether the run is to go on from the checkpoint.
+            difference: takes the `meta` of the directory's checkpoint. Returns None if
+                it belongs to the run to start, or else how the two differ:
+                `"units=8. Received: units=9"`.
+            resume: whether the run shall resume from the checkpoint.
 
         Returns:
-            Whether there is a checkpoint to go on from.
+            Whether there is a checkpoint to resume from.
 
         Raises:
             FileExistsError: if the directory holds a run and `resume` is False, or
-                a model and no checkpoint to go on from.
+                a model and no checkpoint to resume from.
             NotADirectoryError: if the path is a file or lies in one.
             ValueError: if the checkpoint is damaged or of another run.
         """
@@ -144,7 +144,7 @@ class RunDirectory:
             return False
         meta = read_meta(self.checkpoint)
         if not (meta["epoch"] or meta["step"] or self.model.exists()):
-            return False  # it ended before its first checkpoint
+            return False  # the run ended before its first checkpoint
         other = difference(meta)
         if resume and other:
             raise ValueError(f"Option `resume`: the run in {self.path} has {other}")

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of the momentum, functions of the step alone."""
+"""Schedules of learning rate and momentum. They depend on the step alone."""
 
 import math
 
@@ -13,16 +13,21 @@ from keras_qrnn._types import Tensor
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
     """Rises once, falls, and anneals (arXiv 1803.09820, section 4.1).
 
-    In the first `rise` of the steps the value goes from `start` to `peak`. For `hold`
-    of them it stays there. In the last `anneal` of them it goes from `start` to `end`,
-    and before, in what is left, from `peak` back to `start`. Each part is linear. After
-    the last step the value stays at `end`.
+    The cycle has four linear parts. `rise`, `hold` and `anneal` are fractions of the
+    steps:
 
-    It is a function of the optimizer's step count, which a checkpoint holds: a resumed
-    run goes on exactly, and a compiled training step computes it by itself.
+    1. The value rises from `start` to `peak`, in the fraction `rise`.
+    2. It stays at `peak`, for the fraction `hold`.
+    3. It falls from `peak` to `start`, in the remaining steps.
+    4. It falls from `start` to `end`, in the fraction `anneal`.
 
-    For a momentum that mirrors the rate give the larger momentum as `start` and `end`
-    and the smaller as `peak`: see `keras_qrnn.training.optimizers.AdamW`.
+    After the last step the value stays at `end`.
+
+    The value depends only on the optimizer's step count, which a checkpoint holds. So a
+    resumed run continues exactly, and a compiled training step computes the value.
+
+    A momentum mirrors the rate: give the larger momentum as `start` and `end`, and the
+    smaller one as `peak`. See `keras_qrnn.training.optimizers.AdamW`.
 
     Args:
         peak: Number, the value at the end of the rise.
@@ -93,7 +98,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 def _line(
     step: Tensor, first: float, last: float, start: float, end: float
 ) -> Tensor | float:
-    """From `start` at step `first` to `end` at step `last`, and `end` from there on."""
+    """A line from `start` at step `first` to `end` at step `last`, then `end`."""
     if last <= first:
         return end
     done = ops.clip((step - first) / (last - first), 0.0, 1.0)
