@@ -4,19 +4,20 @@ import keras
 import numpy as np
 
 
-def value_and_gradients(function, arrays):
+def value_and_gradients(function, arrays, jit=True):
     """`function(*tensors)` and the gradients of its sum by each of `arrays`.
 
-    `function` returns a scalar tensor; all come back as NumPy arrays.
+    `function` returns a scalar tensor; all come back as NumPy arrays. JAX compiles it
+    as one program, unless it has so many operations that each is better run alone.
     """
     backend = keras.config.backend()
     if backend == "jax":
         import jax
 
         tensors = [jax.numpy.asarray(a) for a in arrays]
-        value, gradients = jax.value_and_grad(function, tuple(range(len(arrays))))(
-            *tensors
-        )
+        gradient = jax.value_and_grad(function, tuple(range(len(arrays))))
+        gradient = jax.jit(gradient) if jit else gradient
+        value, gradients = gradient(*tensors)
     elif backend == "torch":
         import torch
 
@@ -71,7 +72,8 @@ def second_gradients(function, arrays):
                 jnp.sum(jnp.sin(g)) for g in jax.grad(function, argnums)(*tensors)
             )
 
-        gradients = jax.grad(outer, argnums)(*[jnp.asarray(a) for a in arrays])
+        gradient = jax.jit(jax.grad(outer, argnums))
+        gradients = gradient(*[jnp.asarray(a) for a in arrays])
     elif backend == "torch":
         import torch
 

@@ -35,7 +35,8 @@ def repeated(rows, batch=BATCH):
 def cases(draw):
     """A layer's configuration, its input, mask and state."""
     window = draw(st.integers(1, 4))
-    batch, time = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 8]))
+    # Few shapes: some backends compile each.
+    batch, time = draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 3, 8]))
     mask = draw(st.sampled_from(["none", "right", "left", "holes"]))
     seed = draw(st.integers(0, 99))
     rng = np.random.default_rng(seed)
