@@ -11,7 +11,7 @@
 
 PYTHON ?= python3.11
 BACKEND ?= jax
-BACKENDS ?= tensorflow jax torch
+BACKENDS ?= torch tensorflow jax
 comma := ,
 # Python compiles a module when it is first imported: most of a framework never is.
 PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
