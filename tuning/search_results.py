@@ -134,7 +134,7 @@ def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
     trial, copy = trial_directory(directory, trial_id), directory / "best_model.keras"
     if not copied:
         copy.unlink(missing_ok=True)
-    # Of a search that goes on it may still lie with its execution.
+    # In a resumed search the model may still be in the directory of its execution.
     found = [trial / "model.keras", *sorted(trial.glob("execution_*/model.keras"))]
     model = next((path for path in found if path.exists()), None)
     if model is not None:

@@ -12,7 +12,7 @@ def need_datasets(what: str) -> None:
     """Raises an ImportError if Hugging Face `datasets` is not installed.
 
     Args:
-        what: is loaded with it, for the message.
+        what: the thing to load with it, for the message.
     """
     if importlib.util.find_spec("datasets") is None:
         raise ImportError(
@@ -27,11 +27,11 @@ def load_columns(
     """One column of each split of a data set on the hub.
 
     Args:
-        name: of the data set, `owner/name`.
-        revision: of the data set, `refs/convert/parquet` for what the hub has made
-            of a loading script.
+        name: name of the data set, `owner/name`.
+        revision: revision of the data set. `refs/convert/parquet` has the files that
+            the hub made with a loading script.
         column: name of the column.
-        advice: what else a user can do where the hub cannot be reached.
+        advice: what a user can do instead if the hub cannot be reached.
 
     Returns:
         For each split the values of the column.
@@ -47,8 +47,8 @@ def load_columns(
     url = f"{constants.ENDPOINT}/api/datasets/{name}/revision/{quoted}"
     try:
         if not constants.HF_HUB_OFFLINE:
-            # `datasets` tries again and again for minutes: one request first says
-            # whether that is worth it.
+            # `datasets` retries for minutes. So one request first tests whether the
+            # hub can be reached.
             urllib.request.urlopen(url, timeout=TIMEOUT).close()
         found = load_dataset(name, revision=revision)
     except (OSError, DatasetsError) as error:

@@ -7,8 +7,8 @@ The layer and the public functions call the five functions of `Backend`. Each of
 For all of them:
 
 - Shapes are checked by the caller. An implementation may take them as described here.
-- The accumulator is float32, or float64 where the arguments are float64. What is summed
-  over time is summed in it.
+- The accumulator is float32, or float64 if the arguments are float64. Sums over time
+  are computed in it.
 - A batch may have no rows. Time has at least one step.
 - A tensor may lie in memory in any order, unless a memory order is named.
 """
@@ -66,10 +66,10 @@ class Backend(Protocol):
                 not use them afterwards. PyTorch is fastest with time-major memory.
             initial_state: `(batch, units)`, any float dtype; cast here to the
                 accumulator's.
-            update_scale: what multiplies the update `1 - f`, and i under
-                ifo-pooling: a number, a tensor `(batch, time, 1)` or
-                `(batch, time, units)` of bool or of the accumulator's dtype (cast
-                here from bool, and from other floats), or None for 1.
+            update_scale: the factor on the update `1 - f`, and on i under
+                ifo-pooling. A number, None for 1, or a tensor `(batch, time, 1)` or
+                `(batch, time, units)` of bool or a float dtype. A tensor is cast here
+                to the accumulator's dtype.
             pooling: a key of `GATES`.
             activate: whether tanh and sigmoid are applied to `gates` first. If not,
                 `gates` are activated already.
@@ -109,8 +109,8 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """`causal_conv`, then `pool` with activations: a layer with its defaults.
 
-        Arguments and results are those of the two functions. Where no gradient is
-        taken the gates of all steps need not exist at once.
+        Arguments and results are those of the two functions. Without a gradient, the
+        gates of all steps need not exist at once.
         """
         ...
 
@@ -135,8 +135,8 @@ class Kernels(Protocol):
     everywhere else. `compile.py` hands them to `torch.compile`.
 
     Sequences are time-major: `(time, batch, units)`. No gradient is recorded through a
-    kernel. Its arguments are left as they were, but for the gates that `loops.py` gets
-    for inference. Results are new memory, in that order; those of a scan may keep the
+    kernel. Its arguments do not change, except the gates that `loops.py` gets for
+    inference. Results are new time-major memory; those of a scan may have the memory
     order of their arguments. Numba takes no bfloat16 and no float16.
     """
 
@@ -205,7 +205,7 @@ class Kernels(Protocol):
         """The outputs `(time, batch, units)` and the last cell state `(batch, units)`.
 
         The arguments are those of `pool`, but `initial_state` may have any float
-        dtype. The other cell states are written nowhere.
+        dtype. The other cell states are not stored.
         """
         ...
 

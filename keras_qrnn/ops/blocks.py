@@ -1,8 +1,8 @@
 """How time is cut: a scan in blocks, a layer in pieces.
 
-A block is a stretch of the scan. A scan of one step after the other pays the cost of
-dispatching a step `time` times, and where a step is small that is its whole cost. A
-scan in blocks takes fewer, larger steps:
+A block is a stretch of the scan. A scan of one step after the other dispatches `time`
+steps. If the steps are small, dispatching is almost all of its cost. A scan in blocks
+takes fewer, larger steps:
 
 1. All blocks advance together, each from a state of zero. The decays of each block are
    multiplied.
@@ -13,11 +13,12 @@ scan in blocks takes fewer, larger steps:
    advance once more, from that state.
 
 A piece is a stretch of the layer. Inference convolves and pools one piece of a long
-sequence after the other. The gates of all steps are a layer's largest array, and on a
-CPU a page of new memory costs more than the arithmetic on it; the gates of a piece fit
-in memory that is there already, and in the caches. Training keeps the gates of all
-steps for the gradient. Only what is computed from them is made for one piece at a time:
-by PyTorch explicitly, elsewhere by XLA, which fuses it away.
+sequence after the other. The gates of all steps are a layer's largest array. On a CPU a
+page of new memory costs more than the arithmetic on it. The gates of a piece fit in
+memory that the process has already, and in the caches.
+
+Training keeps the gates of all steps for the gradient. The arrays computed from them
+live for one piece only. PyTorch does this explicitly; elsewhere XLA fuses them away.
 """
 
 # A step of at most this many elements costs its dispatch and little else.
@@ -29,7 +30,7 @@ def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
 
     Args:
         time: the number of steps, or None where a graph does not know it.
-        width: the elements of one step, `batch * units`, or None likewise.
+        width: the elements of one step, `batch * units`, or None if unknown.
     """
     known = time is not None and width is not None
     return known and width <= SMALL_STEP and time >= 64
@@ -38,12 +39,13 @@ def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
 def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:
     """The number of steps in a piece: at least 1, at most `time`.
 
-    A piece has about `rows` rows, a row being one step of one sequence.
+    A piece has about `rows` rows. A row is one step of one sequence.
 
     Args:
-        time: the number of steps, or None where a graph does not know it; then None
-            is returned, for one piece.
-        batch: the number of sequences, or None likewise; then `time` is returned.
+        time: the number of steps, or None if a graph does not know it. The result is
+            then None: one piece.
+        batch: the number of sequences, or None if a graph does not know it. The result
+            is then `time`.
         rows: the number of rows that suits the backend.
     """
     if time is None or batch is None:

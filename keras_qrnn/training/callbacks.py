@@ -157,7 +157,7 @@ class Stopping(keras.callbacks.Callback):
     """Ends `fit` when the objective says that training is over.
 
     Args:
-        objective: what the run is judged by.
+        objective: the metric that decides, and its direction.
         history: the logs of the epochs, which `RunFiles` extends.
         patience: epochs without improvement before training ends. 0: it never does.
     """

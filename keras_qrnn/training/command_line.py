@@ -35,8 +35,8 @@ def add_flag(parser: Any, name: str, default: Any, help: str) -> None:
 def add_options(parser: Any, options: Any, names: Iterable[str] | None = None) -> None:
     """Adds an argument for each option of a dataclass, under all its names.
 
-    An option that is not given on the command line is not in the namespace, so that
-    presets and configuration files can tell it from one that is.
+    The namespace holds only options that the command line gives. Presets and
+    configuration files decide the others.
 
     Args:
         parser: an `argparse` parser, or a group of one.
@@ -124,11 +124,10 @@ def run_command(
     """Runs a command and reports what ends it in one line on stderr.
 
     Args:
-        name: of the command, for the message.
+        name: name of the command, for the message.
         command: the work.
         errors: further exceptions that are errors of use and not of the program.
-        on_interrupt: what is said after Ctrl-C, if the `KeyboardInterrupt` itself
-            says nothing.
+        on_interrupt: the message after Ctrl-C, if the `KeyboardInterrupt` has none.
 
     Returns:
         The exit code: 0, 2 after an error of use, 130 after Ctrl-C.
