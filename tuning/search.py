@@ -160,7 +160,7 @@ def space_from(arguments: argparse.Namespace) -> Space:
 
 
 def options_from(arguments: argparse.Namespace) -> TrainingOptions:
-    """The options of all trainings, without what is searched."""
+    """The options of all trainings, without the hyperparameters."""
     given = {name: vars(arguments)[name] for name in FIXED if name in arguments}
     epochs = arguments.epochs or EPOCHS[arguments.dataset]
     return TrainingOptions(epochs=epochs, **given)
@@ -184,8 +184,8 @@ def record(
     options: TrainingOptions,
     task: LanguageModelTask,
 ) -> dict:
-    """All that makes the trials of one search comparable."""
-    # What is searched stands in the space. Where a trial writes checkpoints is free.
+    """The record of a search. Trials of searches with equal records are comparable."""
+    # The space holds the hyperparameters. How often checkpoints are written may change.
     free = {"save_every", *HYPERPARAMETERS}
     fixed = {name: value for name, value in vars(options).items() if name not in free}
     return {

@@ -238,8 +238,8 @@ class BayesianOracle(Resumable, BayesianOptimizationOracle):
 class GridOracle(Resumable, keras_tuner.Oracle):
     """Grid search. The last hyperparameter varies fastest.
 
-    keras-tuner's own oracle keeps its position in memory alone, so that a search
-    that was killed would end where it had stopped.
+    keras-tuner's own oracle keeps its position in memory only. A search that was killed
+    could not continue.
     """
 
     def populate_space(self, trial_id: str) -> dict:

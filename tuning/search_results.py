@@ -62,10 +62,10 @@ def write_results(
     """Writes `trials.csv`, the best trial's options and model, and the pictures.
 
     Args:
-        oracle: whose trials have ended, or some of them.
-        directory: of the search.
-        options: of the training, without what is searched.
-        save_data: writes what a model needs beside its own file.
+        oracle: the oracle of the search. Some or all of its trials have ended.
+        directory: the directory of the search.
+        options: options of the training, without the hyperparameters.
+        save_data: writes the data that a model needs beside its own file.
 
     Returns:
         The rows of `trials.csv`.
@@ -120,8 +120,8 @@ def _best_before(directory: Path) -> str | None:
 def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
     """Copies the model of a trial to `best_model.keras`.
 
-    Where the trial's model was deleted, a copy of it stays and a copy of another
-    trial's model goes.
+    If the trial's model was deleted, an existing copy of it stays. A copy of another
+    trial's model is removed.
 
     Args:
         directory: of the search.
@@ -150,7 +150,7 @@ def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
 
 
 def tidy_trials(oracle: keras_tuner.Oracle, directory: Path) -> None:
-    """See `tidy`: what a kill, or Hyperband, has left to be done."""
+    """Calls `tidy` for ended trials: a kill or Hyperband may have left files."""
     for trial in oracle.trials.values():
         if trial.status in ENDED:
             tidy(trial_directory(directory, trial.trial_id))

@@ -98,9 +98,8 @@ class LanguageModelTask:
 
     Attributes:
         corpus: text to train on and to validate with.
-        vocabulary: the words of the whole training split. They are the whole
-            split's with `max_tokens`, too, so that models have the size, and
-            perplexities the meaning, that they have in a training in full.
+        vocabulary: the words of the whole training split, even with `max_tokens`. So
+            models have the size, and perplexities the meaning, of a full training.
     """
 
     corpus: Corpus
@@ -176,7 +175,7 @@ class LanguageModelTask:
         )
 
     def save(self, directory: Path) -> None:
-        """Writes what the best model needs beside its own file."""
+        """Writes the vocabulary, which the best model needs beside its own file."""
         self.vocabulary.save(directory / "vocabulary.json")
 
 

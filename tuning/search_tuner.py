@@ -40,7 +40,7 @@ class TrialTuner(BaseTuner):
         oracle: see `make_oracle`.
         directory: of the search.
         train: the training.
-        options: of the training, without what is searched.
+        options: options of the training, without the hyperparameters.
         executions: how often each trial is run, with another seed each time. The
             mean counts.
         verbose: 2 prints a line for each epoch.

@@ -55,10 +55,10 @@ def role() -> str:
 def ask_chief_directly() -> None:
     """Keeps gRPC from asking a proxy for the chief.
 
-    gRPC takes the proxy of `grpc_proxy`, `https_proxy` or `http_proxy`, for an
-    address of this machine too, and a proxy does not know the chief: the worker
-    would wait in vain. `no_grpc_proxy` stands above `no_proxy` and concerns gRPC
-    alone, so that a corpus is still loaded through the proxy.
+    gRPC uses the proxy of `grpc_proxy`, `https_proxy` or `http_proxy`, even for an
+    address of this machine. A proxy does not know the chief: the worker would wait in
+    vain. `no_grpc_proxy` overrides `no_proxy` for gRPC alone. A corpus is still loaded
+    through the proxy.
     """
     host = os.environ["KERASTUNER_ORACLE_IP"].strip("[]")  # of an IPv6 address
     before = os.environ.get(NO_PROXY, os.environ.get("no_proxy", ""))
