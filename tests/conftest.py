@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # a small array does not need are left out.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # PyTorch's threads spin for a while after each operation. Where other programs need
-# the cores, as two environments at a time in .ci/run do, that made tests 15 times
+# the cores, as several environments at a time in .ci/run do, that made tests 15 times
 # slower. Read when libgomp is loaded, so before Keras is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -26,8 +26,9 @@ def to_numpy(tensor):
 BATCH, DISTINCT = 600, 24
 
 
-def repeated(rows, batch=BATCH):
+def repeated(rows, batch=None):
     """`rows` over and over, `batch` in all: the reference need not compute each."""
+    batch = BATCH if batch is None else batch
     return np.tile(rows, (batch // len(rows), *[1] * (np.ndim(rows) - 1)))
 
 

@@ -38,6 +38,13 @@ def _as_on_a_gpu():
     with pytest.MonkeyPatch.context() as patch:
         assert choice._triton() is not None, "pip install triton"
         patch.setattr(choice, "loops", choice._triton())
+        if kernels.DEVICE == "cpu":
+            # The interpreter takes seconds for a large batch. A smaller one is cut in
+            # the same pieces if they have fewer rows.
+            batch = 2 * test_layer.DISTINCT
+            rows = loops.PIECE_ROWS * batch // test_layer.BATCH
+            patch.setattr(loops, "PIECE_ROWS", rows)
+            patch.setattr(test_layer, "BATCH", batch)
         yield
 
 
