@@ -231,7 +231,7 @@ def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
 
 
 def _one_minus_(x: torch.Tensor) -> torch.Tensor:
-    return x.neg_().add_(1)
+    return torch.sub(x.new_ones(()), x, out=x)
 
 
 def _scaled_(x: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:

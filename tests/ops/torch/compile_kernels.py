@@ -1,7 +1,13 @@
 """Compiles the kernels of `ops/torch/triton.py` to machine code; it needs no GPU.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=0 python -m tests.ops.torch.compile_kernels
+KERAS_BACKEND=torch TRITON_INTERPRET=0 python -m tests.ops.torch.compile_kernels [--all]
+
+Each dtype, each pooling and each other constant occurs at least once. With `--all` each
+dtype occurs with each pooling, which takes twice the time.
 """
+
+import itertools
+import sys
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -73,12 +79,15 @@ def main():
     for capability in CAPABILITIES:
         for dtype in ("fp32", "fp64"):
             compile_scan(capability, dtype)
-    for dtypes in DTYPES:
-        for pooling in ("f", "fo", "ifo"):
-            compile_pool(90, *dtypes, pooling, "*i1", True)
-    for dtypes in DTYPES[1:3]:
-        compile_pool(80, *dtypes, "fo", None, True)
-        compile_pool(90, *dtypes, "ifo", f"*{dtypes[1]}", False)
+    half, brain, single, double = DTYPES
+    pairs = [(half, "ifo"), (brain, "fo"), (double, "f")]
+    pairs += [(single, pooling) for pooling in GATES]
+    if "--all" in sys.argv:
+        pairs = list(itertools.product(DTYPES, GATES))
+    for dtypes, pooling in pairs:
+        compile_pool(90, *dtypes, pooling, "*i1", True)
+    compile_pool(80, *brain, "fo", None, True)
+    compile_pool(90, *single, "ifo", "*fp32", False)
 
 
 if __name__ == "__main__":
