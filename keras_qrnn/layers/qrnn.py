@@ -476,6 +476,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         if len(given) > 1:
             _window_owner.check(given[1], self)
         if previous_output is not None:
+            if not hasattr(previous_output, "shape"):
+                previous_output = ops.convert_to_tensor(previous_output)
             expected, received = (batch, self.units), tuple(previous_output.shape)
             if not fits(received, expected):
                 raise ValueError(
