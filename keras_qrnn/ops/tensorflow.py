@@ -1,135 +1,28 @@
 """TensorFlow: the scan and the poolings, with gradients by hand.
 
 The recurrence is written in four ways, and `_scan` chooses: `_in_place` is for XLA,
-`_halving` for a GPU, `_blocked` for small steps, `_sequential` for the rest. `_run` has
-XLA compile what pays. `_gradient_by_hand` takes the place of `tf.custom_gradient`.
+`_halving` for a GPU, `_blocked` for small steps, `_sequential` for the rest. The scan's
+gradient is `_scan_gradient`, a pooling's is `_pool_gradient`. `ops/tensorflow_graph.py`
+has XLA compile what pays, and frees a gradient together with its graph. Shapes and
+dtypes are those of `Backend` in `ops/backend.py`.
 """
 
-import functools
-import itertools
 import sys
-import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
 from keras import ops
-from tensorflow.python.eager import record
 
 from keras_qrnn.ops import equations
 from keras_qrnn.ops.blocks import is_cut_in_blocks
 from keras_qrnn.ops.equations import GATES, Gates
-
-
-def _run(
-    function: Callable, sequence: tf.Tensor, *arguments
-) -> tf.Tensor | tuple[tf.Tensor, ...]:
-    """`function(sequence, *arguments)`, by XLA if `_is_compiled(sequence)`."""
-    run = _by_xla(function) if _is_compiled(sequence) else function
-    return run(sequence, *arguments)
-
-
-def _is_compiled(sequence: tf.Tensor) -> bool:
-    """Whether XLA compiles functions of `sequence`, of shape `(batch, time, ...)`.
-
-    XLA takes a tenth of a second for each new shape. So only graphs that know the
-    number of steps are compiled. An eager call, or a graph for any number of steps, may
-    meet a new shape at every call.
-    """
-    in_graph = not tf.executing_eagerly()
-    has_xla = sys.platform != "darwin"  # a Mac's GPU has no XLA
-    known = in_graph and has_xla and sequence.shape[1] is not None
-    return known and not _has_gpu() and not _is_exporting()
-
-
-def _is_exporting() -> bool:
-    """Whether this graph is traced for ONNX or OpenVINO, by Keras or a converter.
-
-    The two formats hold no function that XLA compiles. SavedModel and LiteRT do. A
-    graph does not say for which format it is traced. So this looks for the exporting
-    modules on the call stack.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
-            return True
-        frame = frame.f_back
-    return False
-
-
-_EXPORTERS = (
-    "keras.src.export.onnx", "keras.src.export.openvino", "tf2onnx", "openvino"
-)  # fmt: skip
-
-
-def _by_xla(function: Callable) -> Callable:
-    """`function` compiled by XLA, once for each shape in one graph.
-
-    The graph keeps the compiled function. If this module kept it, its memory would
-    never be freed, not even after the model is deleted.
-    """
-    compiled = _kept_by(tf.compat.v1.get_default_graph(), "compiled")
-    if function not in compiled:
-        compiled[function] = tf.function(function, jit_compile=True, autograph=False)
-    return compiled[function]
-
-
-def _gradient_by_hand(function: Callable) -> Callable:
-    """`tf.custom_gradient`, but the gradient is freed together with its graph.
-
-    In a graph, each call registers its gradient under a new name, which is never
-    removed: SavedModel stores gradients by name. `tf.custom_gradient` registers a
-    function that holds the graph, megabytes for each model. Here the graph holds the
-    gradient, and the registered function holds a weak reference to the graph.
-
-    Args:
-        function: takes tensors. Returns the results and a second function, which takes
-            the gradients by the results and returns the gradients by the arguments.
-    """
-
-    @functools.wraps(function)
-    def run(*arguments: tf.Tensor) -> tf.Tensor | tuple[tf.Tensor, ...]:
-        if tf.executing_eagerly():
-            return tf.custom_gradient(function)(*arguments)
-        results, gradient = function(*arguments)
-        flat = tf.nest.flatten(results)
-
-        def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
-            # `identity_n` below also takes the results: they get no gradient from it.
-            found = gradient(*d_results[: len(flat)])
-            return [None] * len(flat) + tf.nest.flatten(found)
-
-        given = [*flat, *arguments]
-        name = f"KerasQrnnGradientByHand-{next(_numbers)}"
-        graph = tf.compat.v1.get_default_graph()
-        _kept_by(graph, "gradients")[name] = gradients
-        _register(name, weakref.ref(graph))
-        with graph.gradient_override_map({"IdentityN": name}):
-            taken = tf.identity_n(given)
-        record.record_operation(name, taken, given, gradients)  # for a tape
-        return tf.nest.pack_sequence_as(results, taken[: len(flat)])
-
-    return run
-
-
-_numbers = itertools.count()
-
-
-def _register(name: str, graph: weakref.ref) -> None:
-    """Registers the gradient `name` that `graph` keeps. The graph may be freed."""
-
-    @tf.RegisterGradient(name)
-    def gradients(
-        operation: tf.Operation | None, *d_results: tf.Tensor
-    ) -> list[tf.Tensor | None]:
-        return _kept_by(graph(), "gradients")[name](*d_results)
-
-
-def _kept_by(graph: tf.Graph, name: str) -> dict:
-    """A dictionary that the graph keeps for this module, called `name`."""
-    name = f"_keras_qrnn_{name}"
-    if not hasattr(graph, name):
-        setattr(graph, name, {})
-    return getattr(graph, name)
+from keras_qrnn.ops.tensorflow_graph import (
+    as_graph,
+    gradient_by_hand,
+    has_gpu,
+    is_compiled,
+    run,
+)
 
 
 def linear_scan(
@@ -157,16 +50,16 @@ def _accumulator(dtype: tf.DType) -> tf.DType:
 def _linear_scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    @_gradient_by_hand
+    @gradient_by_hand
     def scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
-        states = _run(_scan, decay, inputs, initial_state, reverse)
+        states = run(_scan, decay, inputs, initial_state, reverse)
         # A function traced for any batch size returns states of unknown batch size.
         states.set_shape(inputs.shape)
 
         def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return _run(_scan_gradient, decay, initial_state, states, d_states, reverse)
+            return run(_scan_gradient, decay, initial_state, states, d_states, reverse)
 
         return states, gradient
 
@@ -228,27 +121,18 @@ def _scan(
     decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
     batch, time, units = inputs.shape
     width = None if None in (batch, units) else batch * units
-    if _is_compiled(inputs):
+    if is_compiled(inputs):
         scan = _in_place
-    elif _has_gpu() and time is not None:
+    elif has_gpu() and time is not None:
         scan = _halving
     else:
         # A GPU launches kernels for every step: fewer steps are faster.
-        cut = _has_gpu() or is_cut_in_blocks(time, width)
+        cut = has_gpu() or is_cut_in_blocks(time, width)
         scan = _blocked if cut else _sequential
         # An eager loop would dispatch every step from Python: it runs as a graph.
-        scan = _as_graph(scan) if tf.executing_eagerly() else scan
+        scan = as_graph(scan) if tf.executing_eagerly() else scan
     states = scan(decay, inputs, initial_state, reverse)
     return tf.ensure_shape(states, (batch, time, units))
-
-
-@functools.cache
-def _has_gpu() -> bool:
-    """Whether the machine has a GPU that TensorFlow may use.
-
-    The machine decides, because a graph does not know on which device it will run.
-    """
-    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def _in_place(
@@ -260,7 +144,7 @@ def _in_place(
     the gradient in `_linear_scan` is computed from the states.
     """
 
-    @_gradient_by_hand
+    @gradient_by_hand
     def scan(
         decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tf.Tensor, Callable]:
@@ -378,12 +262,6 @@ def _blocked(
     return states[:, rest[0] : rest[0] + time]
 
 
-@functools.cache
-def _as_graph(scan: Callable) -> Callable:
-    # TensorFlow traces a few shapes one by one, then shapes of unknown sizes once.
-    return tf.function(scan, reduce_retracing=True, autograph=False)
-
-
 def pool(
     gates: tf.Tensor,
     initial_state: tf.Tensor,
@@ -399,18 +277,18 @@ def pool(
     channels = gates.shape[2]
     units = channels and channels // len(GATES[pooling])
 
-    @_gradient_by_hand
+    @gradient_by_hand
     def fused(
         gates: tf.Tensor, initial_state: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        outputs, cells = _run(
+        outputs, cells = run(
             _pool, gates, initial_state, update_scale, pooling, activate
         )
         for sequence in (outputs, cells):
             sequence.set_shape((*gates.shape[:2], units))
 
         def gradient(d_outputs: tf.Tensor, d_last: tf.Tensor) -> tuple:
-            return _run(
+            return run(
                 _pool_gradient, gates, initial_state, update_scale, pooling, activate,
                 cells, d_outputs, d_last,
             )  # fmt: skip
@@ -507,7 +385,7 @@ def causal_conv(
     inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
     window, features, channels = kernel.shape
     inputs = tf.ensure_shape(inputs, (None, None, features))
-    if _has_gpu():
+    if has_gpu():
         outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
     else:
         outputs = _convolution(inputs, kernel)
@@ -523,7 +401,7 @@ def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     if outputs.dtype not in (tf.float16, tf.bfloat16):
         return tf.nn.bias_add(outputs, bias)
 
-    @_gradient_by_hand
+    @gradient_by_hand
     def add(outputs: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             d_bias = tf.reduce_sum(tf.cast(d_outputs, tf.float32), axis=[0, 1])
@@ -534,7 +412,7 @@ def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     return add(outputs, bias)
 
 
-@_gradient_by_hand
+@gradient_by_hand
 def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """TensorFlow's convolution with another gradient by the kernel.
 

@@ -25,7 +25,10 @@ if BACKEND not in ("jax", "tensorflow"):
 def _as_on_a_gpu():
     with pytest.MonkeyPatch.context() as patch:
         if BACKEND == "tensorflow":
-            patch.setattr(active, "_has_gpu", lambda: True)
+            from keras_qrnn.ops import tensorflow_graph
+
+            for module in (active, tensorflow_graph):
+                patch.setattr(module, "has_gpu", lambda: True)
         else:
             import jax
 

@@ -17,10 +17,11 @@ import keras_qrnn
 from keras_qrnn import QRNN
 from keras_qrnn.ops import tensorflow as active
 from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.tensorflow_graph import has_gpu
 from tests.assertions import assert_close
 from tests.gradients import second_gradients, value_and_gradients
 
-HAS_XLA = sys.platform != "darwin" and not active._has_gpu()
+HAS_XLA = sys.platform != "darwin" and not has_gpu()
 
 
 def compiled_functions(graph):
