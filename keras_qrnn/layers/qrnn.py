@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras.regularizers import Regularizer
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.initializers import ChronoBias
 from keras_qrnn.layers import _window_owner
 from keras_qrnn.layers._masks import compact, expand, fits, last_steps, mask_of
 from keras_qrnn.layers._states import (
@@ -74,6 +76,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             kernel, gates in the order z, f, o, i. Defaults to
             `"glorot_uniform"`.
         bias_initializer: Initializer of the bias. Defaults to `"zeros"`.
+            `keras_qrnn.initializers.ChronoBias` is for long memories.
         kernel_regularizer: Regularizer of the kernel. Defaults to `None`.
         bias_regularizer: Regularizer of the bias. Defaults to `None`.
         activity_regularizer: Regularizer of the layer's output. Defaults to
@@ -285,10 +288,13 @@ class QRNN(KeptStates, keras.layers.Layer):
             constraint=self.kernel_constraint,
         )
         if self.use_bias:
+            initializer = self.bias_initializer
+            if isinstance(initializer, ChronoBias):
+                initializer = partial(initializer, pooling=self.pooling)
             self.bias = self.add_weight(
                 shape=(channels,),
                 name="bias",
-                initializer=self.bias_initializer,
+                initializer=initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )

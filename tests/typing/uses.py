@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_qrnn import QRNN, f_pool, fo_pool, ifo_pool, linear_scan
+from keras_qrnn.initializers import ChronoBias
 
 if TYPE_CHECKING:
     import jax
@@ -51,6 +52,7 @@ def in_sequence(inputs: np.ndarray) -> list[int | None]:
         units=4,
         activation=keras.activations.relu,
         kernel_initializer=keras.initializers.Orthogonal(),
+        bias_initializer=ChronoBias(max_length=200, seed=1),
         stateful=True,
     )
     layer.reset_state()
