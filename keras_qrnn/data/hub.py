@@ -3,7 +3,7 @@
 import importlib.util
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 TIMEOUT = 10  # seconds
 
@@ -22,21 +22,22 @@ def need_datasets(what: str) -> None:
 
 
 def load_columns(
-    name: str, revision: str, column: str, advice: str
-) -> Mapping[str, list]:
-    """One column of each split of a data set on the hub.
+    name: str, revision: str, columns: Sequence[str], advice: str
+) -> Mapping[str, Mapping[str, list]]:
+    """Columns of each split of a data set on the hub.
 
     Args:
         name: name of the data set, `owner/name`.
         revision: revision of the data set. `refs/convert/parquet` has the files that
             the hub made with a loading script.
-        column: name of the column.
+        columns: names of the columns.
         advice: what a user can do instead if the hub cannot be reached.
 
     Returns:
-        For each split the values of the column.
+        For each split the values of each column.
 
     Raises:
+        ValueError: if the data set lacks a column.
         ConnectionError: if the hub or the data set cannot be reached.
     """
     from datasets import load_dataset
@@ -57,4 +58,13 @@ def load_columns(
             f"{type(error).__name__}: {error}. {advice}, or HF_HUB_OFFLINE=1 for a "
             "copy that was downloaded before."
         ) from error
-    return {split: list(table[column]) for split, table in found.items()}
+    for table in found.values():
+        if missing := set(columns) - set(table.column_names):
+            raise ValueError(
+                f"{name} must have the columns {', '.join(columns)}. It has no "
+                f"{min(missing)}. Received: {', '.join(table.column_names)}"
+            )
+    return {
+        split: {column: list(table[column]) for column in columns}
+        for split, table in found.items()
+    }

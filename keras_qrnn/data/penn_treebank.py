@@ -62,10 +62,10 @@ def from_hub() -> Corpus:
         ImportError: if `datasets` is not installed.
     """
     hub.need_datasets("Penn Treebank")
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, "sentence", ADVICE)
+    found = hub.load_columns(HUB_NAME, HUB_REVISION, ["sentence"], ADVICE)
     return Corpus(
         HUB_NAME,
-        train=found["train"],
-        valid=found["validation"],
-        test=found["test"],
+        train=found["train"]["sentence"],
+        valid=found["validation"]["sentence"],
+        test=found["test"]["sentence"],
     )

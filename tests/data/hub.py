@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on loopback: one dataset, one revision, parquet."""
+"""A small Hugging Face hub on loopback: one dataset in one revision."""
 
 import hashlib
 import http.server
@@ -21,17 +21,24 @@ def parquet(lines):
     return buffer.getvalue()
 
 
+def penn_treebank(splits):
+    """The files of Penn Treebank's revision with `splits` (name -> lines)."""
+    return {
+        f"penn_treebank/{split}/0000.parquet": parquet(lines)
+        for split, lines in splits.items()
+    }
+
+
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves `splits` (name -> lines); `requests` lists the paths asked for."""
+    """Serves `files` (path -> bytes); `requests` lists the paths asked for."""
 
     daemon_threads = True
 
-    def __init__(self, splits):
+    def __init__(self, files, name=HUB_NAME, revision=HUB_REVISION):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {
-            f"penn_treebank/{split}/0000.parquet": parquet(lines)
-            for split, lines in splits.items()
-        }
+        self.files = files
+        self.name = name
+        self.revision = revision
         self.requests = []
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
@@ -54,15 +61,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path, _, query = urllib.parse.unquote(self.path).partition("?")
         self.server.requests.append(path)
-        api, resolve = f"/api/datasets/{HUB_NAME}", f"/datasets/{HUB_NAME}/resolve/"
-        if path in (api, f"{api}/revision/{HUB_REVISION}", f"{api}/revision/{COMMIT}"):
+        name, revisions = self.server.name, (self.server.revision, COMMIT)
+        api, resolve = f"/api/datasets/{name}", f"/datasets/{name}/resolve/"
+        if path in (api, *(f"{api}/revision/{revision}" for revision in revisions)):
             siblings = [{"rfilename": name} for name in self.server.files]
-            self.answer_json({"id": HUB_NAME, "sha": COMMIT, "siblings": siblings})
+            self.answer_json({"id": name, "sha": COMMIT, "siblings": siblings})
         elif path.startswith(f"{api}/paths-info/"):
             self.answer_json([])
         elif path.startswith(f"{api}/tree/"):
             # .../tree/<revision>[/<directory>]
-            for revision in (HUB_REVISION, COMMIT):
+            for revision in revisions:
                 if path.startswith(f"{api}/tree/{revision}"):
                     directory = path.removeprefix(f"{api}/tree/{revision}")
                     recursive = "recursive=true" in query.lower()
@@ -70,7 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return
             self.answer(404, b"")
         elif path.startswith(resolve):
-            for revision in (HUB_REVISION, COMMIT):
+            for revision in revisions:
                 name = path.removeprefix(f"{resolve}{revision}/")
                 if name in self.server.files:
                     self.answer(200, self.server.files[name])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
-from tests.data.hub import Hub
+from tests.data.hub import Hub, penn_treebank
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def load_from(endpoint, home):
 
 def test_hub(tmp_path):
     splits = {"train": SPLITS["train"], "validation": SPLITS["valid"]}
-    with Hub(splits | {"test": SPLITS["test"]}) as hub:
+    with Hub(penn_treebank(splits | {"test": SPLITS["test"]})) as hub:
         done = load_from(hub.endpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     name, *loaded = json.loads(done.stdout.splitlines()[-1])
