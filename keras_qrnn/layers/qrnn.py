@@ -345,41 +345,74 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
         sequences, mask = self._in_scan_order(sequences, mask)
-        cell, window, previous_output = self._first_states(
+        states, previous_output = self._first_states(
             sequences, initial_state, previous_output
         )
         valid = None
         if mask is not None:
             sequences, valid = compact(sequences, mask)
-        inputs = sequences
-        if window is not None:
-            inputs = ops.concatenate([window, sequences], axis=1)
+        outputs, states = self._steps(sequences, valid, states, training)
+        outputs, last_output = self._in_place(outputs, mask, previous_output)
+        if self.stateful:
+            self._keep([*states, last_output])
+        if not self.return_state:
+            return outputs
+        return (outputs, *self._returned(states))
+
+    def _steps(
+        self,
+        sequences: Tensor,
+        valid: Tensor | None,
+        states: list[Tensor],
+        training: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outputs of all steps, and the states after the valid ones.
+
+        Args:
+            sequences: `(batch, time, features)` in scan order, valid steps first.
+            valid: the number of valid steps, `(batch,)`, or None for all.
+            states: as `_first_states` returns them.
+            training: whether zoneout and the dropouts act.
+
+        Returns:
+            The outputs, `(batch, time, units)`, of which those behind the valid steps
+            mean nothing, and the states as a list.
+        """
+        cell, *window = states
+        inputs = ops.concatenate([*window, sequences], axis=1) if window else sequences
         outputs, cell = self._convolve_and_pool(
             self._drop(inputs, training),
             cell,
             self._update_scale(sequences, valid, training),
             training,
         )
-        if window is not None:
-            window = last_steps(inputs, valid, self.window - 1)
+        window = [last_steps(inputs, valid, self.window - 1) for _ in window]
+        return outputs, [cell, *window]
+
+    def _in_place(
+        self, outputs: Tensor, mask: Tensor | None, previous_output: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the layer returns, and the output that the next masked step repeats.
+
+        Args:
+            outputs: `(batch, time, units)`, valid steps first.
+            mask: `(batch, time)` in scan order, or None.
+            previous_output: `(batch, units)`.
+        """
         if mask is not None:
             outputs = expand(outputs, mask, previous_output)
         last_output = outputs[:, -1]
         if mask is not None and self.zero_output_for_mask:
             zero = ops.zeros((), outputs.dtype)
             outputs = ops.where(mask[:, :, None], outputs, zero)
-        if self.stateful:
-            self._keep(cell, window, last_output)
-        if not self.return_sequences:
-            outputs = outputs[:, -1]
-        if not self.return_state:
-            return outputs
-        cell = ops.cast(cell, self.variable_dtype)
-        if window is None:
-            return outputs, cell
-        window = ops.cast(window, self.variable_dtype)
-        _window_owner.remember(window, self.name)
-        return outputs, cell, window
+        return outputs if self.return_sequences else outputs[:, -1], last_output
+
+    def _returned(self, states: list[Tensor]) -> list[Tensor]:
+        """The states as a call returns them."""
+        states = [ops.cast(state, self.variable_dtype) for state in states]
+        for window in states[1:]:
+            _window_owner.remember(window, self.name)
+        return states
 
     def compute_gates(
         self,
@@ -406,11 +439,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         if not self.built:
             self.build(tuple(sequences.shape))
         sequences, mask = self._in_scan_order(sequences, mask)
-        _, window, _ = self._first_states(sequences, initial_state, None)
+        (_, *window), _ = self._first_states(sequences, initial_state, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
-        if window is not None:
-            sequences = ops.concatenate([window, sequences], axis=1)
+        if window:
+            sequences = ops.concatenate([*window, sequences], axis=1)
         gates = self._activate(
             backend.causal_conv(sequences, *self._weights(sequences.dtype))
         )
@@ -446,11 +479,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         sequences: Tensor,
         initial_state: Tensor | list[Tensor] | None,
         previous_output: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The cell state, the window state and the previous output.
+    ) -> tuple[list[Tensor], Tensor]:
+        """The states before the first step, and the previous output.
 
-        The window state is None if `window` is 1. The cell state has the dtype of the
-        weights, the others have the compute dtype.
+        The cell state has the dtype of the weights, the others have the compute dtype.
         """
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
@@ -462,13 +494,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         for shape in list(shapes.values())[len(given) :]:
             given.append(zeros(shape, self.variable_dtype, sequences))
         cell = as_value(given[0], self.variable_dtype)
-        window = None
-        if self.window > 1:
-            window = as_value(given[1], self.compute_dtype)
+        window = [as_value(state, self.compute_dtype) for state in given[1:]]
         if previous_output is None:
             # Under f-pooling the cell state is the output.
             previous_output = cell if self.pooling == "f" else ops.zeros_like(cell)
-        return cell, window, as_value(previous_output, self.compute_dtype)
+        return [cell, *window], as_value(previous_output, self.compute_dtype)
 
     def _checked_states(
         self,
@@ -492,9 +522,8 @@ class QRNN(KeptStates, keras.layers.Layer):
                 )
         return given
 
-    def _keep(self, cell: Tensor, window: Tensor | None, last_output: Tensor) -> None:
-        new = [state for state in (cell, window, last_output) if state is not None]
-        for variable, state in zip(self.kept, new, strict=True):
+    def _keep(self, states: list[Tensor]) -> None:
+        for variable, state in zip(self.kept, states, strict=True):
             variable.assign(ops.cast(state, variable.dtype))
 
     def _drop(self, inputs: Tensor, training: bool) -> Tensor:
