@@ -49,6 +49,29 @@ _HARMLESS = {
 }
 
 
+# What an LSTM or GRU has if nothing else is asked for. Its `get_config` writes it out.
+_DEFAULTS_OF_OTHERS: dict[str, Callable[[Any], bool]] = {
+    "unit_forget_bias": lambda value: value is True,
+    "reset_after": lambda value: value is True,
+    "recurrent_initializer": lambda value: _is_orthogonal(initializers.get(value)),
+}
+
+
+def _without_harmless(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` without those of LSTM that change nothing. Others raise an error."""
+    for name in arguments:
+        if name in _NO_MEANING and arguments[name] not in _HARMLESS.get(name, ()):
+            raise ValueError(
+                f"QRNN does not take LSTM's argument `{name}`; "
+                f"{_NO_MEANING[name]}. Received: {name}={arguments[name]!r}"
+            )
+    return {n: value for n, value in arguments.items() if n not in _NO_MEANING}
+
+
+def _is_orthogonal(initializer: Initializer | None) -> bool:
+    return isinstance(initializer, initializers.Orthogonal) and initializer.gain == 1
+
+
 @keras.saving.register_keras_serializable(package="keras_qrnn")
 class QRNN(KeptStates, keras.layers.Layer):
     """Quasi-Recurrent Neural Network layer (Bradbury et al., arXiv 1611.01576).
@@ -200,14 +223,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         kernel_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        for name in [name for name in kwargs if name in _NO_MEANING]:
-            if kwargs[name] in _HARMLESS.get(name, ()):
-                del kwargs[name]
-            else:
-                raise ValueError(
-                    f"QRNN does not take LSTM's argument `{name}`; "
-                    f"{_NO_MEANING[name]}. Received: {name}={kwargs[name]!r}"
-                )
+        kwargs = _without_harmless(kwargs)
         # Autocast would cast the states, but they stay float32 in mixed precision.
         kwargs.setdefault("autocast", False)
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -712,6 +728,34 @@ class QRNN(KeptStates, keras.layers.Layer):
             "kernel_dropout": self.kernel_dropout,
         }
         return {**super().get_config(), **config}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QRNN":
+        """A layer from what `get_config` gave, of a QRNN or of an LSTM.
+
+        The config of an LSTM names all its arguments, those too that a QRNN does not
+        take. Where these have LSTM's defaults they are left out:
+        `unit_forget_bias=True`, an orthogonal `recurrent_initializer`, and what asks
+        for nothing. So is a GRU's `reset_after=True`. All biases of the QRNN start
+        from `bias_initializer`.
+
+        Args:
+            config: the arguments by name.
+
+        Returns:
+            A layer that is not built. Weights are not carried over.
+
+        Raises:
+            ValueError: if a QRNN has nothing for an argument, such as
+                `recurrent_dropout=0.2`.
+        """
+        kept = {
+            name: value
+            for name, value in config.items()
+            if name not in _DEFAULTS_OF_OTHERS or not _DEFAULTS_OF_OTHERS[name](value)
+        }
+        # Keras would wrap an error of the constructor in a long one.
+        return super().from_config(_without_harmless(kept))
 
 
 def _check_time(sequences: Tensor) -> None:

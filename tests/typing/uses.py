@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_qrnn import QRNN, f_pool, fo_pool, ifo_pool, linear_scan
+from keras_qrnn.convert import from_lstm
 from keras_qrnn.initializers import ChronoBias
 
 if TYPE_CHECKING:
@@ -59,3 +60,9 @@ def in_sequence(inputs: np.ndarray) -> list[int | None]:
     gates = layer.compute_gates(inputs)
     shape = layer.compute_output_shape((None, 10, 8))
     return [len(gates), *shape]
+
+
+def from_another_layer(lstm: keras.layers.LSTM) -> QRNN:
+    layer: keras.layers.Layer = from_lstm(lstm, window=3)
+    assert isinstance(layer, QRNN)
+    return QRNN.from_config(lstm.get_config())
