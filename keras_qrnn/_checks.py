@@ -94,8 +94,10 @@ def one_of(name: str, value: str, choices: tuple, kind: str = "Argument") -> str
         ValueError: if it is not among `choices`.
     """
     if value not in choices:
+        # As it stands on the command line, or in a program.
+        shown = choices if kind == "Option" else map(repr, choices)
         raise ValueError(
-            f"{kind} `{name}` must be one of {', '.join(choices)}. "
+            f"{kind} `{name}` must be one of {', '.join(shown)}. "
             f"Received: {name}={value!r}"
         )
     return value

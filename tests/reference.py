@@ -72,6 +72,7 @@ def qrnn(
     mask=None,
     update_scale=None,
     zero_output_for_mask=False,
+    padding="causal",
     d_outputs=None,
     d_cell=None,
 ):
@@ -81,6 +82,9 @@ def qrnn(
         x: inputs, (batch, time, features).
         kernel: (window, features, gates * units); bias: (gates * units,).
         cell, window, previous_output: the state before the first step.
+        padding: "causal": a step sees the `window - 1` steps before it. "same": it sees
+            `(window - 1) // 2` steps before it and the rest after it, zeros beyond
+            both ends, and `window` is not used.
         mask: booleans (batch, time); a masked step leaves all state as it was.
         update_scale: zoneout's factor on the update, a number or (batch, time, units).
         d_outputs, d_cell: incoming gradients; the result then has `gradients`.
@@ -107,9 +111,15 @@ def qrnn(
         "window": np.zeros_like(window),
     }
     for b in range(batch):
-        c, seen, h = cell[b], list(window[b]), previous_output[b]
-        # Where the gradient of each entry of `seen` goes.
-        origin = [("window", n) for n in range(size - 1)]
+        c, h = cell[b], previous_output[b]
+        # What the convolutions see in turn, and where the gradient of each entry goes.
+        valid = np.flatnonzero(mask[b])
+        before = [(window[b, n], ("window", n)) for n in range(size - 1)]
+        after = []
+        if padding == "same":
+            left, zero = (size - 1) // 2, (np.zeros(features), None)
+            before, after = [zero] * left, [zero] * (size - 1 - left)
+        seen = before + [(x[b, t], ("x", t)) for t in valid] + after
         tape, d_repeated = [], 0
         for t in range(time):
             if not mask[b, t]:
@@ -120,9 +130,8 @@ def qrnn(
                     elif repeats_cell:
                         d_repeated = d_repeated + d_outputs[b, t]
                 continue
-            seen.append(x[b, t])
-            origin.append(("x", t))
-            taps = np.stack(seen[-size:])
+            taps, origin = zip(*seen[len(tape) : len(tape) + size], strict=True)
+            taps = np.stack(taps)
             y = bias + np.einsum("jf,jfc->c", taps, kernel)
             gate = dict(zip(GATES[pooling], np.split(y, len(y) // units), strict=True))
             z, f = np.tanh(gate["z"]), sigmoid(gate["f"])
@@ -135,12 +144,12 @@ def qrnn(
             outputs[b, t] = h
             d_h = 0 if d_outputs is None else d_outputs[b, t]
             tape.append(
-                {"taps": taps, "origin": origin[-size:], "z": z, "f": f, "o": o, "k": k}
+                {"taps": taps, "origin": origin, "z": z, "f": f, "o": o, "k": k}
                 | {"i": i, "forget": forget, "previous": previous, "c": c, "d_h": d_h}
             )
         last_cell[b] = c
-        if size > 1:
-            last_window[b] = seen[-(size - 1) :]
+        if size > 1 and padding == "causal":
+            last_window[b] = [step for step, _ in seen[-(size - 1) :]]
         if d_outputs is None:
             continue
 
@@ -161,8 +170,10 @@ def qrnn(
             d_y = np.concatenate(d_y)
             gradients["kernel"] += s["taps"][:, :, None] * d_y
             gradients["bias"] += d_y
-            for (name, n), tap in zip(s["origin"], kernel, strict=True):
-                gradients[name][b, n] += tap @ d_y
+            for place, tap in zip(s["origin"], kernel, strict=True):
+                if place is not None:
+                    name, n = place
+                    gradients[name][b, n] += tap @ d_y
             d_c = d_c * s["forget"]
         gradients["cell"][b] = d_c + d_repeated
     return Result(outputs, last_cell, last_window, gradients)

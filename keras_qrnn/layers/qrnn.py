@@ -8,7 +8,7 @@ from keras.constraints import Constraint
 from keras.initializers import Initializer
 from keras.regularizers import Regularizer
 
-from keras_qrnn._checks import positive_integer, rate
+from keras_qrnn._checks import one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.initializers import ChronoBias
 from keras_qrnn.layers import _window_owner
@@ -128,6 +128,12 @@ class QRNN(KeptStates, keras.layers.Layer):
             section 2). Each call draws one mask for all sequences and steps, and
             scales the other elements by `1 / (1 - kernel_dropout)`. Defaults to
             `0`.
+        padding: `"causal"` or `"same"`. With `"causal"` the convolution sees a step
+            and the `window - 1` steps before it. With `"same"` it sees
+            `(window - 1) // 2` steps before and the rest after it, in the order of
+            the scan, as `keras.layers.Conv1D` does (section 3.3: encoder convolutions
+            are not masked). Such a layer has no window state and cannot be
+            `stateful`. Defaults to `"causal"`.
 
     Call arguments:
         sequences: tensor of shape `(batch, time, features)`, cast to the layer's
@@ -154,6 +160,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         The cell state c, `(batch, units)`, and for `window > 1` the window state,
         `(batch, window - 1, features)`: the last `window - 1` inputs, oldest first.
         Both have the dtype of the weights, so under a mixed policy they are float32.
+        With `padding="same"` the cell state is the only one.
 
         A sequence may be read in pieces. Each piece starts with the states that the
         piece before returned. The outputs are then those of the whole sequence. Under
@@ -221,6 +228,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         stateful: bool = False,
         zero_output_for_mask: bool = False,
         kernel_dropout: float = 0.0,
+        padding: str = "causal",
         **kwargs: Any,
     ) -> None:
         kwargs = _without_harmless(kwargs)
@@ -229,12 +237,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = positive_integer("units", units)
         self.window = positive_integer("window", window)
-        if pooling not in GATES:
-            raise ValueError(
-                f"Argument `pooling` must be one of {', '.join(map(repr, GATES))}. "
-                f"Received: pooling={pooling!r}"
-            )
-        self.pooling = pooling
+        self.pooling = one_of("pooling", pooling, tuple(GATES))
         self.activation = activations.get(activation)
         self.recurrent_activation = activations.get(recurrent_activation)
         self.use_bias = use_bias
@@ -255,6 +258,13 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.go_backwards = go_backwards
         self.stateful = stateful
         self.zero_output_for_mask = zero_output_for_mask
+        self.padding = one_of("padding", padding, ("causal", "same"))
+        if stateful and padding == "same":
+            raise ValueError(
+                'A stateful QRNN must have `padding="causal"`. With "same" a step sees '
+                "steps after it, which are in the next batch. "
+                f"Received: stateful={stateful!r}, padding={padding!r}"
+            )
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.kernel: keras.Variable = None
@@ -347,7 +357,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> dict[str, Shape]:
         """The shapes of the states, by name."""
         shapes: dict[str, Shape] = {"cell_state": (batch, self.units)}
-        if self.window > 1:
+        if self.window > 1 and self.padding == "causal":
             shapes["window_state"] = (batch, self.window - 1, features)
         return shapes
 
@@ -395,7 +405,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             mean nothing, and the states as a list.
         """
         cell, *window = states
-        inputs = ops.concatenate([*window, sequences], axis=1) if window else sequences
+        inputs = self._with_window(sequences, window)
         outputs, cell = self._convolve_and_pool(
             self._drop(inputs, training),
             cell,
@@ -458,10 +468,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         (_, *window), _ = self._first_states(sequences, initial_state, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
-        if window:
-            sequences = ops.concatenate([*window, sequences], axis=1)
+        inputs = self._with_window(sequences, window)
         gates = self._activate(
-            backend.causal_conv(sequences, *self._weights(sequences.dtype))
+            backend.causal_conv(inputs, *self._weights(inputs.dtype))
         )
         if mask is None:
             return gates
@@ -524,6 +533,13 @@ class QRNN(KeptStates, keras.layers.Layer):
         previous_output: Tensor | None,
     ) -> list[Tensor]:
         """The given states as a list. It is empty if none is given."""
+        states = initial_state if isinstance(initial_state, (list, tuple)) else []
+        if self.padding == "same" and len(states) > 1:
+            raise ValueError(
+                'Argument `initial_state` of a QRNN with `padding="same"` must be the '
+                "cell state alone. The convolution sees steps on both sides, so there "
+                f"is no window state. Received: {len(states)} states"
+            )
         given = checked_states(initial_state, self._state_shapes(batch, features))
         if len(given) > 1:
             _window_owner.check(given[1], self)
@@ -537,6 +553,19 @@ class QRNN(KeptStates, keras.layers.Layer):
                     f"{expected}. Received: previous_output.shape={received}"
                 )
         return given
+
+    def _with_window(self, sequences: Tensor, window: list[Tensor]) -> Tensor:
+        """The sequences with `window - 1` more steps for the convolution.
+
+        These are the window state in front, or zeros on both sides.
+        """
+        if window:
+            return ops.concatenate([*window, sequences], axis=1)
+        if self.window == 1:
+            return sequences
+        before = (self.window - 1) // 2
+        after = self.window - 1 - before
+        return ops.pad(sequences, ((0, 0), (before, after), (0, 0)))
 
     def _keep(self, states: list[Tensor]) -> None:
         for variable, state in zip(self.kept, states, strict=True):
@@ -665,7 +694,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         output_mask = mask if self.return_sequences else None
         if not self.return_state:
             return output_mask
-        return [output_mask] + [None] * (1 if self.window == 1 else 2)
+        return [output_mask] + [None] * len(self._state_shapes(None, None))
 
     def _own_weights(self) -> dict[str, keras.Variable]:
         """The weights by their names in files. Those of a subclass have numbers."""
@@ -726,6 +755,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             "stateful": self.stateful,
             "zero_output_for_mask": self.zero_output_for_mask,
             "kernel_dropout": self.kernel_dropout,
+            "padding": self.padding,
         }
         return {**super().get_config(), **config}
 

@@ -33,6 +33,7 @@ def dirty_inputs(draw):
         "dropout": draw(st.sampled_from([0.0, 0.3])),
         "activation": draw(st.sampled_from(["tanh", "relu"])),
         "seed": 3,
+        "padding": draw(st.sampled_from(["causal", "same"])),
     }
     mask = draw(st.lists(st.booleans(), min_size=BATCH * TIME, max_size=BATCH * TIME))
     mask = np.array(mask).reshape(BATCH, TIME)
@@ -49,8 +50,9 @@ def test_a_masked_step_reaches_no_value(case, training):
     for x in (clean, dirty):
         keras.utils.set_random_seed(1)
         layer = QRNN(
-            UNITS, **config, return_sequences=True, return_state=True, stateful=True
-        )
+            UNITS, **config, return_sequences=True, return_state=True,
+            stateful=config["padding"] == "causal",
+        )  # fmt: skip
         results.append(layer(x, mask=mask, training=training))
         results[-1] += tuple(ops.convert_to_numpy(each) for each in layer.kept)
         results[-1] += tuple(layer.compute_gates(x, mask=mask))
@@ -80,9 +82,12 @@ def test_a_masked_step_reaches_no_gradient(case):
     assert not got[1][0][~mask].any()
 
 
+@pytest.mark.parametrize("padding", ["causal", "same"])
 @pytest.mark.parametrize("return_sequences", [True, False])
-def test_a_masked_step_reaches_nothing_through_bidirectional(return_sequences):
-    inner = QRNN(UNITS, 3, return_sequences=return_sequences, return_state=True)
+def test_a_masked_step_reaches_nothing_through_bidirectional(return_sequences, padding):
+    inner = QRNN(
+        UNITS, 3, padding=padding, return_sequences=return_sequences, return_state=True
+    )
     layer = keras.layers.Bidirectional(inner)
     clean, dirty = (np.where(HOLES[..., None], X, n) for n in (0, np.nan))
     clean, dirty = (x.astype("float32") for x in (clean, dirty))
@@ -96,7 +101,8 @@ def test_a_masked_step_reaches_nothing_through_bidirectional(return_sequences):
 @pytest.mark.parametrize("go_backwards", [False, True])
 def test_gates_of_masked_sequences(pooling, go_backwards):
     """Those of the sequence without its masked steps; there f is 1, the others 0."""
-    layer = QRNN(UNITS, 3, pooling, go_backwards=go_backwards)
+    padding = "same" if pooling == "fo" else "causal"
+    layer = QRNN(UNITS, 3, pooling, go_backwards=go_backwards, padding=padding)
     gates = layer.compute_gates(X, mask=HOLES)
     order = slice(None, None, -1 if go_backwards else 1)
     for n, mask in enumerate(HOLES):

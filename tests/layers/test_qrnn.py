@@ -33,9 +33,10 @@ def repeated(rows, batch=None):
 
 
 @st.composite
-def cases(draw):
+def cases(draw, paddings=("causal", "same")):
     """A layer's configuration, its input, mask and state."""
     window = draw(st.integers(1, 4))
+    padding = draw(st.sampled_from(paddings))
     # Few shapes: some backends compile each.
     batch, time = draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 3, 8]))
     mask = draw(st.sampled_from(["none", "right", "left", "holes"]))
@@ -50,7 +51,7 @@ def cases(draw):
     state = None
     if draw(st.booleans()):
         state = [rng.normal(size=(batch, UNITS))]
-        if window > 1:
+        if window > 1 and padding == "causal":
             state.append(rng.normal(size=(batch, window - 1, FEATURES)))
         state = [s.astype("float32") for s in state]
     config = {
@@ -60,6 +61,7 @@ def cases(draw):
         "zero_output_for_mask": draw(st.booleans()),
         "zoneout": draw(st.sampled_from([0.0, 0.3])),
         "use_bias": draw(st.booleans()),
+        "padding": padding,
     }
     x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
     return config, x, masks[mask], state, draw(st.integers(0, time))
@@ -87,6 +89,7 @@ def expected_of(layer, x, mask, state, **gradient):
         mask=None if mask is None else mask[:, flip],
         update_scale=1 - layer.zoneout,
         zero_output_for_mask=layer.zero_output_for_mask,
+        padding=layer.padding,
         **gradient,
     )
     if result.gradients:
@@ -112,7 +115,8 @@ def test_values(case):
     expected = expected_of(layer, x, mask, state)
     assert_close("outputs", outputs, expected.outputs)
     assert_close("cell", cell, expected.cell)
-    if config["window"] > 1:
+    assert len(window) == (config["window"] > 1 and config["padding"] == "causal")
+    if window:
         assert_close("window", window[0], expected.window)
     last = layer_for(config)
     last.build(x.shape)
@@ -123,17 +127,20 @@ def test_values(case):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
-@pytest.mark.parametrize(("window", "time"), [(1, 9), (2, 9), (3, 8), (5, 2)])
-def test_inference_in_pieces(window, time, pooling, masked):
+@pytest.mark.parametrize(
+    ("window", "time", "padding"),
+    [(1, 9, "causal"), (2, 9, "same"), (3, 8, "causal"), (5, 2, "causal")],
+)
+def test_inference_in_pieces(window, time, padding, pooling, masked):
     """A batch of which a piece is one, two or three steps, and one is left over."""
     rng = np.random.default_rng(time)
     x = rng.normal(size=(DISTINCT, time, FEATURES)).astype("float32")
     mask = rng.uniform(size=(DISTINCT, time)) < 0.6 if masked else None
     state = [rng.normal(size=(DISTINCT, UNITS)).astype("float32")]
-    if window > 1:
+    if window > 1 and padding == "causal":
         window_state = rng.normal(size=(DISTINCT, window - 1, FEATURES))
         state.append(window_state.astype("float32"))
-    config = {"window": window, "pooling": pooling, "zoneout": 0.3}
+    config = {"window": window, "pooling": pooling, "zoneout": 0.3, "padding": padding}
     layer = layer_for(config, return_sequences=True, return_state=True)
     outputs, cell, *rest = without_gradient(
         layer,
@@ -144,7 +151,7 @@ def test_inference_in_pieces(window, time, pooling, masked):
     expected = expected_of(layer, x, mask, state)
     assert_close("outputs", outputs, repeated(expected.outputs))
     assert_close("cell", cell, repeated(expected.cell))
-    if window > 1:
+    if rest:
         assert_close("window", rest[0], repeated(expected.window))
 
 
@@ -193,7 +200,7 @@ def test_gradients(case):
         assert_close(f"gradient by {name}", gradient, expected[name])
 
 
-@given(cases())
+@given(cases(paddings=["causal"]))
 def test_pieces_equal_the_whole(case):
     config, x, mask, _, cut = case
     layer = layer_for(config, return_sequences=True, return_state=True)
@@ -219,7 +226,7 @@ def test_pieces_equal_the_whole(case):
         assert_close("got", got, to_numpy(expected))
 
 
-@given(cases())
+@given(cases(paddings=["causal"]))
 def test_stateful_pieces_equal_the_whole(case):
     config, x, mask, _, cut = case
     layer = layer_for(config, return_sequences=True, stateful=True)
@@ -416,3 +423,21 @@ def test_gates_continue_from_a_state():
     assert len(whole) == 3
     for a, b in zip(whole, rest, strict=True):
         assert_close("gate", a[:, 4:], b)
+
+
+def test_the_same_padding_is_that_of_a_convolution():
+    """z under a forget gate of 0 is the convolution itself, step by step."""
+    x = np.random.default_rng(0).normal(size=(2, 7, FEATURES)).astype("float32")
+    for window in (3, 4):
+        convolution = keras.layers.Conv1D(UNITS, window, padding="same")
+        layer = QRNN(
+            UNITS, window, "f", activation="linear", padding="same",
+            return_sequences=True,
+        )  # fmt: skip
+        expected = convolution(x)
+        layer.build(x.shape)
+        kernel = np.zeros(layer.kernel.shape)
+        kernel[..., :UNITS] = to_numpy(convolution.kernel)
+        layer.kernel.assign(kernel)
+        layer.bias.assign(np.repeat([0, -1e4], UNITS))
+        assert_close("outputs", layer(x), expected)

@@ -148,6 +148,8 @@ def test_mask_passes_on():
     assert layer.compute_mask(X, mask)[0] is mask
     assert layer.compute_mask(X, mask)[1:] == [None, None]
     assert QRNN(2).compute_mask(X, mask) is None
+    layer = QRNN(2, return_sequences=True, return_state=True, padding="same")
+    assert layer.compute_mask(X, mask)[1:] == [None]
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", None])
@@ -221,7 +223,7 @@ def test_saves_and_loads_without_custom_objects(tmp_path, stateful):
                 kernel_regularizer="l2",
                 bias_constraint="max_norm",
             ),
-            keras.layers.Bidirectional(QRNN(2)),
+            keras.layers.Bidirectional(QRNN(2, padding="same")),
         ]
     )
     expected = model.predict(X, batch_size=4, verbose=0)
@@ -280,6 +282,11 @@ def test_regularizers_constraints_and_seed():
         ({"units": 2, "kernel_dropout": 1.0}, r"`kernel_dropout` must be in \[0, 1\)"),
         ({"units": 2, "zoneout": "a"}, r"`zoneout` must be a number in \[0, 1\)"),
         ({"units": 2, "pooling": "of"}, "`pooling` must be one of 'f', 'fo', 'ifo'"),
+        ({"units": 2, "padding": "valid"}, "`padding` must be one of 'causal', 'same'"),
+        (
+            {"units": 2, "padding": "same", "stateful": True},
+            'stateful QRNN must have `padding="causal"`.*next batch. Received: stat',
+        ),
     ],
 )
 def test_refuses_bad_arguments(arguments, message):
@@ -316,6 +323,17 @@ def test_refuses_bad_inputs():
 def test_refuses_bad_initial_states(state):
     with pytest.raises(ValueError, match="Argument `initial_state`"):
         QRNN(5)(X, initial_state=state)
+
+
+@pytest.mark.parametrize("x", [X, keras.Input((6, 3))], ids=["eager", "symbolic"])
+def test_the_same_padding_has_one_state(x):
+    layer = QRNN(5, 3, padding="same", return_state=True, dtype="mixed_float16")
+    _, cell = layer(x, initial_state=[np.zeros((4, 5), "float32")])
+    assert keras.backend.standardize_dtype(cell.dtype) == "float32"
+    assert layer.compute_output_shape((None, 6, 3)) == ((None, 5), (None, 5))
+    window = np.zeros((4, 2, 3), "float32")
+    with pytest.raises(ValueError, match='`padding="same"` must be the cell state alo'):
+        layer(x, initial_state=[cell, window])
 
 
 def test_refuses_a_symbolic_state_of_the_wrong_shape():

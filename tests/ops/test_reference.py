@@ -5,11 +5,14 @@ import pytest
 
 from tests import reference
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("update_scale", [None, 0.8, "mask"])
-def test_gradients(pooling, window, update_scale):
+@pytest.mark.parametrize("padding", ["causal", "same"])
+def test_gradients(pooling, window, update_scale, padding):
     rng = np.random.default_rng(0)
     batch, time, features, units = 2, 5, 3, 2
     channels = len(reference.GATES[pooling]) * units
@@ -30,7 +33,7 @@ def test_gradients(pooling, window, update_scale):
     def run(**gradient):
         return reference.qrnn(
             **arguments, pooling=pooling, mask=mask, update_scale=update_scale,
-            previous_output=previous, **gradient,
+            previous_output=previous, padding=padding, **gradient,
         )  # fmt: skip
 
     def loss():
@@ -38,6 +41,9 @@ def test_gradients(pooling, window, update_scale):
         return np.sum(result.outputs * d_outputs) + np.sum(result.cell * d_cell)
 
     gradients = run(d_outputs=d_outputs, d_cell=d_cell).gradients
+    if padding == "same":
+        del arguments["window"]
+        assert not gradients["window"].any()
     for name, array in arguments.items():
         for index in np.ndindex(array.shape):
             value = array[index]

@@ -149,7 +149,7 @@ def test_objective(direction, sign):
 
 
 def test_bad_direction():
-    with pytest.raises(ValueError, match=r"`direction` must be one of min, max"):
+    with pytest.raises(ValueError, match=r"`direction` must be one of 'min', 'max'"):
         Objective("val_x", "up")
 
 
