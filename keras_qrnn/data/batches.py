@@ -1,5 +1,5 @@
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -14,7 +14,76 @@ SHORT_PART = 0.05  # the share of batches with half of the steps
 DEVIATION = 5.0  # the standard deviation, in steps, of the other batches' lengths
 
 
-class BPTTBatches(keras.utils.PyDataset):
+class EpochBatches(keras.utils.PyDataset):
+    """The batches of an epoch, from any of them on.
+
+    A subclass gives `total`, `batch` and, if its batches differ in shape, `spec`. It
+    may give other batches in each `epoch`, drawn in `draw` from a seed and the epoch,
+    but always the same number of them. So a run that is killed within an epoch resumes
+    exactly.
+
+    Pass `for_fit()` to `fit` with `shuffle=False`.
+
+    Attributes:
+        start: index of the first batch to give. A run that resumes within an epoch
+            sets it.
+        epoch: index of the epoch, from 0. Set it before you take the epoch's first
+            batch.
+        total: number of batches of an epoch.
+        spec: a batch as `keras.KerasTensor`s, whose axes that differ from batch to
+            batch are None. None if all batches have the same shapes.
+    """
+
+    start = 0
+    total: int
+    spec: Any = None
+    _epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.draw()
+
+    def draw(self) -> None:
+        """Draws what the present epoch decides."""
+
+    def batch(self, index: int) -> tuple:
+        """Batch `index` of the present epoch, counted from its first one."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __getitem__(self, index: int) -> tuple:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} batches. Received: {index}")
+        return self.batch(self.start + index)
+
+    def for_fit(self) -> "EpochBatches | tf.data.Dataset":
+        """These batches in a form that `fit` takes, even where their shapes differ.
+
+        On TensorFlow, Keras reads two batches and expects their shapes from all others.
+        There, batches with a `spec` become a `tf.data.Dataset` whose axes have no fixed
+        size. Elsewhere the result is this object.
+        """
+        if self.spec is None or keras.config.backend() != "tensorflow":
+            return self
+        import tensorflow as tf
+
+        dataset = tf.data.Dataset.from_generator(
+            lambda: (self[n] for n in range(len(self))),
+            output_signature=keras.tree.map_structure(
+                lambda each: tf.TensorSpec(each.shape, each.dtype), self.spec
+            ),
+        )
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+
+
+class BPTTBatches(EpochBatches):
     """Batches for truncated backpropagation through time.
 
     A stream of `N` tokens has `N - 1` targets: each token but the first. The targets
@@ -73,7 +142,12 @@ class BPTTBatches(keras.utils.PyDataset):
         self._steps = steps
         self._lengths_seed = lengths_seed
         self.epoch = 0
-        self._total = len(self._lengths)
+        self.total = len(self._lengths)
+        if lengths_seed is not None:
+            self.spec = tuple(
+                keras.KerasTensor((batch_size, None), dtype)
+                for dtype in ("int32", "int32", "float32")
+            )
         padded = int(self._lengths.sum())
         self._inputs, self._targets, self._weights = (
             _rows(part, batch_size, steps, padded)
@@ -84,52 +158,19 @@ class BPTTBatches(keras.utils.PyDataset):
             )
         )
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+    def draw(self) -> None:
         if self._lengths_seed is None:
             lengths = np.full(-(-self._steps // self.seq_len), self.seq_len)
         else:
-            seed = [self._lengths_seed, epoch]
+            seed = [self._lengths_seed, self.epoch]
             lengths = random_lengths(self._steps, self.seq_len, seed)
         self._lengths = lengths
         self._ends = np.cumsum(lengths)
 
-    def __len__(self) -> int:
-        return self._total - self.start
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Inputs, targets (int32) and weights (float32), each `(batch, time)`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"There are {len(self)} batches. Received: {index}")
-        end = self._ends[self.start + index]
-        at = slice(end - self._lengths[self.start + index], end)
+        at = slice(self._ends[index] - self._lengths[index], self._ends[index])
         return self._inputs[:, at], self._targets[:, at], self._weights[:, at]
-
-    def for_fit(self) -> "BPTTBatches | tf.data.Dataset":
-        """These batches in a form that `fit` takes, even where their lengths differ.
-
-        On TensorFlow, Keras reads two batches and expects their shapes from all others.
-        There, batches of random lengths become a `tf.data.Dataset` whose time axis has
-        no fixed size. Elsewhere the result is this object.
-        """
-        if self._lengths_seed is None or keras.config.backend() != "tensorflow":
-            return self
-        import tensorflow as tf
-
-        rows = self._inputs.shape[0]
-        dataset = tf.data.Dataset.from_generator(
-            lambda: (self[n] for n in range(len(self))),
-            output_signature=tuple(
-                tf.TensorSpec((rows, None), dtype)
-                for dtype in ("int32", "int32", "float32")
-            ),
-        )
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
 
 
 def random_lengths(steps: int, seq_len: int, seed: int | list[int]) -> np.ndarray:

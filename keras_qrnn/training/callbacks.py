@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_qrnn._files import atomic_write, write_csv
-from keras_qrnn.data import BPTTBatches
+from keras_qrnn.data import EpochBatches
 from keras_qrnn.training.checkpoint import save_checkpoint
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.plots import Panel, plot_history, pyplot
@@ -46,9 +46,9 @@ def learning_rate_schedule(
 
 
 class BatchesOfTheEpoch(keras.callbacks.Callback):
-    """Tells `BPTTBatches` with random lengths which epoch begins."""
+    """Tells the batches which epoch begins."""
 
-    def __init__(self, batches: BPTTBatches) -> None:
+    def __init__(self, batches: EpochBatches) -> None:
         super().__init__()
         self._batches = batches
 
@@ -88,21 +88,25 @@ class AverageAfterStall(keras.callbacks.Callback):
     the history alone. So a resumed run has the same average as an uninterrupted one.
 
     Args:
-        name: name of the validated metric in an epoch's logs. Lower is better.
+        objective: the validated metric and its direction.
         epochs: see `has_stalled`.
         history: the logs of the epochs before.
     """
 
-    def __init__(self, name: str, epochs: int, history: Sequence[dict]) -> None:
+    def __init__(
+        self, objective: Objective, epochs: int, history: Sequence[dict]
+    ) -> None:
         super().__init__()
-        self._name = name
+        self._objective = objective
         self._epochs = epochs
         self._history = history
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is None:
             return
-        values = [row[self._name] for row in self._history] + [logs[self._name]]
+        sign = 1 if self._objective.direction == "min" else -1
+        rows = [*self._history, logs]
+        values = [sign * row[self._objective.name] for row in rows]
         sync(self.model)
         # With mixed_float16 Keras wraps the optimizer.
         optimizer = self.model.optimizer

@@ -2,12 +2,25 @@
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from keras_qrnn.training.options import named_fields, type_of, with_current_names
+from keras_qrnn._files import atomic_write
+from keras_qrnn.training.environment import environment
+from keras_qrnn.training.experiment import Experiment, has_diverged, train_experiment
+from keras_qrnn.training.options import (
+    RunOptions,
+    named_fields,
+    type_of,
+    with_current_names,
+)
+from keras_qrnn.training.options import path as path_option
+
+Options = TypeVar("Options", bound=RunOptions)
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,6 +126,135 @@ def read_config(path: str, options: Any) -> dict[str, Any]:
         if value is not None:
             names[name].metadata["check"](name, value)
     return values
+
+
+def add_run_arguments(parser: Any, default_path: str, test: str) -> None:
+    """Adds what every training program takes: the run directory and what to do in it.
+
+    Args:
+        parser: an `argparse` parser.
+        default_path: the default of `--save_path`, in words.
+        test: what `--test` evaluates.
+    """
+    parser.add_argument("--config", help="JSON with values of the options above")
+    parser.add_argument(
+        "--save_path", help=f"output directory (default: {default_path})"
+    )
+    add_flag(parser, "train", True, "train, or only evaluate what is in save_path")
+    add_flag(parser, "test", True, f"evaluate on {test} at the end")
+    parser.add_argument("--resume", action="store_true", help="go on with a killed run")
+    parser.add_argument(
+        "--verbose", type=int, choices=(0, 1, 2), default=1,
+        help="0: print nothing while training; 1: a progress bar; 2: a line for each "
+        "epoch (default 1)",
+    )  # fmt: skip
+
+
+def chosen_options(
+    arguments: argparse.Namespace,
+    kind: type[Options],
+    preset: Mapping[str, Any],
+    **chosen: Any,
+) -> Options:
+    """The options of a run. Later ones override earlier ones.
+
+    Args:
+        arguments: of the command line. Its options come last, after `--config`.
+        kind: the dataclass of options.
+        preset: options that come first.
+        **chosen: options that come after `--config`.
+    """
+    values = {}
+    if arguments.config is not None:
+        path_option("config", arguments.config)
+        values = read_config(arguments.config, kind)
+    given = given_options(arguments, kind)
+    return kind(**{**preset, **values, **chosen, **given})
+
+
+def save_path_of(
+    arguments: argparse.Namespace, prefix: str, parts: Iterable[str | None]
+) -> Path:
+    """`--save_path`, or a directory named after what the command line chooses.
+
+    So two commands with different recipes or data use different directories.
+
+    Args:
+        arguments: of the command line.
+        prefix: how the name begins.
+        parts: what follows. Those that are None are left out; equal ones count once.
+    """
+    if arguments.save_path is not None:
+        return Path(path_option("save_path", arguments.save_path))
+    names = dict.fromkeys(part for part in parts if part is not None)
+    return Path(f"{prefix}_{'_'.join(names) or 'model'}")
+
+
+def train_and_evaluate(
+    program: str,
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    experiment: Experiment,
+    path: Path,
+    evaluate: Callable[[Callable[[str], None]], dict[str, Any]],
+) -> None:
+    """Trains if `--train` says so, evaluates, and writes `run.json`.
+
+    Args:
+        program: the program, as in `examples/train_lm.py`.
+        arguments: of the command line: see `add_run_arguments`.
+        argv: the command line.
+        experiment: what to train.
+        path: the run directory.
+        evaluate: evaluates the best model. It takes a function that prints a line, or
+            does not if `--verbose 0` says so, and returns what `run.json` shall hold.
+
+    Raises:
+        ValueError: if the training diverges in its first epoch.
+    """
+    if arguments.train:
+        history = train_experiment(
+            experiment, path, resume=arguments.resume, verbose=arguments.verbose
+        )
+        if has_diverged(experiment, history):
+            advice = experiment.why_diverged()
+            raise ValueError(f"Training diverged in its first epoch. {advice}")
+    quiet = arguments.train and not arguments.verbose
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
+    found = evaluate(say)
+    if arguments.train:
+        record = {
+            "command": shlex.join([program, *argv]),
+            "options": asdict(experiment.options),
+            **found,
+            **environment(),
+        }
+        with atomic_write(path / "run.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def run_training_command(
+    program: str,
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, list[str]], None],
+    argv: list[str] | None,
+) -> int:
+    """Parses the command line and runs a training program.
+
+    Returns:
+        The exit code: see `run_command`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(argv)
+    return run_command(
+        program,
+        lambda: run(arguments, argv),
+        on_interrupt="Start it again with --resume and it goes on.",
+    )
 
 
 def run_command(

@@ -1,13 +1,19 @@
-"""The perplexity of a stream, and which weights of a model are evaluated and kept."""
+"""Which weights are evaluated, kept and loaded, and the perplexity of a stream."""
+
+from pathlib import Path
+from typing import TypeVar
 
 import keras
 import numpy as np
 
-from keras_qrnn.data import BPTTBatches
+from keras_qrnn._files import reading
+from keras_qrnn.data import BPTTBatches, Vocabulary
 from keras_qrnn.models import LanguageModel
 
+Model = TypeVar("Model", bound=keras.Model)
 
-def weight_averages(model: LanguageModel) -> list[keras.Variable] | None:
+
+def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
     """Moving averages of the model's weights, if its optimizer keeps any.
 
     Returns:
@@ -73,3 +79,47 @@ def evaluate_perplexity(
 ) -> float:
     """Perplexity of `model` on the stream `ids`: see `Evaluator` for the arguments."""
     return Evaluator(model, ids, steps)()
+
+
+def load_run(
+    directory: Path, option: str, kind: type[Model], program: str
+) -> tuple[Model, Vocabulary]:
+    """The best model of a run, and its vocabulary.
+
+    Args:
+        directory: the run's `save_path`.
+        option: the option's name in error messages.
+        kind: class of the model. Its config has the entries `vocabulary`, which is the
+            fingerprint of the vocabulary or None, and `vocab_size`.
+        program: name of the program that writes such runs.
+
+    Raises:
+        FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
+        ValueError: if a file is damaged, or if the vocabulary does not fit the model.
+    """
+    for name in ("model.keras", "vocabulary.json"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"Option `{option}` must be a directory that {program} wrote. "
+                f"Received: {directory}, which holds no {name}"
+            )
+    vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    path = directory / "model.keras"
+    what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
+    with reading(f"Option `{option}`: {path}", f"a whole{what}"):
+        model = keras.saving.load_model(path, compile=False)
+        if not isinstance(model, kind):
+            raise TypeError(f"a {type(model).__name__}, not a {kind.__name__}")
+    config = model.get_config()
+    if config["vocabulary"] not in (None, vocabulary.fingerprint):
+        raise ValueError(
+            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            "It has other words than the model was trained with, or another order"
+        )
+    expected = config["vocab_size"]
+    if expected != len(vocabulary):
+        raise ValueError(
+            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            f"Expected {expected} words. Received: {len(vocabulary)}"
+        )
+    return model, vocabulary

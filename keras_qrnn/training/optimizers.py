@@ -1,4 +1,4 @@
-"""Keras's SGD and AdamW with late averages and a scheduled momentum."""
+"""The optimizer of a run: Keras's, with late averages and a scheduled momentum."""
 
 from typing import Any, TypeAlias
 
@@ -6,6 +6,8 @@ import keras
 from keras import ops
 
 from keras_qrnn._types import Tensor
+from keras_qrnn.training.options import RunOptions
+from keras_qrnn.training.schedules import OneCycle
 
 LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
@@ -120,3 +122,63 @@ class AdamW(TriggeredAverage, keras.optimizers.AdamW):
         if isinstance(beta_1, LearningRateSchedule):
             beta_1 = keras.saving.serialize_keras_object(beta_1)
         return {**super().get_config(), "beta_1": beta_1}
+
+
+def build_optimizer(
+    options: RunOptions, steps_per_epoch: int | None = None
+) -> keras.optimizers.Optimizer:
+    """The optimizer of `options`.
+
+    Args:
+        options: of a training.
+        steps_per_epoch: number of batches of an epoch. A one-cycle schedule needs it.
+
+    Raises:
+        ValueError: if a one-cycle schedule gets no `steps_per_epoch`.
+    """
+    one_cycle = options.schedule == "one_cycle"
+    if one_cycle and steps_per_epoch is None:
+        raise ValueError(
+            "A one-cycle schedule needs the batches of an epoch. "
+            "Received: steps_per_epoch=None"
+        )
+
+    def cycle(peak: float, ends: float | None = None) -> OneCycle:
+        return OneCycle(
+            peak,
+            options.epochs * (steps_per_epoch or 0),
+            ends,
+            ends,
+            rise=options.cycle_rise,
+            hold=options.cycle_hold,
+            anneal=options.cycle_anneal,
+        )
+
+    rate = options.learning_rate
+    common: dict[str, Any] = {
+        "learning_rate": cycle(rate) if one_cycle else rate,
+        "global_clipnorm": options.grad_clip,
+        "use_ema": bool(options.weight_average),
+        "ema_momentum": options.weight_average,
+    }
+    # Keras multiplies the weight decay by the learning rate and does not clip it.
+    if options.optimizer == "rmsprop":
+        return keras.optimizers.RMSprop(
+            rho=options.rho,
+            epsilon=options.epsilon,
+            weight_decay=options.weight_decay or None,
+            **common,
+        )
+    common["triggered_average"] = bool(options.average_trigger)
+    if options.optimizer == "sgd":
+        return SGD(weight_decay=options.weight_decay or None, **common)
+    beta_1: float | OneCycle = options.beta_1
+    if one_cycle and options.cycle_beta_1 is not None:
+        beta_1 = cycle(options.cycle_beta_1, ends=options.beta_1)
+    return AdamW(
+        weight_decay=options.weight_decay,
+        beta_1=beta_1,
+        beta_2=options.beta_2,
+        epsilon=options.epsilon,
+        **common,
+    )

@@ -23,7 +23,7 @@ from keras_qrnn._checks import (
 from keras_qrnn.models.language_model import CELLS
 from keras_qrnn.ops.equations import GATES
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 SCHEDULES = ("decay", "one_cycle")
 DTYPE_POLICIES = (
     "float32",
@@ -136,15 +136,13 @@ def takes_older_names(options: type[Options]) -> type[Options]:
     return options
 
 
-@takes_older_names
 @dataclass(frozen=True)
-class TrainingOptions:
-    """The recipe of a language model; the defaults are those of the paper.
+class RunOptions:
+    """The options of any training: its length, optimizer, schedule, seed and dtype.
 
-    That is arXiv 1611.01576, section 3.2. `LanguageModel` explains the options that
-    are its arguments. Others are:
+    A task has a subclass, which adds the options of its model and its data. With
+    `redefault` it gives the options here defaults of its own.
 
-    - `first_window` is the window of the first layer, if it differs from `window`.
     - The learning rate falls after `constant_epochs` epochs. With the schedule
       `one_cycle` it rises to `learning_rate`, falls and anneals instead: see
       `OneCycle`.
@@ -152,47 +150,29 @@ class TrainingOptions:
       and kept. The number is the momentum of the averages. With an `average_trigger`
       above 0 they are plain averages since validation stalled: see
       `AverageAfterStall`.
-    - `random_lengths` varies the steps of a batch: see `BPTTBatches`.
-
-    `finetune` is the `save_path` of a finished run. This run starts from its best
-    weights (arXiv 1708.02182, section 5).
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
-    cell: str = option("qrnn", "qrnn, lstm or unrolled_lstm", choice(*CELLS))
-    epochs: int = option(72, "epochs to train", count, "epoch")
-    batch_size: int = option(20, "rows of a batch", count)
-    seq_len: int = option(105, "steps of backpropagation through time", count)
+    epochs: int = option(10, "epochs to train", count, "epoch")
+    batch_size: int = option(32, "rows of a batch", count)
     save_every: int = option(100, "steps between two checkpoints", count)
     early_stopping: int = option(
         0, "stop after so many epochs without improvement; 0: never", count_or_zero
     )
-    units: int = option(640, "units of each layer", count, "qrnn_size")
-    layers: int = option(2, "number of layers", count, "qrnn_layers")
-    window: int = option(2, "window of the convolution", count, "qrnn_k")
-    emb_dim: int = option(650, "size of the embedding", count)
-    vocab_size: int = option(
-        10001,
-        "words kept at most, the most frequent",
-        lambda name, value: integer(name, value, 2, MOST, "Option"),
-    )
-    pooling: str = option("fo", "f, fo or ifo", choice(*GATES))
-    zoneout: float = option(0.1, "zoneout rate", fraction)
-    dropout: float = option(0.5, "dropout rate", fraction)
     optimizer: str = option(
-        "sgd",
-        "sgd, or adamw with a smaller learning_rate, such as 0.002",
+        "adamw",
+        "sgd, or with a smaller learning_rate, such as 0.002, adamw or rmsprop",
         choice(*OPTIMIZERS),
     )
-    learning_rate: float = option(1.0, "rate of the first epochs", positive)
+    learning_rate: float = option(0.001, "rate of the first epochs", positive)
     learning_rate_decay: float = option(
         0.95, "factor on the rate in each further epoch", positive
     )
     constant_epochs: int = option(6, "number of these first epochs", count)
-    grad_clip: float = option(10.0, "largest norm of the gradient", positive)
-    weight_decay: float = option(2e-4, "L2 regularization", not_negative)
+    grad_clip: float | None = option(None, "largest norm of the gradient", positive)
+    weight_decay: float = option(0.0, "decay of the weights in a step", not_negative)
     schedule: str = option(
         "decay",
         "decay: the rate falls after constant_epochs; one_cycle: it rises to "
@@ -209,6 +189,108 @@ class TrainingOptions:
     cycle_beta_1: float | None = option(
         None, "momentum of adamw at the peak of the one cycle, if another one", fraction
     )
+    rho: float = option(0.9, "decay of rmsprop's second moment", fraction)
+    epsilon: float = option(
+        1e-7, "added to the root of the second moment by adamw and rmsprop", positive
+    )
+    weight_average: float = option(
+        0.0, "momentum of the weights' moving averages; 0: none", fraction
+    )
+    average_trigger: int = option(
+        0,
+        "average the weights once validation is worse than the best of all but the "
+        "last so many epochs (NT-ASGD); 0: never",
+        count_or_zero,
+    )
+    seed: int = option(0, "seed of all randomness", count_or_zero)
+    dtype_policy: str = option(
+        "float32",
+        "Keras dtype policy, such as mixed_bfloat16",
+        choice(*DTYPE_POLICIES),
+    )
+
+    def __post_init__(self) -> None:
+        check_each(self)
+        if self.weight_average and self.average_trigger:
+            raise ValueError(
+                "Options `weight_average` and `average_trigger` exclude each other. "
+                f"Received: weight_average={self.weight_average!r}, "
+                f"average_trigger={self.average_trigger!r}"
+            )
+        if self.average_trigger and self.optimizer == "rmsprop":
+            raise ValueError(
+                "Option `average_trigger` goes with sgd and adamw. "
+                f"Received: average_trigger={self.average_trigger!r}, "
+                f"optimizer={self.optimizer!r}"
+            )
+        if self.cycle_rise + self.cycle_hold + self.cycle_anneal >= 1:
+            raise ValueError(
+                "Options `cycle_rise`, `cycle_hold` and `cycle_anneal` must have a sum "
+                f"below 1. Received: cycle_rise={self.cycle_rise!r}, "
+                f"cycle_hold={self.cycle_hold!r}, cycle_anneal={self.cycle_anneal!r}"
+            )
+        # The layers draw from seeds of their own, which follow this one.
+        if self.seed > MOST - self.seeds:
+            raise ValueError(
+                f"Option `seed` must be at most {MOST - self.seeds} with these layers. "
+                f"Received: seed={self.seed}"
+            )
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that the model uses: `seed` and those that follow it."""
+        return 1
+
+
+def named_fields(options: Any) -> dict[str, Field]:
+    """The fields of a dataclass of options, or of one of its instances, by name."""
+    return {each.name: each for each in fields(options)}
+
+
+def redefault(name: str, default: Any, owner: Any = RunOptions) -> Any:
+    """The option `name` of `owner`, with another default."""
+    metadata = named_fields(owner)[name].metadata
+    return field(default=default, metadata=dict(metadata))
+
+
+@takes_older_names
+@dataclass(frozen=True)
+class TrainingOptions(RunOptions):
+    """The recipe of a language model; the defaults are those of the paper.
+
+    That is arXiv 1611.01576, section 3.2. `LanguageModel` explains the options that
+    are its arguments. Others are:
+
+    - `first_window` is the window of the first layer, if it differs from `window`.
+    - `random_lengths` varies the steps of a batch: see `BPTTBatches`.
+
+    `finetune` is the `save_path` of a finished run. This run starts from its best
+    weights (arXiv 1708.02182, section 5).
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    cell: str = option("qrnn", "qrnn, lstm or unrolled_lstm", choice(*CELLS))
+    epochs: int = redefault("epochs", 72)
+    batch_size: int = redefault("batch_size", 20)
+    seq_len: int = option(105, "steps of backpropagation through time", count)
+    units: int = option(640, "units of each layer", count, "qrnn_size")
+    layers: int = option(2, "number of layers", count, "qrnn_layers")
+    window: int = option(2, "window of the convolution", count, "qrnn_k")
+    emb_dim: int = option(650, "size of the embedding", count)
+    vocab_size: int = option(
+        10001,
+        "words kept at most, the most frequent",
+        lambda name, value: integer(name, value, 2, MOST, "Option"),
+    )
+    pooling: str = option("fo", "f, fo or ifo", choice(*GATES))
+    zoneout: float = option(0.1, "zoneout rate", fraction)
+    dropout: float = option(0.5, "dropout rate", fraction)
+    optimizer: str = redefault("optimizer", "sgd")
+    learning_rate: float = redefault("learning_rate", 1.0)
+    grad_clip: float = redefault("grad_clip", 10.0)
+    weight_decay: float = option(2e-4, "L2 regularization", not_negative)
     embedding_scale: float = option(
         1.0, "the embedding starts uniform in plus and minus this", positive
     )
@@ -239,27 +321,12 @@ class TrainingOptions:
     random_lengths: bool = option(
         False, "batches of random numbers of steps around seq_len", flag
     )
-    weight_average: float = option(
-        0.0, "momentum of the weights' moving averages; 0: none", fraction
-    )
-    average_trigger: int = option(
-        0,
-        "average the weights once validation is worse than the best of all but the "
-        "last so many epochs (NT-ASGD); 0: never",
-        count_or_zero,
-    )
     finetune: str | None = option(
         None, "save_path of another run whose weights this one starts from", path
     )
-    seed: int = option(0, "seed of all randomness", count_or_zero)
-    dtype_policy: str = option(
-        "float32",
-        "Keras dtype policy, such as mixed_bfloat16",
-        choice(*DTYPE_POLICIES),
-    )
 
     def __post_init__(self) -> None:
-        check_each(self)
+        super().__post_init__()
         half = self.dtype_policy in ("float16", "mixed_float16")
         if half and self.embedding_scale > FLOAT16_MOST:
             raise ValueError(
@@ -267,47 +334,31 @@ class TrainingOptions:
                 f"policy {self.dtype_policy}. "
                 f"Received: embedding_scale={self.embedding_scale!r}"
             )
-        if self.weight_average and self.average_trigger:
-            raise ValueError(
-                "Options `weight_average` and `average_trigger` exclude each other. "
-                f"Received: weight_average={self.weight_average!r}, "
-                f"average_trigger={self.average_trigger!r}"
-            )
-        if self.cycle_rise + self.cycle_hold + self.cycle_anneal >= 1:
-            raise ValueError(
-                "Options `cycle_rise`, `cycle_hold` and `cycle_anneal` must have a sum "
-                f"below 1. Received: cycle_rise={self.cycle_rise!r}, "
-                f"cycle_hold={self.cycle_hold!r}, cycle_anneal={self.cycle_anneal!r}"
-            )
         if self.kernel_dropout and self.cell != "qrnn":
             raise ValueError(
                 "Option `kernel_dropout` goes with the QRNN. "
                 f"Received: kernel_dropout={self.kernel_dropout!r}, cell={self.cell!r}"
             )
-        # The layers draw from seeds of their own, which follow this one.
-        if self.seed > MOST - self.seeds:
-            raise ValueError(
-                f"Option `seed` must be at most {MOST - self.seeds} with "
-                f"{self.layers} layers. Received: seed={self.seed}"
-            )
 
     @property
     def seeds(self) -> int:
-        """Number of seeds that the model uses: `seed` and those that follow it."""
         return 2 * self.layers + 2
 
     @property
     def windows(self) -> int | list[int]:
         """The window of all layers, or a list with the window of each."""
-        if self.first_window is None:
-            return self.window
-        return [self.first_window] + [self.window] * (self.layers - 1)
+        return windows(self.window, self.first_window, self.layers)
 
     @property
     def eval_steps(self) -> int:
         """Steps that an evaluation reads at a time."""
         # A QRNN is fast for many steps at once. An LSTM's cost is in its steps.
         return self.seq_len * (self.batch_size if self.cell == "qrnn" else 1)
+
+
+def windows(window: int, first: int | None, layers: int) -> int | list[int]:
+    """The window of all layers, or a list with one for each if the first differs."""
+    return window if first is None else [first] + [window] * (layers - 1)
 
 
 # Recipes by name: the options that differ from the defaults. "awd" is the QRNN of arXiv
@@ -333,11 +384,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grad_clip": 8.4, "weight_decay": 0.04,
     },
 }  # fmt: skip
-
-
-def named_fields(options: Any) -> dict[str, Field]:
-    """The fields of a dataclass of options, or of one of its instances, by name."""
-    return {each.name: each for each in fields(options)}
 
 
 def check_each(options: Any) -> None:

@@ -20,14 +20,18 @@ import pytest
 
 from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus, sample
 from keras_qrnn.models.generation import generate, layer_gates
-from keras_qrnn.training import TrainingOptions, callbacks, evaluate_perplexity
+from keras_qrnn.training import (
+    TrainingOptions,
+    callbacks,
+    command_line,
+    evaluate_perplexity,
+)
 from keras_qrnn.training.callbacks import learning_rate_schedule
 from keras_qrnn.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from keras_qrnn.training.language_model import (
+    LanguageModelling,
     build_language_model,
-    run_record,
     train_language_model,
-    why_diverged,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -558,7 +562,10 @@ def test_save_path_that_cannot_be_written(small_ptb, tmp_path, capsys):
         ({"learning_rate": -1}, "`learning_rate` must be positive"),
         ({"grad_clip": 0}, "`grad_clip` must be positive"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
-        ({"optimizer": "lion"}, r"`optimizer` must be one of sgd, adamw\. Received"),
+        (
+            {"optimizer": "lion"},
+            r"`optimizer` must be one of sgd, adamw, rmsprop\. Received",
+        ),
         ({"weight_average": 1}, r"`weight_average` must be in \[0, 1\)"),
         ({"constant_epochs": 0}, "`constant_epochs` must be a positive integer"),
         ({"dropout": 1}, "dropout"),
@@ -805,7 +812,8 @@ def test_finetune_is_the_same_run_from_any_directory(
     options = TrainingOptions(**TINY, epochs=1)
 
     def record(source):
-        return run_record(corpus, vocabulary, replace(options, finetune=source))
+        changed = replace(options, finetune=source)
+        return LanguageModelling(corpus, vocabulary, changed).record()
 
     expected = record(str(trained))
     monkeypatch.chdir(trained)
@@ -825,7 +833,7 @@ def test_an_interrupt_is_one_line(small_ptb, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_lm, "train_language_model", interrupted)
+    monkeypatch.setattr(command_line, "train_experiment", interrupted)
     data = arguments(data_dir=small_ptb, save_path=tmp_path / "run", **TINY)
     assert train_lm.main(data) == 130
     error = capsys.readouterr().err
@@ -857,8 +865,8 @@ def test_an_interrupt_is_one_line(small_ptb, tmp_path, capsys, monkeypatch):
 def test_advice_fits_the_cause_of_divergence(small_ptb, options, expected):
     corpus = load_corpus(data_dir=small_ptb)
     options = TrainingOptions(**(TINY | options))
-    advice = why_diverged(corpus, Vocabulary.build(corpus.train), options)
-    assert expected in advice
+    vocabulary = Vocabulary.build(corpus.train)
+    assert expected in LanguageModelling(corpus, vocabulary, options).why_diverged()
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-320])
