@@ -1,6 +1,7 @@
 """The directory of a search: its record, its state files, the files of its trials."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -184,7 +185,11 @@ def check_zip(path: Path, advice: str) -> None:
         EOFError,
         zipfile.BadZipFile,
         zlib.error,
+        OSError,
     ) as error:
+        # EINVAL: a place before the start of the file. Others are the system's.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"{path} is damaged: {error}. {advice}") from error
 
 

@@ -25,8 +25,9 @@ PATH = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
-# Of files, processes and signals, which are the same on all backends.
+# Trains, and all the same is about what does not depend on the backend.
 once = pytest.mark.one_backend("torch")
+NOBODY = "http://127.0.0.1:9"  # a proxy that is not there
 # A space of tiny models.
 SPACE = {
     "units": "4-8", "window": "1-2", "zoneout": "0.0-0.3", "layers": 1, "dropout": 0.1,

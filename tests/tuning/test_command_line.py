@@ -8,9 +8,9 @@ import sys
 import pytest
 
 import search
-from tests.tuning.searches import SCRIPT, TINY, FakeTask, once, trains, trials
+from tests.tuning.searches import SCRIPT, TINY, FakeTask, trials
 
-pytestmark = trains
+pytestmark = pytest.mark.one_backend  # no search trains here
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,6 @@ FULL_MESSAGE = r"search.py: error: .*No space left on device: '{}/.+'\n"
 INTERRUPTED = r"search.py: interrupted\. (Trials that have ended: \d\. )?Start it .*\n"
 
 
-@once
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
 def test_a_full_disk_or_an_interrupt_at_any_write(
     tmp_path, monkeypatch, run, no_training, error

@@ -18,17 +18,16 @@ import search_workers
 from keras_qrnn.training.run_directory import held
 from search_workers import NO_PROXY, Chief, ask_chief_directly, role, run_workers
 from tests.tuning.searches import (
+    NOBODY,
     PATH,
     TINY,
     arguments,
     make_tuner,
-    once,
     start,
-    trains,
     trials,
 )
 
-pytestmark = trains
+pytestmark = pytest.mark.one_backend  # no search trains here
 FAKE = Path(__file__).with_name("fake_search.py")
 # What a proxy is named by; gRPC reads those in small letters.
 PROXIES = [
@@ -36,7 +35,6 @@ PROXIES = [
     for each in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
     for name in (each, each.upper())
 ]
-NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -140,7 +138,6 @@ def fake_workers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PATH)
 
 
-@once
 def test_workers_and_one_is_killed(tmp_path, run, no_training, fake_workers):
     path = tmp_path / "s"
     thread, found = when_begun(path, lambda trial, pid: os.kill(pid, signal.SIGKILL))
@@ -161,7 +158,6 @@ def test_workers_and_one_is_killed(tmp_path, run, no_training, fake_workers):
     assert len(pids) == 3 and all(map(gone, pids))
 
 
-@once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_search(tmp_path, number):
     path = tmp_path / "s"
@@ -186,7 +182,6 @@ def test_workers_end_with_the_search(tmp_path, number):
     assert list(state["ongoing_trials"].values()) == ["00"]
 
 
-@once
 def test_a_trial_that_kills_its_workers_fails(tmp_path, monkeypatch):
     """Without training: a worker that asks for a trial and dies of it."""
     monkeypatch.setattr(search_workers, "MAX_RUNS", 2)
@@ -226,20 +221,6 @@ def test_workers_that_cannot_start_stop_the_search(tmp_path):
             run_workers(tuner.oracle, 1, [sys.executable, "-c", code], tmp_path / "s")
 
 
-def test_a_worker_of_its_own_behind_a_proxy(
-    small_ptb, tmp_path, monkeypatch, run, no_pictures
-):
-    """One worker, in a process of its own, trains on each backend."""
-    monkeypatch.setenv("PYTHONPATH", PATH)
-    monkeypatch.setenv("http_proxy", NOBODY)
-    options = TINY | {"epochs": 1, "max_trials": 1, "workers": 1, "max_tokens": 400}
-    code, printed, error = run(data_dir=small_ptb, save_path=tmp_path / "s", **options)
-    assert code == 0, error
-    assert "worker0: Trial 0, epoch 1/1: perplexity" in printed
-    assert [row["status"] for row in trials(tmp_path / "s")] == ["COMPLETED"]
-
-
-@once
 def test_chief_and_worker_by_keras_tuner_variables(
     tmp_path, free_variables, capsys, no_training
 ):

@@ -24,93 +24,15 @@ from keras_qrnn.training.run_directory import held
 from search_oracles import TUNERS
 from tests.tuning.conftest import no_training_in
 from tests.tuning.searches import (
-    SCRIPT,
     TINY,
     Killed,
     arguments,
-    assert_same_trials,
     keras_file,
     make_tuner,
-    once,
-    read_until,
-    start,
-    trains,
     trials,
 )
 
-pytestmark = trains
-
-
-@once
-def test_killed_search_ends_with_the_same_trials(
-    searched, small_ptb, tmp_path, run, no_pictures
-):
-    """SIGKILL in the middle of the second trial, under `python -OO`."""
-    options = {"data_dir": small_ptb, "save_path": tmp_path / "s", **TINY}
-    process = start(SCRIPT, flags=["-OO"], **options, max_trials=2)
-    read_until(process, "Trial 1, epoch 1/2")
-    process.kill()
-    process.communicate()
-    first = (tmp_path / "s" / "trial_0" / "trial.json").read_bytes()
-    code, printed, _ = run(**options, max_trials=2)
-    assert code == 0
-    assert "Trial 0 of" not in printed and "Trial 1 of 2 runs again" in printed
-    assert (tmp_path / "s" / "trial_0" / "trial.json").read_bytes() == first
-    assert_same_trials(trials(tmp_path / "s"), trials(searched[0])[:2])
-
-
-def test_interrupted_training_ends_with_the_same_trials(
-    searched, small_ptb, tmp_path, monkeypatch, run, no_pictures
-):
-    """The same in one process, on each backend."""
-    options = {"data_dir": small_ptb, "save_path": tmp_path / "s", **TINY}
-
-    def killed(self, epoch, logs):
-        if self._trial_id == "1":
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(search_tuner.Progress, "on_epoch_end", killed)
-        run(**options, max_trials=2)
-    code, printed, _ = run(**options, max_trials=2)
-    assert code == 0
-    assert "Trial 0 of" not in printed and "Trial 1 of 2 runs again" in printed
-    assert_same_trials(trials(tmp_path / "s"), trials(searched[0])[:2])
-
-
-@once
-def test_going_on_refusal_and_overwriting(
-    searched, small_ptb, tmp_path, capsys, no_pictures
-):
-    path = Path(shutil.copytree(searched[0], tmp_path / "s"))
-    before = (path / "trials.csv").read_text()
-    options = {"data_dir": small_ptb, "save_path": path, **TINY, "max_trials": 3}
-    # Nothing is left to do.
-    assert search.main(arguments(**options)) == 0
-    assert " runs" not in capsys.readouterr().out
-    assert (path / "trials.csv").read_text() == before
-    for other, message in (
-        ({"units": "4-9"}, "units='4-8'. Received: units='4-9'"),
-        ({"tuner": "grid"}, "tuner='random'. Received: tuner='grid'"),
-        ({"epochs": 3}, "epochs=2. Received: epochs=3"),
-        ({"seed": 1}, "seed=0. Received: seed=1"),
-        ({"max_tokens": 500}, "another one, with data="),
-    ):
-        assert search.main(arguments(**(options | other))) == 2
-        error = capsys.readouterr().err
-        assert message in error and "--overwrite" in error
-    assert (path / "trials.csv").read_text() == before
-    with held(path, "searched"):
-        assert search.main(arguments(**options)) == 2
-    assert "is being searched by another process" in capsys.readouterr().err
-    # More trials than at first, and then anew.
-    assert search.main(arguments(**(options | {"max_trials": 4}))) == 0
-    assert (path / "trials.csv").read_text().startswith(before.rstrip("\n"))
-    assert len(trials(path)) == 4
-    other = options | {"max_trials": 1, "units": 4}
-    assert search.main([*arguments(**other), "--overwrite"]) == 0
-    assert [row["units"] for row in trials(path)] == ["4"]
-    assert not (path / "trial_1").exists()
+pytestmark = pytest.mark.one_backend  # no search trains here
 
 
 def test_a_directory_of_other_files_is_left_alone(small_ptb, tmp_path, capsys):
@@ -121,9 +43,7 @@ def test_a_directory_of_other_files_is_left_alone(small_ptb, tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize(
-    "tuner", [pytest.param(t, marks=() if t == "random" else once) for t in TUNERS]
-)
+@pytest.mark.parametrize("tuner", TUNERS)
 def test_no_trial_is_lost_or_repeated_wherever_it_is_killed(
     tuner, tmp_path, monkeypatch, no_training
 ):
@@ -213,7 +133,6 @@ DAMAGES = {
 }
 
 
-@once
 @pytest.mark.parametrize("file", STATES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_one_line(
@@ -235,7 +154,6 @@ def test_a_damaged_state_is_one_line(
         assert len(trials(path)) == 1
 
 
-@once
 @pytest.mark.parametrize("file", STATES)
 @given(data=st.data())
 def test_a_flipped_bit_is_one_line_or_no_harm(finished, file, data):
@@ -259,7 +177,6 @@ def test_a_flipped_bit_is_one_line_or_no_harm(finished, file, data):
             assert code == 2 and len(errors.getvalue().splitlines()) == 1
 
 
-@once
 @given(data=st.data())
 def test_a_flipped_bit_in_the_best_model(finished, data):
     """It is found, unless it lies where a zip archive keeps nothing of the model."""
@@ -287,13 +204,22 @@ def test_a_flipped_bit_in_the_best_model(finished, data):
                 assert archive.read(archive.namelist()[0])
 
 
+def test_an_archive_that_points_before_its_start_is_damaged(tmp_path):
+    path = tmp_path / "model.keras"
+    keras_file(path, "weights")
+    content = bytearray(path.read_bytes())
+    content[-6] += 1  # of the offset of the archive's directory
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.keras is damaged"):
+        search_directory.check_zip(path, "")
+
+
 def best_trial(path):
     rows = trials(path)
     best = min(rows, key=lambda row: float(row["val_perplexity"]))
     return f"trial_{best['trial']}"
 
 
-@once
 @pytest.mark.parametrize(
     "name",
     [
@@ -421,7 +347,6 @@ def test_any_name_of_a_directory(tmp_path, run, no_training, name):
     assert trials(path)[:1] == before and len(trials(path)) == 2
 
 
-@once
 def test_overwriting_can_be_killed_at_any_point(
     finished, tmp_path, monkeypatch, run, no_training
 ):

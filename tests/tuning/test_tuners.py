@@ -1,8 +1,5 @@
 """The tuners: the trials that they choose, and trials that fail."""
 
-import csv
-import json
-
 import pytest
 from keras_tuner.engine.trial import TrialStatus
 
@@ -15,12 +12,9 @@ from tests.tuning.searches import (
     arguments,
     fake_training,
     make_tuner,
-    once,
-    trains,
-    trials,
 )
 
-pytestmark = trains
+pytestmark = pytest.mark.one_backend  # no search trains here
 
 
 def test_grid_covers_the_grid_once(tmp_path, no_training):
@@ -54,24 +48,6 @@ def test_small_spaces_end_and_nothing_is_tried_twice(tuner, tmp_path, no_trainin
     assert best.hyperparameters.values["units"] == 4
 
 
-@once
-def test_hyperband_trains_the_best_further(small_ptb, tmp_path, no_pictures):
-    """Of three trials of one epoch the best goes on, from where it was, to three."""
-    path = tmp_path / "s"
-    options = {**TINY, "epochs": 3, "tuner": "hyperband", "max_trials": 4}
-    assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 0
-    rows = trials(path)
-    assert [row["epochs"] for row in rows] == ["1", "1", "1", "3"]
-    parent = min(rows[:3], key=lambda row: float(row["val_perplexity"]))
-    assert rows[3]["units"] == parent["units"]
-    logs = [
-        list(csv.DictReader((path / f"trial_{n}" / "execution_0" / "log.csv").open()))
-        for n in (parent["trial"], rows[3]["trial"])
-    ]
-    assert logs[1][0] == logs[0][0] and len(logs[1]) == 3
-    assert not list(path.rglob("*.npz"))
-
-
 def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     """Of Hyperband's, which has the model of the trial that it goes on from."""
     execution = tmp_path / "execution_0"
@@ -83,41 +59,6 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     assert not list(execution.iterdir())
 
 
-@once
-def test_mean_of_executions_with_different_seeds(small_ptb, tmp_path, no_pictures):
-    path = tmp_path / "s"
-    options = {**TINY, "max_trials": 1, "executions_per_trial": 2, "epochs": 1}
-    assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 0
-    values = [
-        float(next(csv.DictReader((path / "trial_0" / name / "log.csv").open()))[
-            "val_perplexity"
-        ])
-        for name in ("execution_0", "execution_1")
-    ]  # fmt: skip
-    assert values[0] != values[1]
-    (row,) = trials(path)
-    assert float(row["val_perplexity"]) == pytest.approx(sum(values) / 2)
-    assert len(list(path.rglob("model.keras"))) == 1
-
-
-@once
-def test_diverged_trials_fail_and_the_search_goes_on(
-    small_ptb, tmp_path, capsys, no_pictures
-):
-    path = tmp_path / "s"
-    options = {**TINY, "tuner": "grid", "units": 4, "window": 1, "zoneout": 0}
-    options |= {"pooling": "fo", "emb_dim": 4, "learning_rate": "1e30,0.5"}
-    assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 0
-    rows = trials(path)
-    assert [row["status"] for row in rows] == ["FAILED", "COMPLETED"]
-    assert rows[0]["error"].startswith("Diverged: val_perplexity")
-    assert rows[0]["val_perplexity"] == ""
-    assert "Trial 0000 failed: Diverged" in capsys.readouterr().out
-    assert json.loads((path / "best.json").read_text())["learning_rate"] == 0.5
-    assert not (path / "trial_0" / "model.keras").exists()
-
-
-@once
 def test_many_diverged_trials(tmp_path, no_training):
     def diverges(options, directory, callbacks):
         history = fake_training(options, directory, callbacks)
@@ -129,14 +70,6 @@ def test_many_diverged_trials(tmp_path, no_training):
     assert searched.oracle.failure is None
     statuses = [trial.status for trial in searched.oracle.trials.values()]
     assert statuses == [TrialStatus.FAILED] * 8
-
-
-def test_none_that_completed_is_an_error(small_ptb, tmp_path, capsys, no_pictures):
-    options = {**TINY, "learning_rate": 1e30, "max_trials": 1}
-    path = tmp_path / "s"
-    assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 2
-    assert "None of 1 trials came to an end" in capsys.readouterr().err
-    assert trials(path)[0]["status"] == "FAILED"
 
 
 def test_errors_in_a_row_stop_the_search(tmp_path, monkeypatch, capsys, no_training):
@@ -171,14 +104,3 @@ def test_a_full_disk_stops_the_search_and_no_trial_is_blamed(
     assert len(error.splitlines()) == 1
     assert search.main(options) == 0
     assert "Trial 0 of 1 runs again" in capsys.readouterr().out
-
-
-@once
-def test_early_stopping(small_ptb, tmp_path, no_pictures):
-    """A rate of zero improves nothing, the second epoch not over the first."""
-    options = {**TINY, "learning_rate": 1e-30, "max_trials": 1, "epochs": 9}
-    options["early_stopping"] = 2
-    path = tmp_path / "s"
-    assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 0
-    (row,) = trials(path)
-    assert (row["epochs"], row["best_epoch"]) == ("3", "1")
