@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_qrnn import QRNN, f_pool, fo_pool, ifo_pool, linear_scan
-from keras_qrnn.convert import from_lstm
+from keras_qrnn.convert import from_lstm, load_torch_weights, torch_state_dict
 from keras_qrnn.initializers import ChronoBias
 
 if TYPE_CHECKING:
@@ -66,3 +66,9 @@ def from_another_layer(lstm: keras.layers.LSTM) -> QRNN:
     layer: keras.layers.Layer = from_lstm(lstm, window=3)
     assert isinstance(layer, QRNN)
     return QRNN.from_config(lstm.get_config())
+
+
+def weights_of_pytorch(layer: QRNN, arrays: dict[str, np.ndarray]) -> list[str]:
+    load_torch_weights(layer, arrays)
+    load_torch_weights([layer, layer], "model.safetensors", prefix="rnns.")
+    return list(torch_state_dict(layer, layout="fastai"))
