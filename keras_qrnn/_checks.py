@@ -1,7 +1,9 @@
 """Checks of arguments and options that several parts of the package share."""
 
 import math
+from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 
 def integer(
@@ -101,3 +103,22 @@ def one_of(name: str, value: str, choices: tuple, kind: str = "Argument") -> str
             f"Received: {name}={value!r}"
         )
     return value
+
+
+def for_each_layer(
+    name: str, value: int | Iterable[int], layers: int, kind: str = "Argument"
+) -> list[int]:
+    """Positive integers, one for each layer: `value` for all, or its own.
+
+    Raises:
+        ValueError: if `value` is neither a positive integer nor a sequence of
+            `layers` positive integers.
+    """
+    is_sequence = isinstance(value, Iterable) and not isinstance(value, str)
+    values: list[Any] = list(value) if is_sequence else [value] * layers  # type: ignore[arg-type]
+    if len(values) != layers:
+        raise ValueError(
+            f"{kind} `{name}` must be an integer or a list with one for each of the "
+            f"{layers} layers. Received: {name}={value!r}"
+        )
+    return [positive_integer(name, each, kind) for each in values]

@@ -2,6 +2,7 @@
 
 from keras_qrnn.layers.embedding_dropout import EmbeddingDropout
 from keras_qrnn.layers.qrnn import QRNN
+from keras_qrnn.layers.qrnn_stack import QRNNStack
 from keras_qrnn.layers.stateful_lstm import StatefulLSTM
 
-__all__ = ["QRNN", "EmbeddingDropout", "StatefulLSTM"]
+__all__ = ["QRNN", "EmbeddingDropout", "QRNNStack", "StatefulLSTM"]

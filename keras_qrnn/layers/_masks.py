@@ -94,6 +94,16 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
     return _steps_at(position, outputs)
 
 
+def in_front(time: int | Tensor, valid: Tensor) -> Tensor:
+    """Which steps of compacted sequences are valid: bool, `(batch, time, 1)`.
+
+    Args:
+        time: the number of steps.
+        valid: the number of valid steps, `(batch,)`.
+    """
+    return ops.arange(time, dtype="int32")[None, :, None] < valid[:, None, None]
+
+
 def _steps_at(position: Tensor, sequences: Tensor) -> Tensor:
     """The steps of `sequences` at `position`, an int tensor `(batch, steps)`."""
     if keras.config.backend() == "torch":

@@ -36,7 +36,9 @@ class KeptStates:
 
 
 def checked_states(
-    initial_state: Tensor | list[Tensor] | None, shapes: dict[str, Shape]
+    initial_state: Tensor | list[Tensor] | None,
+    shapes: dict[str, Shape],
+    owner: str,
 ) -> list[Tensor]:
     """The given states as a list. The list is empty if `initial_state` is None.
 
@@ -44,6 +46,7 @@ def checked_states(
         initial_state: one state, a list of one state, or a list of all states. One
             state is the first of `shapes`.
         shapes: the expected shape of each state, by name.
+        owner: whose states they are, for the message: "a QRNN".
 
     Raises:
         ValueError: if the number of states or a shape does not fit `shapes`.
@@ -69,7 +72,7 @@ def checked_states(
 
     states = " and ".join(f"the {name} {shape}" for name, shape in shapes.items())
     message = (
-        "Argument `initial_state` of a QRNN must be the cell state alone or, as a "
+        f"Argument `initial_state` of {owner} must be the cell state alone or, as a "
         f"list, {states}. Received: "
     )
     message += f"{len(given)} states of the shapes {received}" if given else "[]"
@@ -84,6 +87,37 @@ def checked_states(
             ". The previous output is an argument of its own: `previous_output=...`"
         )
     raise ValueError(message)
+
+
+def check_time(sequences: Tensor) -> None:
+    """Checks that `sequences` has a step.
+
+    Raises:
+        ValueError: if it is known to have none.
+    """
+    if sequences.shape[1] == 0:
+        raise ValueError(
+            "The inputs to QRNN must have at least one time step. "
+            f"Received: sequences.shape={tuple(sequences.shape)}"
+        )
+
+
+def result_specs(
+    layer: keras.layers.Layer, shapes: Shape | tuple[Shape, ...]
+) -> Tensor | tuple[Tensor, ...]:
+    """What a symbolic call of `layer` returns.
+
+    Args:
+        layer: a layer with `return_state`.
+        shapes: what its `compute_output_shape` returned.
+    """
+    if not layer.return_state:
+        return keras.KerasTensor(shapes, layer.compute_dtype)
+    output, *states = shapes
+    return (
+        keras.KerasTensor(output, layer.compute_dtype),
+        *(keras.KerasTensor(state, layer.variable_dtype) for state in states),
+    )
 
 
 def as_value(state: Tensor, dtype: str) -> Tensor:

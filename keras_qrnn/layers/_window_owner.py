@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from keras_qrnn._types import Tensor
+from keras_qrnn.layers._states import KeptStates
 
 if keras.config.backend() == "torch":
     from torch.compiler import is_compiling
@@ -40,31 +41,32 @@ def remember(window: Tensor, name: str) -> None:
         _names[key] = gone, name
 
 
-def check(window: Tensor, layer: keras.layers.Layer) -> None:
-    """Refuses a window state that another layer returned.
+def check(window: Tensor, name: str) -> None:
+    """Refuses a window state that another layer than that of this name returned.
 
     Raises:
         ValueError: if a layer of another name returned `window`.
     """
-    name = _name_of(window, type(layer))
-    if name is not None and name != layer.name:
+    owner = _name_of(window)
+    if owner is not None and owner != name:
         raise ValueError(
             "Argument `initial_state`: the window state holds the last inputs of the "
             "layer that returned it, and another layer has other inputs. A decoder "
             "starts from the encoder's cell alone: `initial_state=cell`. To hand the "
             "window over all the same, copy it: `keras.ops.copy(window)`. "
-            f"Expected: the window of layer '{layer.name}'. Received: the window of "
-            f"layer '{name}'"
+            f"Expected: the window of layer '{name}'. Received: the window of layer "
+            f"'{owner}'"
         )
 
 
-def _name_of(window: Tensor, layer_class: type[keras.layers.Layer]) -> str | None:
+def _name_of(window: Tensor) -> str | None:
     if is_compiling():
         return None
     if isinstance(window, keras.KerasTensor):
         history = getattr(window, "_keras_history", None)
         operation = getattr(history, "operation", None)
-        return operation.name if isinstance(operation, layer_class) else None
+        is_ours = isinstance(operation, KeptStates)
+        return getattr(operation, "name", None) if is_ours else None
     name = getattr(window, _ATTRIBUTE, None)
     if name is None and (noted := _names.get(id(window))) is not None:
         reference, noted_name = noted

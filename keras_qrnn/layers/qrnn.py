@@ -12,12 +12,21 @@ from keras_qrnn._checks import one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.initializers import ChronoBias
 from keras_qrnn.layers import _window_owner
-from keras_qrnn.layers._masks import compact, expand, fits, last_steps, mask_of
+from keras_qrnn.layers._masks import (
+    compact,
+    expand,
+    fits,
+    in_front,
+    last_steps,
+    mask_of,
+)
 from keras_qrnn.layers._states import (
     KeptStates,
     as_value,
     check_batch_size,
+    check_time,
     checked_states,
+    result_specs,
     with_rows_of,
     zeros,
 )
@@ -273,6 +282,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.cell_state: keras.Variable = None
         self.window_state: keras.Variable = None
         self.last_output: keras.Variable = None
+        # A QRNNStack names itself here, and keeps its last layer's last output only.
+        self._stack: str | None = None
+        self._keeps_output = True
 
     def build(
         self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
@@ -326,7 +338,9 @@ class QRNN(KeptStates, keras.layers.Layer):
             )
         if self.stateful:
             shapes = self._state_shapes(batch, features)
-            for name, shape in (shapes | {"last_output": shapes["cell_state"]}).items():
+            if self._keeps_output:
+                shapes["last_output"] = shapes["cell_state"]
+            for name, shape in shapes.items():
                 state = self.add_weight(
                     shape=shape,
                     name=name,
@@ -350,7 +364,8 @@ class QRNN(KeptStates, keras.layers.Layer):
     @property
     def kept(self) -> list[keras.Variable]:
         """The kept states and the last output, which masked steps repeat."""
-        return [*self.states, self.last_output] if self.states else []
+        kept = [self.cell_state, self.window_state, self.last_output]
+        return [state for state in kept if state is not None]
 
     def _state_shapes(
         self, batch: int | None, features: int | None
@@ -395,14 +410,16 @@ class QRNN(KeptStates, keras.layers.Layer):
         """The outputs of all steps, and the states after the valid ones.
 
         Args:
-            sequences: `(batch, time, features)` in scan order, valid steps first.
+            sequences: `(batch, time, features)` in scan order, valid steps first; with
+                `padding="same"` zeros behind them.
             valid: the number of valid steps, `(batch,)`, or None for all.
             states: as `_first_states` returns them.
             training: whether zoneout and the dropouts act.
 
         Returns:
             The outputs, `(batch, time, units)`, of which those behind the valid steps
-            mean nothing, and the states as a list.
+            mean nothing, and the states as a list; without the window state if the
+            layer neither returns nor keeps it.
         """
         cell, *window = states
         inputs = self._with_window(sequences, window)
@@ -412,8 +429,9 @@ class QRNN(KeptStates, keras.layers.Layer):
             self._update_scale(sequences, valid, training),
             training,
         )
-        window = [last_steps(inputs, valid, self.window - 1) for _ in window]
-        return outputs, [cell, *window]
+        if window and (self.return_state or self.stateful):
+            return outputs, [cell, last_steps(inputs, valid, self.window - 1)]
+        return outputs, [cell]
 
     def _in_place(
         self, outputs: Tensor, mask: Tensor | None, previous_output: Tensor
@@ -437,7 +455,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         """The states as a call returns them."""
         states = [ops.cast(state, self.variable_dtype) for state in states]
         for window in states[1:]:
-            _window_owner.remember(window, self.name)
+            _window_owner.remember(window, self._stack or self.name)
         return states
 
     def compute_gates(
@@ -487,7 +505,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         """Checked inputs of the compute dtype and their mask, in scan order."""
         mask = mask_of(sequences, mask)  # first: a cast loses the mask
         sequences = as_value(sequences, self.compute_dtype)
-        _check_time(sequences)
+        check_time(sequences)
         if sequences.shape[-1] is None:
             # A graph of TensorFlow may not know the features; the kernel does.
             batch, time, _ = ops.shape(sequences)
@@ -512,9 +530,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
         if not given and self.stateful:
-            *given, last_output = with_rows_of(sequences, self.kept)
-            if previous_output is None:
-                previous_output = last_output
+            given = with_rows_of(sequences, self.kept)
+            if self._keeps_output:
+                *given, last_output = given
+                if previous_output is None:
+                    previous_output = last_output
         shapes = self._state_shapes(ops.shape(sequences)[0], features)
         for shape in list(shapes.values())[len(given) :]:
             given.append(zeros(shape, self.variable_dtype, sequences))
@@ -528,7 +548,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     def _checked_states(
         self,
         batch: int | None,
-        features: int,
+        features: int | None,
         initial_state: Tensor | list[Tensor] | None,
         previous_output: Tensor | None,
     ) -> list[Tensor]:
@@ -540,9 +560,13 @@ class QRNN(KeptStates, keras.layers.Layer):
                 "cell state alone. The convolution sees steps on both sides, so there "
                 f"is no window state. Received: {len(states)} states"
             )
-        given = checked_states(initial_state, self._state_shapes(batch, features))
+        owner = "a QRNN"
+        if self._stack is not None:
+            owner = f"layer '{self.name}' of QRNNStack '{self._stack}'"
+        shapes = self._state_shapes(batch, features)
+        given = checked_states(initial_state, shapes, owner)
         if len(given) > 1:
-            _window_owner.check(given[1], self)
+            _window_owner.check(given[1], self._stack or self.name)
         if previous_output is not None:
             if not hasattr(previous_output, "shape"):
                 previous_output = ops.convert_to_tensor(previous_output)
@@ -636,7 +660,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             update_scale = 1.0 - self.zoneout
         if valid is None:
             return update_scale
-        is_valid = ops.arange(time, dtype="int32")[None, :, None] < valid[:, None, None]
+        is_valid = in_front(time, valid)
         if update_scale is None:
             return is_valid
         if isinstance(update_scale, float):
@@ -672,20 +696,13 @@ class QRNN(KeptStates, keras.layers.Layer):
         training: bool = False,
         previous_output: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        _check_time(sequences)
+        check_time(sequences)
         mask_of(sequences, mask)
         batch, _, features = sequences.shape
         if self.stateful:
             check_batch_size(sequences, self.cell_state.shape[0])
         self._checked_states(batch, features, initial_state, previous_output)
-        shapes = self.compute_output_shape(sequences.shape)
-        if not self.return_state:
-            return keras.KerasTensor(shapes, self.compute_dtype)
-        output, *states = shapes
-        return (
-            keras.KerasTensor(output, self.compute_dtype),
-            *(keras.KerasTensor(state, self.variable_dtype) for state in states),
-        )
+        return result_specs(self, self.compute_output_shape(sequences.shape))
 
     def compute_mask(
         self, sequences: Tensor, mask: Tensor | list[Tensor | None] | None
@@ -786,11 +803,3 @@ class QRNN(KeptStates, keras.layers.Layer):
         }
         # Keras would wrap an error of the constructor in a long one.
         return super().from_config(_without_harmless(kept))
-
-
-def _check_time(sequences: Tensor) -> None:
-    if sequences.shape[1] == 0:
-        raise ValueError(
-            "The inputs to QRNN must have at least one time step. "
-            f"Received: sequences.shape={tuple(sequences.shape)}"
-        )

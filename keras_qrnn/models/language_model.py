@@ -4,7 +4,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qrnn._checks import positive_integer, rate
+from keras_qrnn._checks import for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
 from keras_qrnn.losses import replicas, token_cross_entropy
@@ -119,13 +119,7 @@ class LanguageModel(keras.Model):
         sizes |= {"layers": layers, "batch_size": batch_size}
         for name, value in sizes.items():
             sizes[name] = positive_integer(name, value)
-        one_window = hasattr(window, "__index__")
-        windows: list[Any] = [window] * layers if one_window else list(window)  # type: ignore[arg-type]
-        if len(windows) != layers:
-            raise ValueError(
-                "Argument `window` must be an integer or a list with one for each of "
-                f"the {layers} layers. Received: window={window!r}"
-            )
+        windows = for_each_layer("window", window, layers)
         rate("dropout", dropout)  # Keras's Dropout would also take 1
         rate("embedding_dropout", embedding_dropout)
         hidden = dropout if hidden_dropout is None else hidden_dropout
@@ -146,7 +140,7 @@ class LanguageModel(keras.Model):
                     f"Received: {name}={strength!r}"
                 )
         self._config: dict[str, Any] = {
-            **sizes, "window": window if one_window else windows,
+            **sizes, "window": window if hasattr(window, "__index__") else windows,
             "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
             "embedding_scale": embedding_scale, "tied": tied,
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,

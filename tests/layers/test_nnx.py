@@ -11,13 +11,17 @@ import pytest
 PROGRAM = """
 import keras, numpy as np
 from flax import nnx
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn.layers import StatefulLSTM
 
 assert keras.config.is_nnx_enabled()
 x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype("float32")
 step = nnx.jit(lambda layer, x: layer(x))
-for layer in (QRNN(2, stateful=True), StatefulLSTM(2, stateful=True)):
+for layer in (
+    QRNN(2, stateful=True),
+    QRNNStack(2, 2, dense=True, stateful=True),
+    StatefulLSTM(2, stateful=True),
+):
     expected = [np.asarray(layer(x)) for _ in range(2)]
     layer.reset_state()
     got = [np.asarray(step(layer, x)) for _ in range(2)]

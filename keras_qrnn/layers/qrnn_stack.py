@@ -1,0 +1,382 @@
+"""A stack of QRNNs as one layer, whose masks are sorted out once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops, regularizers
+from keras.initializers import Initializer
+from keras.regularizers import Regularizer
+
+from keras_qrnn._checks import for_each_layer, positive_integer, rate
+from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.layers._masks import compact, mask_of
+from keras_qrnn.layers._states import (
+    KeptStates,
+    check_batch_size,
+    check_time,
+    result_specs,
+)
+from keras_qrnn.layers.qrnn import QRNN
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class QRNNStack(KeptStates, keras.layers.Layer):
+    """A stack of QRNNs as one layer.
+
+    Each layer reads the outputs of the layer before, at all steps. With `dense=True` it
+    reads the input of the layer before too: layer n sees the stack's input and the
+    outputs of all layers before it (arXiv 1611.01576, section 2.1, "Densely-Connected
+    Layers"). The output of the last layer alone is the output of the stack.
+
+    The stack computes what its QRNNs give one after another, each with the same mask.
+    With a mask it is faster: the steps are sorted once for all layers.
+
+    Args:
+        units: Positive integer, size of each layer's output; or a sequence with one
+            integer for each layer.
+        layers: Positive integer, number of layers.
+        window: Positive integer, window of each layer in steps; or a sequence with one
+            integer for each layer. Defaults to `2`.
+        dense: Boolean, whether each layer's input is concatenated to its output before
+            the next layer. Defaults to `False`.
+        dropout: Float in [0, 1), fraction of the features dropped in training from the
+            input of every layer but the first (section 3.1: "dropout between layers").
+            As in LSTM and QRNN, all steps of a sequence drop the same features. Each
+            layer draws its own; with `dense=True` also of the inputs of the layers
+            before. Defaults to `0`.
+        seed: Random seed of the first layer. Layer n has `seed + n`.
+        activity_regularizer: Regularizer of the stack's output. Defaults to `None`.
+        return_sequences: Boolean, whether to return the last layer's outputs of all
+            steps or only its last output. Defaults to `False`.
+        return_state: Boolean, whether to return the last states of all layers too.
+            Defaults to `False`.
+        go_backwards: Boolean, whether to process the input from its end, and return the
+            outputs in that order. Defaults to `False`.
+        stateful: Boolean, whether the last states of a batch are the first states of
+            the next. It needs a static batch size. Defaults to `False`.
+        zero_output_for_mask: Boolean, whether a masked step outputs zeros instead of
+            repeating the previous output. Defaults to `False`.
+        name, dtype, trainable: As in `keras.layers.Layer`.
+        **each: Other arguments of `keras_qrnn.QRNN`, for each layer: `pooling`,
+            `activation`, `recurrent_activation`, `use_bias`, `zoneout`,
+            `kernel_dropout`, `padding`, and the initializers, regularizers and
+            constraints of the weights.
+
+    Call arguments:
+        sequences: tensor of shape `(batch, time, features)`, cast to the layer's
+            compute dtype.
+        initial_state: the states before the first step: a list of the cell states, one
+            for each layer, or a list of all states (see "States"). With the cell states
+            alone the window states are zeros. Defaults to zeros, or to the kept states
+            when `stateful`.
+        mask: boolean tensor of shape `(batch, time)` or `(batch, time, 1)`, of any
+            pattern. A step where it is False leaves all states as they were. The
+            inputs of such a step, even NaN, reach no output, state or gradient.
+            Defaults to the mask that `sequences` carries.
+        training: Boolean, whether zoneout and the dropouts act.
+        previous_output: tensor of shape `(batch, units of the last layer)`, the output
+            before the first step. Masked steps at the start of `sequences` repeat it.
+            Defaults to zeros, for `pooling="f"` to the last layer's cell state, and
+            when `stateful` to the kept output.
+
+    Output shape:
+        With `m` units in the last layer: `(batch, time, m)` with
+        `return_sequences=True`, else `(batch, m)`; with `return_state=True` followed by
+        the states. The output has the compute dtype.
+
+    States:
+        The states of the first layer, then those of the second, and so on, in one flat
+        list. Each layer has its cell state, and for a window above 1 its window state,
+        as described in `keras_qrnn.QRNN`. They have the dtype of the weights, so under
+        a mixed policy they are float32. Pieces of a sequence, cut anywhere, give the
+        outputs of the whole when the states are passed on.
+
+        With `stateful=True` the stack keeps the states, and the last output, in
+        variables that are not weights.
+
+    Attributes:
+        qrnns: The layers of the stack, a list of `keras_qrnn.QRNN` named `qrnn_0`,
+            `qrnn_1` and so on. Called one after another they give what the stack gives.
+        states: The kept states of a built stateful stack, a flat list of variables,
+            else None.
+
+    Raises:
+        ValueError: as `keras_qrnn.QRNN`; if `units` or `window` has not one integer for
+            each layer; if `initial_state` is neither one cell state for each layer nor
+            all states.
+
+    Example:
+
+    >>> inputs = np.random.random((32, 10, 8))
+    >>> stack = QRNNStack(4, layers=3, window=[3, 2, 1], dense=True, return_state=True)
+    >>> outputs, *states = stack(inputs)
+    >>> [state.shape for state in states]  # the layers see 8, 12 and 16 features
+    [(32, 4), (32, 2, 8), (32, 4), (32, 1, 12), (32, 4)]
+    """
+
+    def __init__(
+        self,
+        units: int | Sequence[int],
+        layers: int,
+        window: int | Sequence[int] = 2,
+        dense: bool = False,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        activity_regularizer: str | Regularizer | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        zero_output_for_mask: bool = False,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        **each: Any,
+    ) -> None:
+        # Autocast would cast the states, but they stay float32 in mixed precision.
+        super().__init__(
+            activity_regularizer=activity_regularizer, name=name, dtype=dtype,
+            trainable=trainable, autocast=False,
+        )  # fmt: skip
+        layers = positive_integer("layers", layers)
+        sizes = for_each_layer("units", units, layers)
+        windows = for_each_layer("window", window, layers)
+        self.dense = dense
+        self.dropout = rate("dropout", dropout)
+        self.seed = seed
+        self.return_state = return_state
+        self.go_backwards = go_backwards
+        self.stateful = stateful
+        self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+        self.layers = layers
+        for n in range(layers):
+            is_last = n == layers - 1
+            layer = QRNN(
+                sizes[n],
+                windows[n],
+                **{name: _own(value) for name, value in each.items()},
+                dropout=dropout if n else 0.0,
+                seed=None if seed is None else seed + n,
+                return_sequences=return_sequences or not is_last,
+                return_state=return_state,
+                go_backwards=go_backwards and n == 0,
+                stateful=stateful,
+                zero_output_for_mask=zero_output_for_mask and is_last,
+                name=f"qrnn_{n}",
+                dtype=self.dtype_policy,
+                trainable=trainable,
+            )
+            layer._stack, layer._keeps_output = self.name, is_last
+            # Each layer is an attribute: NNX would not find variables in a list.
+            setattr(self, layer.name, layer)
+
+    def build(
+        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+    ) -> None:
+        """Makes the weights and, when stateful, the kept states.
+
+        If the stack is built already, this resets the kept states, as in
+        `keras.layers.RNN`.
+
+        Args:
+            sequences_shape: `(batch, time, features)`.
+            initial_state_shape: shapes of the states. It is not used.
+
+        Raises:
+            ValueError: if `features` is None, or if `batch` is None and the stack is
+                stateful.
+        """
+        batch, time, features = sequences_shape
+        for layer, size in zip(self.qrnns, self._features(features), strict=True):
+            layer.build((batch, time, size))
+        self.input_spec = self.qrnns[0].input_spec
+
+    @property
+    def qrnns(self) -> list[QRNN]:
+        """The layers of the stack, in their order."""
+        return [getattr(self, f"qrnn_{n}") for n in range(self.layers)]
+
+    @property
+    def return_sequences(self) -> bool:
+        """Whether the outputs of all steps are returned. It may be set."""
+        return self.qrnns[-1].return_sequences
+
+    @return_sequences.setter
+    def return_sequences(self, value: bool) -> None:
+        self.qrnns[-1].return_sequences = value
+
+    @property
+    def zero_output_for_mask(self) -> bool:
+        """Whether a masked step outputs zeros. It may be set: `Bidirectional` does."""
+        return self.qrnns[-1].zero_output_for_mask
+
+    @zero_output_for_mask.setter
+    def zero_output_for_mask(self, value: bool) -> None:
+        self.qrnns[-1].zero_output_for_mask = value
+
+    @property
+    def states(self) -> list[keras.Variable] | None:
+        """The kept states of a built stateful stack, layer by layer, else None."""
+        return [state for layer in self.qrnns for state in layer.states or ()] or None
+
+    @property
+    def kept(self) -> list[keras.Variable]:
+        """The kept states and the last layer's last output."""
+        return [variable for layer in self.qrnns for variable in layer.kept]
+
+    def call(
+        self,
+        sequences: Tensor,
+        initial_state: list[Tensor] | None = None,
+        mask: Tensor | None = None,
+        training: bool = False,
+        previous_output: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """See "Call arguments" and "Output shape" in the documentation of the class."""
+        given, layers = self._given(initial_state), self.qrnns
+        sequences, mask = layers[0]._in_scan_order(sequences, mask)
+        valid = None
+        if mask is not None:
+            sequences, valid = compact(sequences, mask)
+        states = []
+        for layer, first in zip(layers, given, strict=True):
+            is_last = layer is layers[-1]
+            before, repeated = layer._first_states(
+                sequences, first, previous_output if is_last else None
+            )
+            outputs, after = layer._steps(sequences, valid, before, training)
+            states.append(after)
+            if not is_last:
+                sequences = self._next(sequences, outputs, valid)
+        outputs, last_output = layer._in_place(outputs, mask, repeated)
+        if self.stateful:
+            for layer, after in zip(layers, states, strict=True):
+                output = [last_output] if layer is layers[-1] else []
+                layer._keep([*after, *output])
+        if not self.return_state:
+            return outputs
+        pairs = zip(layers, states, strict=True)
+        return (outputs, *(s for layer, after in pairs for s in layer._returned(after)))
+
+    def _next(self, sequences: Tensor, outputs: Tensor, valid: Tensor | None) -> Tensor:
+        """The input of the next layer, from the input and the outputs of this one."""
+        if valid is not None and self.qrnns[0].padding == "same":
+            is_valid = in_front(ops.shape(outputs)[1], valid)
+            outputs = ops.where(is_valid, outputs, ops.zeros((), outputs.dtype))
+        if self.dense:
+            return ops.concatenate([sequences, outputs], axis=-1)
+        return outputs
+
+    def _features(self, features: int | None) -> list[int | None]:
+        """The number of features that each layer reads, if the first reads these."""
+        sizes = [features]
+        for layer in self.qrnns[:-1]:
+            before = sizes[-1] if self.dense else 0
+            sizes.append(None if before is None else before + layer.units)
+        return sizes
+
+    def _given(self, initial_state: list[Tensor] | None) -> list[list[Tensor] | None]:
+        """The given states of each layer, whose shapes that layer checks.
+
+        Raises:
+            ValueError: if there is neither one for each layer nor all states.
+        """
+        if initial_state is None:
+            return [None] * self.layers
+        is_list = isinstance(initial_state, (list, tuple))
+        states = list(initial_state) if is_list else [initial_state]
+        shapes = [layer._state_shapes(None, None) for layer in self.qrnns]
+        if len(states) == self.layers:
+            return [[state] for state in states]
+        if len(states) == sum(map(len, shapes)):
+            rest = iter(states)
+            return [[next(rest) for _ in each] for each in shapes]
+        if self.layers == 1:  # then the message of a QRNN fits
+            return [states]
+        names = "; ".join(
+            f"{layer.name}: {', '.join(each)}"
+            for layer, each in zip(self.qrnns, shapes, strict=True)
+        )
+        raise ValueError(
+            "Argument `initial_state` of a QRNNStack must be a list of the "
+            f"{self.layers} cell states, one for each layer, or of all states, layer "
+            f"by layer ({names}). Received: {len(states)} states"
+        )
+
+    def reset_state(self) -> None:
+        """Sets the kept states of a stateful stack to zeros."""
+        for layer in self.qrnns:
+            layer.reset_state()
+
+    def reset_states(self) -> None:
+        """Alias of `reset_state`, as in `keras.layers.LSTM`."""
+        self.reset_state()
+
+    def compute_output_shape(
+        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+    ) -> Shape | tuple[Shape, ...]:
+        batch, time, features = sequences_shape
+        output: Shape = (batch, self.qrnns[-1].units)
+        if self.return_sequences:
+            output = (batch, time, output[-1])
+        if not self.return_state:
+            return output
+        pairs = zip(self.qrnns, self._features(features), strict=True)
+        states = (layer._state_shapes(batch, size).values() for layer, size in pairs)
+        return (output, *(shape for each in states for shape in each))
+
+    def compute_output_spec(
+        self,
+        sequences: Tensor,
+        initial_state: list[Tensor] | None = None,
+        mask: Tensor | None = None,
+        training: bool = False,
+        previous_output: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        check_time(sequences)
+        mask_of(sequences, mask)
+        batch, _, features = sequences.shape
+        if self.stateful:
+            check_batch_size(sequences, self.kept[0].shape[0])
+        sizes, given = self._features(features), self._given(initial_state)
+        for layer, size, states in zip(self.qrnns, sizes, given, strict=True):
+            output = previous_output if layer is self.qrnns[-1] else None
+            layer._checked_states(batch, size, states, output)
+        return result_specs(self, self.compute_output_shape(sequences.shape))
+
+    def compute_mask(
+        self, sequences: Tensor, mask: Tensor | list[Tensor | None] | None
+    ) -> Tensor | list[Tensor | None] | None:
+        mask = keras.tree.flatten(mask)[0]
+        output_mask = mask if self.return_sequences else None
+        if not self.return_state:
+            return output_mask
+        count = sum(len(layer._state_shapes(None, None)) for layer in self.qrnns)
+        return [output_mask] + [None] * count
+
+    def get_config(self) -> dict[str, Any]:
+        config = {
+            "units": [layer.units for layer in self.qrnns],
+            "layers": self.layers,
+            "window": [layer.window for layer in self.qrnns],
+            "dense": self.dense,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "activity_regularizer": regularizers.serialize(self.activity_regularizer),
+            "return_sequences": self.return_sequences,
+            "return_state": self.return_state,
+            "go_backwards": self.go_backwards,
+            "stateful": self.stateful,
+            "zero_output_for_mask": self.zero_output_for_mask,
+        }
+        # What all layers share is in the first layer's configuration.
+        return {**self.qrnns[0].get_config(), **super().get_config(), **config}
+
+
+def _own(value: Any) -> Any:
+    """A copy of an initializer: it gives the same weights each time it is called."""
+    if not isinstance(value, Initializer):
+        return value
+    return value.clone()
