@@ -10,7 +10,7 @@ from keras.regularizers import Regularizer
 
 from keras_qrnn._checks import for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.layers._masks import compact, mask_of
+from keras_qrnn.layers._masks import compact, in_front, mask_of
 from keras_qrnn.layers._states import (
     KeptStates,
     check_batch_size,
