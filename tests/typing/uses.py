@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from keras_qrnn import QRNN, f_pool, fo_pool, ifo_pool, linear_scan
+from keras_qrnn import QRNN, QRNNStack, f_pool, fo_pool, ifo_pool, linear_scan
 from keras_qrnn.convert import from_lstm, load_torch_weights, torch_state_dict
 from keras_qrnn.initializers import ChronoBias
 
@@ -72,3 +72,13 @@ def weights_of_pytorch(layer: QRNN, arrays: dict[str, np.ndarray]) -> list[str]:
     load_torch_weights(layer, arrays)
     load_torch_weights([layer, layer], "model.safetensors", prefix="rnns.")
     return list(torch_state_dict(layer, layout="fastai"))
+
+
+def in_a_stack(inputs: np.ndarray) -> "tuple[list[QRNN], list[keras.Variable] | None]":
+    stack = QRNNStack([8, 4], layers=2, window=[3, 1], dense=True, pooling="ifo")
+    outputs, cell, window, last_cell = QRNNStack(8, 2, window=(2, 1), return_state=True)(
+        inputs
+    )
+    stack(outputs, initial_state=[cell, last_cell], mask=None)
+    stack.reset_state()
+    return stack.qrnns, stack.states
