@@ -76,9 +76,8 @@ def weights_of_pytorch(layer: QRNN, arrays: dict[str, np.ndarray]) -> list[str]:
 
 def in_a_stack(inputs: np.ndarray) -> "tuple[list[QRNN], list[keras.Variable] | None]":
     stack = QRNNStack([8, 4], layers=2, window=[3, 1], dense=True, pooling="ifo")
-    outputs, cell, window, last_cell = QRNNStack(8, 2, window=(2, 1), return_state=True)(
-        inputs
-    )
-    stack(outputs, initial_state=[cell, last_cell], mask=None)
+    encoder = QRNNStack(8, 2, window=(2, 1), return_state=True)
+    outputs, *states = encoder(inputs)
+    stack(outputs, initial_state=states[::2], mask=None)
     stack.reset_state()
     return stack.qrnns, stack.states
