@@ -335,16 +335,87 @@ class LanguageModel(keras.Model):
         twin.copy_weights(self.weights)
         return twin
 
+    def serving_model(
+        self, batch_size: int | None = None, time: int | None = None
+    ) -> keras.Model:
+        """A functional model for serving: its states are inputs and outputs.
+
+        It holds no state, so one model serves many texts at a time, each with states of
+        its own. It consists of `Embedding`, `QRNN` or `LSTM`, and `Dense` layers, and
+        can be saved and exported. A text begins with states of zeros:
+
+            states = [np.zeros((rows, *each.shape[1:]), each.dtype)
+                      for each in server.inputs[1:]]
+            logits, *states = server.predict([tokens, *states])
+
+        Args:
+            batch_size: number of rows of a batch, or None for any.
+            time: number of steps of a call, or None for any.
+
+        Returns:
+            A `keras.Model` with copies of the weights: training this model further does
+            not change it. Inputs: int32 tokens of shape `(batch, time)`, then the
+            states of each recurrent layer, in the order of `layer.states`. Outputs: the
+            logits `(batch, time, vocab_size)`, then the states after the last step.
+            Logits and states have the dtype of the weights.
+        """
+        if not self.built:
+            self.build()
+        tokens = keras.Input((time,), batch_size, dtype="int32", name="tokens")
+        embedding = keras.layers.Embedding.from_config(self.embedding.get_config())
+        x = embedding(tokens)
+        _copy_weights(embedding, self.embedding.weights)
+        inputs, outputs = [tokens], []
+        for layer in self.recurrent:
+            names = ("cell", "window") if self.cell == "qrnn" else ("h", "c")
+            states = [
+                keras.Input(
+                    state.shape[1:], batch_size, dtype=state.dtype,
+                    name=f"{layer.name}_{name}",
+                )
+                for name, state in zip(names, layer.states or [], strict=False)
+            ]  # fmt: skip
+            twin = _without_state(layer)
+            x, *new_states = twin(x, initial_state=states)
+            _copy_weights(twin, layer.weights)
+            inputs += states
+            outputs += new_states
+        dense = keras.layers.Dense(
+            self._config["vocab_size"], name="logits", dtype=self.variable_dtype
+        )
+        outputs.insert(0, dense(x))
+        if self.tied:
+            kernel = ops.transpose(self.embedding.embeddings)
+        else:
+            kernel = self.logits.kernel
+        _copy_weights(dense, [kernel, self.logits_bias])
+        return keras.Model(inputs, outputs, name=f"{self.name}_server")
+
     def copy_weights(self, values: Iterable[Tensor]) -> None:
         """Assigns copies of `values` to all `weights`, in their order.
 
         Raises:
             ValueError: if the number of values or a shape differs.
         """
-        for variable, value in zip(self.weights, values, strict=True):
-            # A copy is needed: on JAX a training step frees the buffers of its weights.
-            variable.assign(ops.copy(value))
+        _copy_weights(self, values)
 
     def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)
         return {**self._config, "name": self.name, "dtype": dtype}
+
+
+def _without_state(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A recurrent layer that keeps no state, gives its last states and drops nothing.
+
+    Its weights are new ones.
+    """
+    config = layer.get_config() | {"stateful": False, "return_state": True}
+    if isinstance(layer, QRNN):
+        return QRNN.from_config(config | {"kernel_dropout": 0.0})
+    return keras.layers.LSTM.from_config(config | {"unroll": False})
+
+
+def _copy_weights(layer: keras.layers.Layer, values: Iterable[Tensor]) -> None:
+    for variable, value in zip(layer.weights, values, strict=True):
+        # A copy is needed: on JAX a training step frees the buffers of its weights.
+        variable.assign(ops.copy(value))

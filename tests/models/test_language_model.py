@@ -359,3 +359,29 @@ def test_gradients_in_bfloat16():
 def test_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         tiny(**change)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"window": [3, 1], "pooling": "ifo", "tied": True, "kernel_dropout": 0.2},
+        {"cell": "unrolled_lstm", "layers": 1},
+    ],
+)
+def test_serving_model(arguments, tmp_path):
+    """A token at a time, with the states handed on: the logits of the whole."""
+    model = tiny(**arguments)
+    model.logits_bias.assign(RNG.normal(size=11))
+    x, _, _ = batch(steps=4)
+    expected = model.predict(x, verbose=0)
+    server = model.serving_model(time=1)
+    for variable in model.weights:  # it has copies
+        variable.assign(variable * 0)
+    server.save(tmp_path / "server.keras")
+    server = keras.saving.load_model(tmp_path / "server.keras")
+    kept = [state for layer in model.recurrent for state in layer.states]
+    assert [each.shape[1:] for each in server.inputs[1:]] == [s.shape[1:] for s in kept]
+    states = [np.zeros((2, *each.shape[1:]), each.dtype) for each in server.inputs[1:]]
+    for t in range(x.shape[1]):
+        logits, *states = server.predict_on_batch([x[:, t : t + 1], *states])
+        assert_close(f"logits of step {t}", logits[:, 0], expected[:, t], 1e-6)
