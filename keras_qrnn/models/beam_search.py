@@ -219,7 +219,9 @@ def _best(ranks: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(found, order, axis=1)
 
 
-def compiled(function: Callable, variables: Sequence[keras.Variable] = ()) -> Callable:
+def compiled(
+    function: Callable[..., Any], variables: Sequence[keras.Variable] = ()
+) -> Callable[..., Any]:
     """`function` of nested tensors for inference, compiled on JAX and TensorFlow.
 
     Args:
