@@ -73,6 +73,8 @@ def qrnn(
     update_scale=None,
     zero_output_for_mask=False,
     padding="causal",
+    context=None,
+    context_kernel=None,
     d_outputs=None,
     d_cell=None,
 ):
@@ -80,11 +82,14 @@ def qrnn(
 
     Args:
         x: inputs, (batch, time, features).
-        kernel: (window, features, gates * units); bias: (gates * units,).
+        kernel: (window, features, gates * units); bias: (gates * units,), or
+            (batch, gates * units) with one bias for each sequence.
         cell, window, previous_output: the state before the first step.
         padding: "causal": a step sees the `window - 1` steps before it. "same": it sees
             `(window - 1) // 2` steps before it and the rest after it, zeros beyond
             both ends, and `window` is not used.
+        context, context_kernel: (batch, n) and (n, gates * units): their product is
+            added to the gates of each step.
         mask: booleans (batch, time); a masked step leaves all state as it was.
         update_scale: zoneout's factor on the update, a number or (batch, time, units).
         d_outputs, d_cell: incoming gradients; the result then has `gradients`.
@@ -110,6 +115,9 @@ def qrnn(
         "cell": np.zeros_like(cell),
         "window": np.zeros_like(window),
     }
+    if context is not None:
+        gradients["context"] = np.zeros_like(context)
+        gradients["context_kernel"] = np.zeros_like(context_kernel)
     for b in range(batch):
         c, h = cell[b], previous_output[b]
         # What the convolutions see in turn, and where the gradient of each entry goes.
@@ -132,7 +140,11 @@ def qrnn(
                 continue
             taps, origin = zip(*seen[len(tape) : len(tape) + size], strict=True)
             taps = np.stack(taps)
-            y = bias + np.einsum("jf,jfc->c", taps, kernel)
+            y = (bias if bias.ndim == 1 else bias[b]) + np.einsum(
+                "jf,jfc->c", taps, kernel
+            )
+            if context is not None:
+                y = y + context[b] @ context_kernel
             gate = dict(zip(GATES[pooling], np.split(y, len(y) // units), strict=True))
             z, f = np.tanh(gate["z"]), sigmoid(gate["f"])
             o = sigmoid(gate["o"]) if "o" in gate else 1.0
@@ -169,7 +181,10 @@ def qrnn(
                 d_y.append(d_c * s["z"] * s["k"] * gate_i * (1 - gate_i))
             d_y = np.concatenate(d_y)
             gradients["kernel"] += s["taps"][:, :, None] * d_y
-            gradients["bias"] += d_y
+            gradients["bias"][... if bias.ndim == 1 else b] += d_y
+            if context is not None:
+                gradients["context"][b] += context_kernel @ d_y
+                gradients["context_kernel"] += np.outer(context[b], d_y)
             for place, tap in zip(s["origin"], kernel, strict=True):
                 if place is not None:
                     name, n = place

@@ -159,6 +159,13 @@ class QRNN(KeptStates, keras.layers.Layer):
             step. Masked steps at the start of `sequences` repeat it. Defaults to
             zeros, for `pooling="f"` to the cell state, and when `stateful` to the
             kept output.
+        context: tensor of shape `(batch, features)`, one vector for each sequence, of
+            any number of features. A learned projection of it, without a bias of its
+            own, is added to every gate at every step (section 2.1, equation 7). Its
+            kernel, `context_kernel` of shape `(features, gates * units)`, is made when
+            the layer is built with a context, with the initializer, regularizer and
+            constraint of the kernel. Each later call then needs a context too.
+            Defaults to `None`.
 
     Output shape:
         `(batch, time, units)` with `return_sequences=True`, else
@@ -196,8 +203,10 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     Raises:
         ValueError: if an argument is out of its range or has a meaning in LSTM only;
-            if inputs, masks or states have a wrong shape; if the window state is that
-            of another layer; if a stateful layer gets another batch size. (A graph of
+            if inputs, masks, states or the context have a wrong shape; if the window
+            state is that of another layer; if the layer was built without a context
+            and gets one, or the reverse; if a stateful layer gets another batch size.
+            (A graph of
             TensorFlow that does not know its batch size raises a
             `tf.errors.InvalidArgumentError` for the last when it runs.)
 
@@ -278,6 +287,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.kernel: keras.Variable = None
         self.bias: keras.Variable = None
+        self.context_kernel: keras.Variable = None
         # Each kept state is an attribute: NNX would not find variables in a list.
         self.cell_state: keras.Variable = None
         self.window_state: keras.Variable = None
@@ -287,7 +297,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         self._keeps_output = True
 
     def build(
-        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: list[Shape] | None = None,
+        context_shape: Shape | None = None,
     ) -> None:
         """Makes the weights and, when stateful, the kept states.
 
@@ -297,10 +310,12 @@ class QRNN(KeptStates, keras.layers.Layer):
         Args:
             sequences_shape: `(batch, time, features)`.
             initial_state_shape: shapes of the states. It is not used.
+            context_shape: `(batch, features)` of the context. None for a layer that
+                gets none.
 
         Raises:
             ValueError: if `features` is None, or if `batch` is None and the layer is
-                stateful.
+                stateful; if `context_shape` is no such shape.
         """
         batch, _, features = sequences_shape
         if self.kernel is not None:
@@ -317,6 +332,8 @@ class QRNN(KeptStates, keras.layers.Layer):
                 "`Input(batch_shape=...)` or call it on data. "
                 f"Received: sequences.shape={tuple(sequences_shape)}"
             )
+        if context_shape is not None:
+            _check_context_shape(context_shape, (batch, None))
         channels = len(GATES[self.pooling]) * self.units
         self.kernel = self.add_weight(
             shape=(self.window, features, channels),
@@ -335,6 +352,18 @@ class QRNN(KeptStates, keras.layers.Layer):
                 initializer=initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
+            )
+        if context_shape is not None:
+            initializer = self.kernel_initializer
+            if isinstance(initializer, Initializer):
+                # The same one would draw the same values for a kernel of this size.
+                initializer = initializer.clone()
+            self.context_kernel = self.add_weight(
+                shape=(context_shape[1], channels),
+                name="context_kernel",
+                initializer=initializer,
+                regularizer=self.kernel_regularizer,
+                constraint=self.kernel_constraint,
             )
         if self.stateful:
             shapes = self._state_shapes(batch, features)
@@ -383,16 +412,18 @@ class QRNN(KeptStates, keras.layers.Layer):
         mask: Tensor | None = None,
         training: bool = False,
         previous_output: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
         sequences, mask = self._in_scan_order(sequences, mask)
+        self._check_context(sequences, context)
         states, previous_output = self._first_states(
             sequences, initial_state, previous_output
         )
         valid = None
         if mask is not None:
             sequences, valid = compact(sequences, mask)
-        outputs, states = self._steps(sequences, valid, states, training)
+        outputs, states = self._steps(sequences, valid, states, training, context)
         outputs, last_output = self._in_place(outputs, mask, previous_output)
         if self.stateful:
             self._keep([*states, last_output])
@@ -406,6 +437,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         valid: Tensor | None,
         states: list[Tensor],
         training: bool,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The outputs of all steps, and the states after the valid ones.
 
@@ -415,6 +447,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             valid: the number of valid steps, `(batch,)`, or None for all.
             states: as `_first_states` returns them.
             training: whether zoneout and the dropouts act.
+            context: `(batch, features)`, or None.
 
         Returns:
             The outputs, `(batch, time, units)`, of which those behind the valid steps
@@ -428,6 +461,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             cell,
             self._update_scale(sequences, valid, training),
             training,
+            context,
         )
         if window and (self.return_state or self.stateful):
             return outputs, [cell, last_steps(inputs, valid, self.window - 1)]
@@ -463,6 +497,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         sequences: Tensor,
         initial_state: Tensor | list[Tensor] | None = None,
         mask: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> list[Tensor]:
         """The activated gates, for a look into a trained layer.
 
@@ -471,6 +506,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             initial_state: as in a call of the layer. Defaults to zeros, or to
                 the kept states when `stateful`; these do not change.
             mask: as in a call of the layer.
+            context: as in a call of the layer.
 
         Returns:
             A list of the gates in the order z, f, o, i, as far as the pooling has
@@ -481,14 +517,16 @@ class QRNN(KeptStates, keras.layers.Layer):
         if not ops.is_tensor(sequences):
             sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
         if not self.built:
-            self.build(tuple(sequences.shape))
+            shape = None if context is None else tuple(context.shape)
+            self.build(tuple(sequences.shape), context_shape=shape)
         sequences, mask = self._in_scan_order(sequences, mask)
+        self._check_context(sequences, context)
         (_, *window), _ = self._first_states(sequences, initial_state, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
-            backend.causal_conv(inputs, *self._weights(inputs.dtype))
+            backend.causal_conv(inputs, *self._weights(inputs.dtype, context=context))
         )
         if mask is None:
             return gates
@@ -603,9 +641,28 @@ class QRNN(KeptStates, keras.layers.Layer):
             inputs, self.dropout, noise_shape=noise_shape, seed=self.seed_generator
         )
 
+    def _check_context(self, sequences: Tensor, context: Tensor | None) -> None:
+        """Checks the context of a call. It may be symbolic."""
+        if context is None and self.context_kernel is None:
+            return
+        if self.context_kernel is None:
+            raise ValueError(
+                f"Layer '{self.name}' was built without a context, so it has no kernel "
+                "for one. Pass `context`, a tensor or an array, from the first call "
+                f"on. Received: context.shape={_shape_of(context)}"
+            )
+        expected = sequences.shape[0], self.context_kernel.shape[0]
+        if context is None:
+            raise ValueError(
+                f"Layer '{self.name}' was built with a context. Argument `context` "
+                f"must have shape (batch, features) = {expected}. Received: None"
+            )
+        _check_context_shape(_shape_of(context), expected)
+
     def _weights(
-        self, dtype: str, training: bool = False
+        self, dtype: str, training: bool = False, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        """The kernel, and the bias as `ops/backend.py` takes it."""
         kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
         if training and self.kernel_dropout:
             # A boolean mask: the gradient keeps one byte for each element.
@@ -617,9 +674,18 @@ class QRNN(KeptStates, keras.layers.Layer):
                 kernel * (1.0 / (1.0 - self.kernel_dropout)),
                 ops.zeros((), dtype),
             )
-        if self.bias is None:
-            return kernel, None
-        return kernel, ops.cast(ops.convert_to_tensor(self.bias), dtype)
+        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        if context is not None:
+            projection = ops.matmul(
+                as_value(context, dtype),
+                ops.cast(ops.convert_to_tensor(self.context_kernel), dtype),
+            )
+            if bias is not None:
+                # In float32, because the gradient by the bias is a sum over the batch.
+                exact = "float64" if dtype == "float64" else "float32"
+                projection = ops.cast(projection, exact) + ops.cast(bias, exact)
+            bias = projection
+        return kernel, None if bias is None else ops.cast(bias, dtype)
 
     def _activate(self, gates: Tensor) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[self.pooling]), axis=-1)
@@ -631,8 +697,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         cell: Tensor,
         update_scale: Tensor | float | None,
         training: bool,
+        context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kernel, bias = self._weights(inputs.dtype, training)
+        kernel, bias = self._weights(inputs.dtype, training, context)
         fused = (
             self.activation is activations.tanh
             and self.recurrent_activation is activations.sigmoid
@@ -678,7 +745,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.reset_state()
 
     def compute_output_shape(
-        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: list[Shape] | None = None,
+        context_shape: Shape | None = None,
     ) -> Shape | tuple[Shape, ...]:
         batch, time, features = sequences_shape
         output: Shape = (batch, self.units)
@@ -695,12 +765,14 @@ class QRNN(KeptStates, keras.layers.Layer):
         mask: Tensor | None = None,
         training: bool = False,
         previous_output: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         check_time(sequences)
         mask_of(sequences, mask)
         batch, _, features = sequences.shape
         if self.stateful:
             check_batch_size(sequences, self.cell_state.shape[0])
+        self._check_context(sequences, context)
         self._checked_states(batch, features, initial_state, previous_output)
         return result_specs(self, self.compute_output_shape(sequences.shape))
 
@@ -715,7 +787,8 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _own_weights(self) -> dict[str, keras.Variable]:
         """The weights by their names in files. Those of a subclass have numbers."""
-        named = {"kernel": self.kernel, "bias": self.bias}
+        names = ("kernel", "bias", "context_kernel")
+        named = {name: getattr(self, name) for name in names}
         named = {name: weight for name, weight in named.items() if weight is not None}
         others: dict[str, keras.Variable] = {}
         super().save_own_variables(others)
@@ -741,6 +814,8 @@ class QRNN(KeptStates, keras.layers.Layer):
                 hint = " The layer is not built yet."
             elif {"bias"} == set(store.keys()) ^ set(weights):
                 hint = " One of the two was made with `use_bias=False`."
+            elif {"context_kernel"} == set(store.keys()) ^ set(weights):
+                hint = " One of the two was built with a `context`."
             raise ValueError(
                 f"Layer '{self.name}' and the file have different weights.{hint} "
                 f"Expected: {sorted(weights)}. Received: {sorted(store.keys())}"
@@ -803,3 +878,17 @@ class QRNN(KeptStates, keras.layers.Layer):
         }
         # Keras would wrap an error of the constructor in a long one.
         return super().from_config(_without_harmless(kept))
+
+
+def _shape_of(context: Tensor) -> Shape | None:
+    return tuple(context.shape) if hasattr(context, "shape") else None
+
+
+def _check_context_shape(received: Shape | None, expected: Shape) -> None:
+    """Checks the shape of a context. `expected` may have None for any size."""
+    if received is None or not fits(received, expected) or received[1] is None:
+        raise ValueError(
+            "Argument `context` must be a tensor or an array of shape "
+            f"(batch, features) = {expected}, its features known. "
+            f"Received: context.shape={received}"
+        )

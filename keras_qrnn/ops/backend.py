@@ -90,7 +90,9 @@ class Backend(Protocol):
             inputs: `(batch, window - 1 + time, features)`, any float dtype; the
                 caller puts the `window - 1` steps before the first in front.
             kernel: `(window, features, channels)`, of the dtype of `inputs`.
-            bias: `(channels,)`, of the dtype of `inputs`, or None for none.
+            bias: `(channels,)`, or `(batch, channels)` with one bias for each sequence,
+                of the dtype of `inputs`. None for none. It is added in place or in a
+                fused pass: no tensor of the size of the result is made of it.
 
         Returns:
             `(batch, time, channels)` in the dtype of `inputs`. PyTorch's has

@@ -281,9 +281,8 @@ def causal_conv(
         return outputs
     # The sum is computed in float32, so the bias's gradient is summed in float32 too.
     accumulator = jnp.promote_types(outputs.dtype, jnp.float32)
-    return (outputs.astype(accumulator) + bias.astype(accumulator)).astype(
-        outputs.dtype
-    )
+    bias = bias.astype(accumulator)[..., None, :]
+    return (outputs.astype(accumulator) + bias).astype(outputs.dtype)
 
 
 # Without differentiation this function runs itself, in pieces: the gates of all steps

@@ -55,7 +55,7 @@ def causal_conv(
 ) -> np.ndarray:
     time = inputs.shape[1] - kernel.shape[0] + 1
     outputs = sum(inputs[:, j : j + time] @ tap for j, tap in enumerate(kernel))
-    return outputs if bias is None else outputs + bias
+    return outputs if bias is None else outputs + bias[..., None, :]
 
 
 def conv_pool(

@@ -397,17 +397,26 @@ def causal_conv(
 
 
 def _add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`outputs + bias`. In half precision the bias's gradient is summed in float32."""
+    """`outputs + bias`. In half precision the bias's gradient is summed in float32.
+
+    Args:
+        outputs: `(batch, time, channels)`.
+        bias: `(channels,)` or `(batch, channels)`.
+    """
+    is_shared = bias.shape.rank == 1
     if outputs.dtype not in (tf.float16, tf.bfloat16):
-        return tf.nn.bias_add(outputs, bias)
+        if is_shared:
+            return tf.nn.bias_add(outputs, bias)
+        return outputs + bias[:, None]
 
     @gradient_by_hand
     def add(outputs: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(d_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            d_bias = tf.reduce_sum(tf.cast(d_outputs, tf.float32), axis=[0, 1])
+            axes = [0, 1] if is_shared else [1]
+            d_bias = tf.reduce_sum(tf.cast(d_outputs, tf.float32), axis=axes)
             return d_outputs, tf.cast(d_bias, bias.dtype)
 
-        return outputs + bias, gradient
+        return outputs + bias[..., None, :], gradient
 
     return add(outputs, bias)
 

@@ -36,7 +36,7 @@ class Masked(torch.nn.Module):
         self.layer = QRNN(4, 3, "ifo", return_sequences=True)
 
     def forward(self, x, mask):
-        return self.layer(x, mask=mask)
+        return self.layer(x, mask=mask, context=x[:, 0])
 
 
 @pytest.mark.parametrize("strict", [False, True])

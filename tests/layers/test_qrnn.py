@@ -12,7 +12,7 @@ from tests import reference
 from tests.assertions import assert_close
 from tests.gradients import value_and_gradients
 
-FEATURES, UNITS = 3, 4
+FEATURES, UNITS, CONTEXT = 3, 4, 2
 differentiable = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend has no gradients"
 )
@@ -34,7 +34,7 @@ def repeated(rows, batch=None):
 
 @st.composite
 def cases(draw, paddings=("causal", "same")):
-    """A layer's configuration, its input, mask and state."""
+    """A layer's configuration, its input, mask, state and context."""
     window = draw(st.integers(1, 4))
     padding = draw(st.sampled_from(paddings))
     # Few shapes: some backends compile each.
@@ -64,7 +64,10 @@ def cases(draw, paddings=("causal", "same")):
         "padding": padding,
     }
     x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
-    return config, x, masks[mask], state, draw(st.integers(0, time))
+    context = None
+    if draw(st.booleans()):
+        context = rng.normal(size=(batch, CONTEXT)).astype("float32")
+    return config, x, masks[mask], state, context, draw(st.integers(0, time))
 
 
 def layer_for(config, **extra):
@@ -74,11 +77,14 @@ def layer_for(config, **extra):
     return layer
 
 
-def expected_of(layer, x, mask, state, **gradient):
+def expected_of(layer, x, mask, state, context=None, **gradient):
     kernel = to_numpy(layer.kernel)
     bias = np.zeros(kernel.shape[-1]) if layer.bias is None else to_numpy(layer.bias)
     flip = slice(None, None, -1 if layer.go_backwards else 1)
     state = [None, None] if state is None else [s.astype("float64") for s in state]
+    if context is not None:
+        gradient["context"] = context.astype("float64")
+        gradient["context_kernel"] = to_numpy(layer.context_kernel)
     result = reference.qrnn(
         x[:, flip].astype("float64"),
         kernel,
@@ -109,19 +115,19 @@ def without_gradient(layer, *arguments, **keywords):
 
 @given(cases())
 def test_values(case):
-    config, x, mask, state, _ = case
+    config, x, mask, state, context, _ = case
     layer = layer_for(config, return_sequences=True, return_state=True)
-    outputs, cell, *window = layer(x, initial_state=state, mask=mask)
-    expected = expected_of(layer, x, mask, state)
+    outputs, cell, *window = layer(x, initial_state=state, mask=mask, context=context)
+    expected = expected_of(layer, x, mask, state, context)
     assert_close("outputs", outputs, expected.outputs)
     assert_close("cell", cell, expected.cell)
     assert len(window) == (config["window"] > 1 and config["padding"] == "causal")
     if window:
         assert_close("window", window[0], expected.window)
     last = layer_for(config)
-    last.build(x.shape)
+    last.build(x.shape, context_shape=None if context is None else context.shape)
     last.set_weights(layer.get_weights())
-    got = last(x, initial_state=state, mask=mask)
+    got = last(x, initial_state=state, mask=mask, context=context)
     assert_close("got", got, expected.outputs[:, -1])
 
 
@@ -141,14 +147,17 @@ def test_inference_in_pieces(window, time, padding, pooling, masked):
         window_state = rng.normal(size=(DISTINCT, window - 1, FEATURES))
         state.append(window_state.astype("float32"))
     config = {"window": window, "pooling": pooling, "zoneout": 0.3, "padding": padding}
+    context = rng.normal(size=(DISTINCT, CONTEXT)).astype("float32")
+    context = None if window == 1 else context
     layer = layer_for(config, return_sequences=True, return_state=True)
     outputs, cell, *rest = without_gradient(
         layer,
         repeated(x),
         initial_state=[repeated(each) for each in state],
         mask=repeated(mask) if masked else None,
+        context=None if context is None else repeated(context),
     )
-    expected = expected_of(layer, x, mask, state)
+    expected = expected_of(layer, x, mask, state, context)
     assert_close("outputs", outputs, repeated(expected.outputs))
     assert_close("cell", cell, repeated(expected.cell))
     if rest:
@@ -171,40 +180,43 @@ def test_inference_in_pieces_in_other_dtypes(dtype):
 @differentiable
 @given(cases())
 def test_gradients(case):
-    config, x, mask, state, _ = case
+    config, x, mask, state, context, _ = case
     layer = layer_for(config, return_sequences=True, return_state=True)
-    layer.build(x.shape)
+    layer.build(x.shape, context_shape=None if context is None else context.shape)
     rng = np.random.default_rng(5)
     d_outputs = rng.normal(size=(*x.shape[:2], UNITS)).astype("float32")
     d_cell = rng.normal(size=(len(x), UNITS)).astype("float32")
     given_state = state or [np.zeros((len(x), UNITS), "float32")]
     weights = [ops.convert_to_numpy(w) for w in layer.weights]
     seeds = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
-    count = len(given_state)
+    contexts = [] if context is None else [context]
 
     def loss(x, *rest):
-        values = rest[count:]
+        state, rest = list(rest[: len(given_state)]), rest[len(given_state) :]
+        context, values = rest[: len(contexts)], rest[len(contexts) :]
         (outputs, cell, *_), _ = layer.stateless_call(
-            values, seeds, x, initial_state=list(rest[:count]), mask=mask
-        )
+            values, seeds, x, initial_state=state, mask=mask,
+            context=context[0] if context else None,
+        )  # fmt: skip
         return ops.sum(outputs * ops.convert_to_tensor(d_outputs)) + ops.sum(
             cell * ops.convert_to_tensor(d_cell)
         )
 
-    _, gradients = value_and_gradients(loss, [x, *given_state, *weights])
+    _, gradients = value_and_gradients(loss, [x, *given_state, *contexts, *weights])
     expected = expected_of(
-        layer, x, mask, given_state, d_outputs=d_outputs, d_cell=d_cell
+        layer, x, mask, given_state, context, d_outputs=d_outputs, d_cell=d_cell
     ).gradients
-    names = ["x", "cell", "window"][: count + 1] + ["kernel", "bias"][: len(weights)]
+    names = ["x", "cell", "window"][: len(given_state) + 1]
+    names += ["context"] * len(contexts) + [weight.name for weight in layer.weights]
     for name, gradient in zip(names, gradients, strict=True):
         assert_close(f"gradient by {name}", gradient, expected[name])
 
 
 @given(cases(paddings=["causal"]))
 def test_pieces_equal_the_whole(case):
-    config, x, mask, _, cut = case
+    config, x, mask, _, context, cut = case
     layer = layer_for(config, return_sequences=True, return_state=True)
-    whole, *whole_state = layer(x, mask=mask)
+    whole, *whole_state = layer(x, mask=mask, context=context)
     pieces = (slice(0, cut), slice(cut, None))
     if config["go_backwards"]:
         pieces = pieces[::-1]
@@ -217,6 +229,7 @@ def test_pieces_equal_the_whole(case):
             initial_state=state,
             mask=None if mask is None else mask[:, piece],
             previous_output=previous_output,
+            context=context,
         )
         outputs.append(to_numpy(part))
         # With zeros for masked steps the last output says nothing and is unused.
@@ -228,10 +241,9 @@ def test_pieces_equal_the_whole(case):
 
 @given(cases(paddings=["causal"]))
 def test_stateful_pieces_equal_the_whole(case):
-    config, x, mask, _, cut = case
+    config, x, mask, _, context, cut = case
     layer = layer_for(config, return_sequences=True, stateful=True)
-    layer.build(x.shape)
-    whole = to_numpy(layer(x, mask=mask))
+    whole = to_numpy(layer(x, mask=mask, context=context))
     for single_steps in (False, True):
         layer.reset_state()
         ends = range(1, x.shape[1] + 1) if single_steps else sorted({cut, x.shape[1]})
@@ -242,7 +254,8 @@ def test_stateful_pieces_equal_the_whole(case):
                 if config["go_backwards"]:
                     at = slice(x.shape[1] - end, x.shape[1] - start)
                 piece_mask = None if mask is None else mask[:, at]
-                outputs.append(to_numpy(layer(x[:, at], mask=piece_mask)))
+                piece = layer(x[:, at], mask=piece_mask, context=context)
+                outputs.append(to_numpy(piece))
             start = end
         assert_close("outputs", np.concatenate(outputs, axis=1), whole)
 

@@ -33,6 +33,7 @@ def test_takes_the_place_of_lstm():
     assert list(inspect.signature(QRNN.call).parameters) == [
         *inspect.signature(keras.layers.LSTM.call).parameters,
         "previous_output",
+        "context",
     ]
 
 

@@ -299,12 +299,13 @@ def test_shard_map(masked):
         pytest.skip("this version of JAX has it elsewhere, without check_vma")
     layer = QRNN(5, return_sequences=True, pooling="ifo")
     mask = RNG.uniform(size=(4, 6)) < 0.6 if masked else None
-    expected = layer(X, mask=mask)
+    context = X[:, 0] if masked else None
+    expected = layer(X, mask=mask, context=context)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     rows = PartitionSpec("data")
-    arguments = [X] if mask is None else [X, mask]
+    arguments = [X] if mask is None else [X, mask, context]
     sharded = jax.shard_map(
-        lambda x, mask=None: layer(x, mask=mask),
+        lambda x, mask=None, context=None: layer(x, mask=mask, context=context),
         mesh=mesh,
         in_specs=(rows,) * len(arguments),
         out_specs=rows,

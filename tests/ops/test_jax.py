@@ -66,9 +66,11 @@ def functions():
         )
     for pooling, scale in (("fo", "none"), ("ifo", "steps")):
         channels = len(GATES[pooling]) * UNITS
+        # Under fo-pooling each sequence has a bias of its own.
+        shape = (BATCH, channels) if pooling == "fo" else (channels,)
         arrays = {"inputs": draw(rng, BATCH, TIME + 1, FEATURES)}
         arrays |= {"kernel": draw(rng, 2, FEATURES, channels)}
-        arrays |= {"bias": draw(rng, channels), "state": state}
+        arrays |= {"bias": draw(rng, *shape), "state": state}
         arguments = SCALES[scale](rng), pooling
         yield pytest.param(
             lambda a, arguments=arguments: active.conv_pool(

@@ -19,10 +19,14 @@ def test_gradients(pooling, window, update_scale, padding):
     arguments = {
         "x": rng.normal(size=(batch, time, features)),
         "kernel": rng.normal(size=(window, features, channels)),
-        "bias": rng.normal(size=channels),
+        # With a context, each sequence has a bias of its own too.
+        "bias": rng.normal(size=channels if window == 1 else (batch, channels)),
         "cell": rng.normal(size=(batch, units)),
         "window": rng.normal(size=(batch, window - 1, features)),
     }
+    if window > 1:
+        arguments["context"] = rng.normal(size=(batch, 4))
+        arguments["context_kernel"] = rng.normal(size=(4, channels))
     mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]], bool)
     if update_scale == "mask":
         update_scale = (rng.uniform(size=(batch, time, units)) > 0.3).astype(float)

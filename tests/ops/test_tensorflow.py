@@ -109,12 +109,13 @@ def test_second_gradients_of_two_batches_in_one_graph():
         assert_close(f"second derivative by {name}", g, w)
 
 
+@pytest.mark.parametrize("of_each_sequence", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_gradient_of_the_bias_is_a_sum_in_float32(dtype, compiled):
+def test_gradient_of_the_bias_is_a_sum_in_float32(dtype, compiled, of_each_sequence):
     rows, time, channels = 8, 512, 4
     inputs, kernel = tf.zeros((rows, time, 1), dtype), tf.zeros((1, 1, channels), dtype)
-    bias = tf.zeros((channels,), dtype)
+    bias = tf.zeros((rows, channels) if of_each_sequence else (channels,), dtype)
     above = np.random.default_rng(1).uniform(0, 1, (rows, time, channels))
     above = tf.cast(above, dtype)
 
@@ -125,7 +126,8 @@ def test_gradient_of_the_bias_is_a_sum_in_float32(dtype, compiled):
             outputs = active.causal_conv(inputs, kernel, bias)
         return tape.gradient(outputs, bias, above)
 
-    expected = np.asarray(tf.cast(above, tf.float64)).sum((0, 1))
+    expected = np.asarray(tf.cast(above, tf.float64))
+    expected = expected.sum(1 if of_each_sequence else (0, 1))
     tolerance = {"float16": 2.0**-10, "bfloat16": 2.0**-8}[dtype]
     assert_close("d_bias", gradient(bias), expected, tolerance)
 
@@ -194,9 +196,9 @@ def test_shapes_that_a_graph_knows_stay_known():
 
     @tf.function(input_signature=[tf.TensorSpec((4, None, 6))], autograph=False)
     def run(inputs):
-        kernel = tf.zeros((2, 6, 10))
+        kernel, bias = tf.zeros((2, 6, 10)), tf.zeros((4, 10))
         outputs, last = active.conv_pool(
-            inputs, kernel, None, tf.zeros((4, 5)), None, "f"
+            inputs, kernel, bias, tf.zeros((4, 5)), None, "f"
         )
         assert tuple(outputs.shape) == (4, None, 5)
         assert tuple(last.shape) == (4, 5)

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from keras_qrnn import QRNN, QRNNStack, f_pool, fo_pool, ifo_pool, linear_scan
+from keras_qrnn import (
+    QRNN,
+    Bidirectional,
+    QRNNStack,
+    f_pool,
+    fo_pool,
+    ifo_pool,
+    linear_scan,
+)
 from keras_qrnn.convert import from_lstm, load_torch_weights, torch_state_dict
 from keras_qrnn.initializers import ChronoBias
 
@@ -44,7 +52,8 @@ def in_a_functional_model() -> keras.Model:
     source, target = keras.Input((None, 8)), keras.Input((None, 5))
     layer = QRNN(16, return_state=True, kernel_regularizer="l2", seed=1)
     _, cell, window = layer(source)
-    decoded = QRNN(16, return_sequences=True)(target, initial_state=cell)
+    decoded = QRNN(16, return_sequences=True)(target, initial_state=cell, context=cell)
+    decoded = Bidirectional(QRNN(16, padding="same"))(decoded, context=cell)
     return keras.Model([source, target], [decoded, window])
 
 

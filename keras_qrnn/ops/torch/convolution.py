@@ -78,14 +78,19 @@ def takes_convolution(inputs: torch.Tensor) -> bool:
 class Products(Function):
     """One matrix product for each tap, on views: the window is never copied.
 
-    `inputs` has shape `(window - 1 + time, batch, features)` and is contiguous; the
-    result has shape `(time, batch, channels)`.
+    `inputs` has shape `(window - 1 + time, batch, features)` and is contiguous, `bias`
+    has shape `(channels,)` or `(batch, channels)`; the result has shape
+    `(time, batch, channels)`.
     """
 
     @staticmethod
     def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
         ctx.save_for_backward(inputs, kernel)
+        ctx.bias_axes = 1 if bias is None else bias.dim()
+        time = inputs.shape[0] - len(kernel) + 1
         outputs = None
+        if ctx.bias_axes == 2:
+            outputs = bias.repeat(time, 1)
         for tap, seen in zip(kernel, _seen(inputs, len(kernel)), strict=True):
             if outputs is not None:
                 outputs.addmm_(seen, tap)
@@ -93,7 +98,6 @@ class Products(Function):
                 outputs = torch.mm(seen, tap)
             else:
                 outputs = torch.addmm(bias, seen, tap)
-        time = inputs.shape[0] - len(kernel) + 1
         return outputs.view(time, inputs.shape[1], kernel.shape[2])
 
     @staticmethod
@@ -103,7 +107,7 @@ class Products(Function):
                 return Products.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors
         if is_recorded(gradient):
-            return _recorded_gradients(inputs, kernel, gradient)
+            return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
         d_inputs = d_kernel = d_bias = None
         rows = gradient.reshape(-1, kernel.shape[2])
         if ctx.needs_input_grad[0]:
@@ -114,7 +118,7 @@ class Products(Function):
             taps = _seen(inputs, len(kernel))
             d_kernel = torch.stack([seen.T @ rows for seen in taps])
         if ctx.needs_input_grad[2]:
-            d_bias = rows.sum(0)
+            d_bias = rows.sum(0) if ctx.bias_axes == 1 else gradient.sum(0)
         return d_inputs, d_kernel, d_bias
 
 
@@ -136,8 +140,11 @@ class Convolution(Function):
     @staticmethod
     def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
         ctx.save_for_backward(inputs, kernel)
-        outputs = functional.conv2d(_image(inputs), _channels_last(kernel), bias)
-        return outputs[0].permute(1, 2, 0)
+        ctx.bias_axes = 1 if bias is None else bias.dim()
+        shared = bias if ctx.bias_axes == 1 else None  # oneDNN takes no other
+        outputs = functional.conv2d(_image(inputs), _channels_last(kernel), shared)
+        outputs = outputs[0].permute(1, 2, 0)
+        return outputs if ctx.bias_axes == 1 else outputs.add_(bias)
 
     @staticmethod
     def backward(ctx, gradient):  # noqa: ANN001, ANN205
@@ -146,7 +153,7 @@ class Convolution(Function):
                 return Convolution.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors
         if is_recorded(gradient):
-            return _recorded_gradients(inputs, kernel, gradient)
+            return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
         d_inputs = d_kernel = d_bias = None
         if ctx.needs_input_grad[0]:
             shape, weight = _image(inputs).shape, _channels_last(kernel)
@@ -160,15 +167,15 @@ class Convolution(Function):
                 d_weight = d_weight + conv2d_weight(seen, shape, _image(gradient[at]))
             d_kernel = d_weight[..., 0].permute(2, 1, 0)
         if ctx.needs_input_grad[2]:
-            d_bias = gradient.sum((0, 1))
+            d_bias = gradient.sum((0, 1) if ctx.bias_axes == 1 else 0)
         return d_inputs, d_kernel, d_bias
 
 
 def _recorded_gradients(
-    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor
+    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor, bias_axes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     d_inputs, d_kernel, d_bias = plain.causal_conv_gradients(
-        inputs.transpose(0, 1), kernel, gradient.transpose(0, 1)
+        inputs.transpose(0, 1), kernel, gradient.transpose(0, 1), bias_axes
     )
     return d_inputs.transpose(0, 1), d_kernel, d_bias
 

@@ -200,19 +200,25 @@ def causal_conv(
 ) -> torch.Tensor:
     """The convolution `(batch, time, channels)` as one matrix product for each tap.
 
-    `inputs` has shape `(batch, window - 1 + time, features)`.
+    `inputs` has shape `(batch, window - 1 + time, features)`, `bias` has shape
+    `(channels,)` or `(batch, channels)`.
     """
     window = kernel.shape[0]
     outputs = inputs[:, window - 1 :] @ kernel[window - 1]
     for j in range(window - 1):
         outputs = outputs + inputs[:, j : j + 1 - window] @ kernel[j]
-    return outputs if bias is None else outputs + bias
+    if bias is None:
+        return outputs
+    return outputs + (bias if bias.dim() == 1 else bias.unsqueeze(1))
 
 
 def causal_conv_gradients(
-    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor
+    inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor, bias_axes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients by inputs, kernel and bias, from the `gradient` by the result."""
+    """Gradients by inputs, kernel and bias, from the `gradient` by the result.
+
+    `bias_axes` is the number of axes of the bias, 1 or 2.
+    """
     window = kernel.shape[0]
     d_inputs, d_kernel = 0, []
     for j in range(window):
@@ -220,4 +226,5 @@ def causal_conv_gradients(
         d_inputs = d_inputs + d_seen
         seen = inputs[:, j : j + gradient.shape[1]]
         d_kernel.append(torch.tensordot(seen, gradient, ((0, 1), (0, 1))))
-    return d_inputs, torch.stack(d_kernel), gradient.sum((0, 1))
+    d_bias = gradient.sum((0, 1) if bias_axes == 1 else 1)
+    return d_inputs, torch.stack(d_kernel), d_bias

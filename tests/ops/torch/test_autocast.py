@@ -1,5 +1,7 @@
 """`torch.autocast` around a layer, on each path of the convolution."""
 
+from functools import partial
+
 import keras
 import pytest
 
@@ -44,11 +46,13 @@ def test_autocast(_path, dtype, compiled):
     """As in `keras.layers.LSTM` the results keep the layer's dtype."""
     layer = QRNN(5, 3, "ifo", return_sequences=True)
     x = torch.rand(4, 6, 3, device=DEVICE)
-    want, expected = results_and_gradients(layer, layer, x)
-    call = layer
+    vectors = torch.rand(4, 2, device=DEVICE) if dtype == "bfloat16" else None
+    call = partial(layer, context=vectors)
+    want, expected = results_and_gradients(call, layer, x)
     if compiled:
         torch._dynamo.reset()
-        call = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        run = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        call = partial(run, context=vectors)
     context = torch.autocast(DEVICE, dtype=getattr(torch, dtype))
     with context:
         outputs, gradients = results_and_gradients(call, layer, x)  # backward inside

@@ -15,22 +15,24 @@ from tests.assertions import assert_close
 from tests.gradients import value_and_gradients
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("bias", ["none", "shared", "of each sequence"])
 @pytest.mark.parametrize("rows", [4, 2048])
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_convolution_equals_pytorchs(name, window, rows, use_bias, monkeypatch):
+def test_convolution_equals_pytorchs(name, window, rows, bias, monkeypatch):
     monkeypatch.setattr(loops, "PIECE_ROWS", rows)
     rng = np.random.default_rng(window)
-    shapes = [(7, 2, 3), (window, 3, 8), (8,)][: 3 if use_bias else 2]
+    shapes = [(7, 2, 3), (window, 3, 8)]
+    shapes += {"none": [], "shared": [(8,)], "of each sequence": [(2, 8)]}[bias]
     arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
 
     def plain(x, kernel, bias):
         images, weight = x.permute(1, 2, 0), kernel.permute(2, 1, 0)
-        return torch.nn.functional.conv1d(images, weight, bias).permute(2, 0, 1)
+        outputs = torch.nn.functional.conv1d(images, weight).permute(2, 0, 1)
+        return outputs if bias is None else outputs + bias
 
     def loss(function, *tensors):
-        tensors = tensors if use_bias else (*tensors, None)
+        tensors = tensors if bias != "none" else (*tensors, None)
         return ops.sum(ops.sin(function(*tensors)))
 
     own = getattr(convolution, name).apply
@@ -39,6 +41,16 @@ def test_convolution_equals_pytorchs(name, window, rows, use_bias, monkeypatch):
     assert_close("value", got[0], want[0])
     for n, (g, w) in enumerate(zip(got[1], want[1], strict=True)):
         assert_close(("d_inputs", "d_kernel", "d_bias")[n], g, w)
+
+
+@pytest.mark.parametrize("name", ["Convolution", "Products"])
+def test_the_convolution_leaves_the_bias_as_it_was(name):
+    """With one step the bias of each sequence has the shape of the result."""
+    x, kernel, bias = torch.rand(1, 2, 3), torch.rand(1, 3, 8), torch.rand(2, 8)
+    before = bias.clone()
+    outputs = getattr(convolution, name).apply(x, kernel, bias)
+    assert_close("bias", bias, before, 0)
+    assert_close("outputs", outputs[0], x[0] @ kernel[0] + bias)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -51,12 +63,13 @@ def test_convolution_by_processor(at_home, dtype, monkeypatch):
     assert convolution.takes_convolution(inputs) == convolves
 
 
+@pytest.mark.parametrize("bias", [(4,), (2, 4)])
 @pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_second_derivative_of_the_convolution(name):
+def test_second_derivative_of_the_convolution(name, bias):
     rng = np.random.default_rng(0)
     tensors = [
         torch.tensor(rng.normal(size=shape), requires_grad=True)
-        for shape in [(5, 2, 3), (2, 3, 4), (4,)]
+        for shape in [(5, 2, 3), (2, 3, 4), bias]
     ]
     own = getattr(convolution, name).apply
     assert torch.autograd.gradcheck(own, tensors)

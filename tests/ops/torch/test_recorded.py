@@ -49,7 +49,10 @@ def kernels(request, monkeypatch):
 
 
 class Case:
-    """`conv_pool` on random arguments, with the reference's results and gradients."""
+    """`conv_pool` on random arguments, with the reference's results and gradients.
+
+    Under fo-pooling each sequence has a bias of its own.
+    """
 
     def __init__(self, pooling, batch=2, time=5, scale=None, dtype="float64"):
         rng = np.random.default_rng(time)
@@ -59,7 +62,8 @@ class Case:
             return rng.normal(size=shape)
 
         x, window = draw(batch, time, FEATURES), draw(batch, WINDOW - 1, FEATURES)
-        kernel, bias = draw(WINDOW, FEATURES, channels), draw(channels)
+        kernel = draw(WINDOW, FEATURES, channels)
+        bias = draw(batch, channels) if pooling == "fo" else draw(channels)
         cell = draw(batch, UNITS)
         if scale == "steps":
             scale = rng.random((batch, time, 1)) < 0.6
