@@ -66,16 +66,9 @@ def pool(
     if pooling != "f" or gates.dtype != cells.dtype:
         outputs = torch.empty_like(cells, dtype=gates.dtype)
     for at in pieces(*gates.shape[:2], gates.is_cpu):
-        z, u, o, i = _activations(gates[at], pooling, activate)
-        scale = scale_at(update_scale, at)
-        update = _scaled_(u, scale)
-        if i is None:
-            torch.mul(update, z, out=cells[at])
-        else:
-            _scaled_(torch.mul(z, i, out=cells[at]), scale)
-        decay = _one_minus_(update)
-        _scan_(decay, cells[at], state, reverse=False)
-        state = cells[at][-1]
+        z, u, o, i = _activations(gates[at], pooling, activate, z_in=cells[at])
+        _cells_(z, u, i, scale_at(update_scale, at), state)
+        state = z[-1]
         if outputs is not cells:
             outputs[at] = cells[at] if o is None else o.mul_(cells[at])
     return outputs, cells
@@ -105,16 +98,37 @@ def pool_for_inference(
         gates[..., z.shape[-1] :].sigmoid_()
     else:
         _one_minus_(f)
-    update = _scaled_(f, update_scale)  # f holds u = 1 - f now
-    if pooling == "ifo":
-        _scaled_(z.mul_(rest[1]), update_scale)
-    else:
-        z.mul_(update)
-    decay = _one_minus_(update)
-    _scan_(decay, z, initial_state.to(dtype), reverse=False)
+    i = rest[1] if pooling == "ifo" else None
+    _cells_(z, f, i, update_scale, initial_state.to(dtype))  # f holds u = 1 - f now
     # Neither result may be a view of `gates`, which would live as long.
     outputs = z.contiguous() if pooling == "f" else rest[0] * z
     return outputs, z[-1].clone()
+
+
+def _cells_(
+    z: torch.Tensor,
+    u: torch.Tensor,
+    i: torch.Tensor | None,
+    scale: torch.Tensor | float | None,
+    initial: torch.Tensor,
+) -> None:
+    """Turns `z` into the cell states, in place. It also writes over `u`.
+
+    Under f- and fo-pooling a cell state lies between the state before and z. `lerp`
+    computes it from `z` and the update. So neither the decay nor the inputs of the scan
+    are computed, which would be two more passes over memory.
+    """
+    update = _scaled_(u, scale)
+    if i is None and not is_cut_in_blocks(len(z), z[:1].numel()):
+        state = initial
+        for update_t, z_t in _in_order(update, z, 0, reverse=False):
+            state = torch.lerp(state, z_t, update_t, out=z_t)
+        return
+    if i is None:
+        z.mul_(update)
+    else:
+        _scaled_(z.mul_(i), scale)
+    _scan_(_one_minus_(update), z, initial, reverse=False)
 
 
 def pool_gradients(
@@ -211,15 +225,24 @@ def _through_(
         d_gate.copy_(gradient if backward is None else backward(gradient, gate))
 
 
-def _activations(gates: torch.Tensor, pooling: str, activate: bool) -> tuple:
-    """New arrays z, u = 1 - f, o, i in the accumulator's dtype, or None."""
+def _activations(
+    gates: torch.Tensor,
+    pooling: str,
+    activate: bool,
+    z_in: torch.Tensor | None = None,
+) -> tuple:
+    """New arrays z, u = 1 - f, o, i in the accumulator's dtype, or None.
+
+    z is written to the memory of `z_in`, if it is given.
+    """
     dtype = accumulator(gates.dtype)
     z, *others = gates.tensor_split(len(GATES[pooling]), dim=-1)
 
     def fresh(gate: torch.Tensor) -> torch.Tensor:
         return gate.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
-    z, others = fresh(z), [fresh(gate) for gate in others]
+    z = fresh(z) if z_in is None else z_in.copy_(z)
+    others = [fresh(gate) for gate in others]
     if activate:
         z.tanh_()
         others[0].neg_()
