@@ -2,7 +2,7 @@
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
 # make lint         ruff, codespell, mypy
-# make types        typical uses against each framework's types, after lint and test
+# make types        mypy with each framework's own types, after lint and test
 # make docs         the documentation, in docs/_build/index.html; a warning is an error
 # make figure       the figure in README.md
 # make dist         wheel and sdist, checked, and the wheel installed for each backend
@@ -60,11 +60,11 @@ docs:
 	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
 	@echo "Documentation: docs/_build/index.html"
 
-# What callers write, checked against the types of a framework (after `make test`).
+# The package and what callers write, checked against the types of a framework.
 types: $(BACKENDS:%=types-%)
 
 $(BACKENDS:%=types-%): types-%:
-	.venv-lint/bin/mypy --python-executable .venv-test-$*/bin/python tests/typing
+	.venv-lint/bin/mypy --python-executable .venv-test-$*/bin/python
 
 figure: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/draw_qrnn.py

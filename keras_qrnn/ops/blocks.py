@@ -32,8 +32,9 @@ def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
         time: the number of steps, or None where a graph does not know it.
         width: the elements of one step, `batch * units`, or None if unknown.
     """
-    known = time is not None and width is not None
-    return known and width <= SMALL_STEP and time >= 64
+    if time is None or width is None:
+        return False
+    return width <= SMALL_STEP and time >= 64
 
 
 def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:

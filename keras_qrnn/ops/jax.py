@@ -172,9 +172,10 @@ def pool(
 def _pool_jvp(
     pooling: str, activate: bool, primals: tuple, tangents: tuple
 ) -> tuple[tuple, tuple]:
-    results, cells = _pool(*primals, pooling, activate)
+    gates, initial_state, update_scale = primals
+    results, cells = _pool(gates, initial_state, update_scale, pooling, activate)
     # Only the arguments and the cell states are kept. The activations are recomputed.
-    saved = *primals, cells
+    saved = gates, initial_state, update_scale, cells
     moved = [_instantiated(tangent) for tangent in tangents[:2]]
     return results, linear_call(*_pool_derivatives(pooling, activate), saved, moved)
 
@@ -322,7 +323,8 @@ def _conv_pool_jvp(
         arguments = list(primals)
         for n, argument in zip(moving, moved, strict=True):
             arguments[n] = argument
-        return _conv_pool_at_once(*arguments, pooling)
+        inputs, kernel, bias, state, scale = arguments
+        return _conv_pool_at_once(inputs, kernel, bias, state, scale, pooling)
 
     if not moving:
         results = run()
@@ -353,8 +355,11 @@ def _conv_pool_in_pieces(
     """`conv_pool` on equal pieces of time in a loop, then on the remaining steps."""
     batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
     # In an export, sizes may be symbols.
-    known = [n if isinstance(n, int) else None for n in (time, batch)]
-    length = piece_length(*known, PIECE_ROWS)
+    length = piece_length(
+        time if isinstance(time, int) else None,
+        batch if isinstance(batch, int) else None,
+        PIECE_ROWS,
+    )
     if length is None or length == time:
         return _conv_pool_at_once(
             inputs, kernel, bias, initial_state, update_scale, pooling
@@ -364,8 +369,8 @@ def _conv_pool_in_pieces(
         outputs, state = carry
         seen = lax.dynamic_slice_in_dim(inputs, start, size + kernel.shape[0] - 1, 1)
         at = update_scale
-        if update_scale is not None and jnp.ndim(update_scale):
-            at = lax.dynamic_slice_in_dim(update_scale, start, size, axis=1)
+        if isinstance(at, jax.Array) and at.ndim:
+            at = lax.dynamic_slice_in_dim(at, start, size, axis=1)
         piece, state = _conv_pool_at_once(seen, kernel, bias, state, at, pooling)
         return lax.dynamic_update_slice_in_dim(outputs, piece, start, axis=1), state
 
@@ -375,9 +380,9 @@ def _conv_pool_in_pieces(
         jnp.empty((batch, time, initial_state.shape[1]), inputs.dtype),
         initial_state.astype(accumulator),
     )
-    carry = vary_alike(carry, like=(inputs, kernel, bias, update_scale))
+    varied = vary_alike(carry, like=(inputs, kernel, bias, update_scale))
     carry = lax.fori_loop(
-        0, pieces, lambda n, carry: write_piece(n * length, length, carry), carry
+        0, pieces, lambda n, carry: write_piece(n * length, length, carry), varied
     )
     return write_piece(pieces * length, rest, carry) if rest else carry
 

@@ -45,14 +45,13 @@ def linear_call(
         The results of `function`.
     """
     leaves, tree = jax.tree.flatten(residuals)
-    function, transpose = _OfLeaves(function, tree), _OfLeaves(transpose, tree)
     arguments = vary_alike(arguments, like=leaves)
     return tuple(
         _linear_call.bind(
             *leaves,
             *arguments,
-            function=function,
-            transpose=transpose,
+            function=_OfLeaves(function, tree),
+            transpose=_OfLeaves(transpose, tree),
             count=len(leaves),
         )
     )
@@ -87,7 +86,7 @@ def _marked(array: jax.Array, axes: tuple) -> jax.Array:
 def _axes(x: jax.Array | float) -> frozenset:
     """The axes of a mesh along which the values of `x` vary."""
     aval = getattr(x, "aval", None)
-    if hasattr(aval, "mat"):  # JAX 0.10
+    if aval is not None and hasattr(aval, "mat"):  # JAX 0.10
         return aval.mat.varying
     return getattr(aval, "vma", frozenset())  # before; at first there was neither
 

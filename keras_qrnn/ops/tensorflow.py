@@ -181,8 +181,8 @@ def _halving(
     `keras.ops.associative_scan` does the same, but does not run under XLA.
     """
     if reverse:
-        flipped = (tf.reverse(x, [1]) for x in (decay, inputs))
-        return tf.reverse(_halving(*flipped, initial_state, False), [1])
+        decay, inputs = (tf.reverse(x, [1]) for x in (decay, inputs))
+        return tf.reverse(_halving(decay, inputs, initial_state, False), [1])
     time, units = inputs.shape[1:]
     if time == 1:
         return decay * initial_state[:, None] + inputs

@@ -9,14 +9,14 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record
 
 
-def run(
-    function: Callable, sequence: tf.Tensor, *arguments
-) -> tf.Tensor | tuple[tf.Tensor, ...]:
+def run(function: Callable, sequence: tf.Tensor, *arguments: Any) -> Any:
     """`function(sequence, *arguments)`, by XLA if `is_compiled(sequence)`."""
     chosen = _by_xla(function) if is_compiled(sequence) else function
     return chosen(sequence, *arguments)
@@ -42,7 +42,7 @@ def _is_exporting() -> bool:
     graph does not say for which format it is traced. So this looks for the exporting
     modules on the call stack.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
             return True

@@ -4,11 +4,12 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from types import ModuleType
+from typing import cast
 
 import torch
 from torch.autograd import forward_ad
 
+from keras_qrnn.ops.backend import Kernels
 from keras_qrnn.ops.torch import compile as operations
 from keras_qrnn.ops.torch import loops
 
@@ -20,7 +21,7 @@ KINDS = (torch.Tensor, torch.nn.Parameter)
 is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
 
 
-def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | None:
+def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> Kernels | None:
     """The set of kernels (`Kernels` in `ops/backend.py`) that runs on some arguments.
 
     Args:
@@ -30,8 +31,11 @@ def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | Non
     Returns:
         A module of kernels. None if only the operations of `plain.py` may run.
     """
-    if is_recorded(tensor, *others):
-        return None
+    return None if is_recorded(tensor, *others) else unrecorded_kernels_for(tensor)
+
+
+def unrecorded_kernels_for(tensor: torch.Tensor) -> Kernels:
+    """`kernels_for` inside an autograd function, which is recorded as a whole."""
     if torch.compiler.is_compiling():
         return operations
     if tensor.is_cuda:
@@ -66,11 +70,11 @@ def is_recorded(*tensors: torch.Tensor) -> bool:
 
 
 @functools.cache
-def _numba() -> ModuleType | None:
+def _numba() -> Kernels | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        return importlib.import_module("keras_qrnn.ops.torch.numba")
+        return cast(Kernels, importlib.import_module("keras_qrnn.ops.torch.numba"))
     except Exception as error:  # noqa: BLE001 (a NumPy too new for it, LLVM not found)
         warnings.warn(
             "keras_qrnn: Numba is installed but cannot be imported, and the scan and "
@@ -81,9 +85,9 @@ def _numba() -> ModuleType | None:
 
 
 @functools.cache
-def _triton() -> ModuleType | None:
+def _triton() -> Kernels | None:
     try:
-        kernels = importlib.import_module("keras_qrnn.ops.torch.triton")
+        kernels = cast(Kernels, importlib.import_module("keras_qrnn.ops.torch.triton"))
         if torch.cuda.is_available():  # a first launch needs more, a C compiler too
             one = torch.ones((1, 1, 1), device="cuda")
             kernels.linear_scan(one, one, one[0], reverse=False)
@@ -98,4 +102,21 @@ def _triton() -> ModuleType | None:
     return kernels
 
 
-operations.define(kernels_for)
+def _kernels_of_operation(tensor: torch.Tensor) -> Kernels:
+    """`kernels_for` inside an operation of a graph that `torch.compile` made.
+
+    Raises:
+        RuntimeError: if something records. It would not see what the operation does. A
+            compiled function does not come here: PyTorch compiles it again, with the
+            operations of `plain.py`.
+    """
+    kernels = kernels_for(tensor)
+    if kernels is None:
+        raise RuntimeError(
+            "An operation of torch.ops.keras_qrnn cannot be traced or differentiated "
+            "in forward mode. Call keras_qrnn's functions and layers instead."
+        )
+    return kernels
+
+
+operations.define(_kernels_of_operation)

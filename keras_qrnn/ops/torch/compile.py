@@ -6,11 +6,14 @@ results are contiguous, and no two results share memory.
 """
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any, TypeAlias
 
 import torch
 
+from keras_qrnn.ops.backend import Kernels
+
 OPERATIONS = torch.ops.keras_qrnn
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def linear_scan(
@@ -84,7 +87,7 @@ def _mask_and_number(
     return None, update_scale
 
 
-def define(kernels_for: Callable[[torch.Tensor], ModuleType]) -> None:
+def define(kernels_for: Callable[[torch.Tensor], Kernels]) -> None:
     """Defines the operations. Call it once in a process.
 
     Args:
@@ -92,17 +95,29 @@ def define(kernels_for: Callable[[torch.Tensor], ModuleType]) -> None:
             that the operation runs.
     """
 
-    def scan(decay, inputs, initial_state, reverse):
-        return kernels_for(decay).linear_scan(decay, inputs, initial_state, reverse)
+    def scan(decay: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        return kernels_for(decay).linear_scan(decay, *arguments)
 
-    def scan_gradients(decay, *arguments):
+    def scan_gradients(decay: torch.Tensor, *arguments: Any) -> Pair:
         return kernels_for(decay).scan_gradients(decay, *arguments)
 
-    def pool(gates, state, mask, number, *arguments):
+    def pool(
+        gates: torch.Tensor,
+        state: torch.Tensor,
+        mask: torch.Tensor | None,
+        number: float | None,
+        *arguments: Any,
+    ) -> Pair:
         scale = number if mask is None else mask
         return kernels_for(gates).pool(gates, state, scale, *arguments)
 
-    def pool_gradients(gates, state, mask, number, *arguments):
+    def pool_gradients(
+        gates: torch.Tensor,
+        state: torch.Tensor,
+        mask: torch.Tensor | None,
+        number: float | None,
+        *arguments: Any,
+    ) -> Pair:
         scale = number if mask is None else mask
         return kernels_for(gates).pool_gradients(gates, state, scale, *arguments)
 
@@ -150,7 +165,7 @@ def _define(schema: str, function: Callable, like: Callable) -> None:
             and dtypes.
     """
 
-    def run(*arguments) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def run(*arguments: Any) -> torch.Tensor | Pair:
         results = function(*arguments)
         if isinstance(results, torch.Tensor):
             return results.contiguous()

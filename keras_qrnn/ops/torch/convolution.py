@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.autograd import Function
@@ -14,7 +15,7 @@ from keras_qrnn.ops.torch.loops import pieces
 
 ONEDNN = torch.backends.mkldnn.is_available()
 # MKL on one of Intel's processors. Newer versions of PyTorch tell a processor's name.
-CPU = getattr(torch.cpu, "get_capabilities", dict)()
+CPU: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
 MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").startswith(
     "Intel"
 )
@@ -55,12 +56,13 @@ def autocast(
 
     Within the block, autocast is off: all functions of this module take one dtype.
     """
-    device, bias_too = inputs.device.type, bias is not None
+    device = inputs.device.type
     dtype = torch.get_autocast_dtype(device)
     if inputs.dtype == torch.float64:  # autocast leaves float64 alone
         dtype = inputs.dtype
     with torch.autocast(device, enabled=False):
-        yield inputs.to(dtype), kernel.to(dtype), bias.to(dtype) if bias_too else None
+        bias = None if bias is None else bias.to(dtype)
+        yield inputs.to(dtype), kernel.to(dtype), bias
 
 
 def takes_convolution(inputs: torch.Tensor) -> bool:
@@ -84,24 +86,28 @@ class Products(Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        kernel: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         ctx.save_for_backward(inputs, kernel)
         ctx.bias_axes = 1 if bias is None else bias.dim()
         time = inputs.shape[0] - len(kernel) + 1
-        outputs = None
-        if ctx.bias_axes == 2:
-            outputs = bias.repeat(time, 1)
-        for tap, seen in zip(kernel, _seen(inputs, len(kernel)), strict=True):
-            if outputs is not None:
-                outputs.addmm_(seen, tap)
-            elif bias is None:
-                outputs = torch.mm(seen, tap)
-            else:
-                outputs = torch.addmm(bias, seen, tap)
+        seen, *others = _seen(inputs, len(kernel))
+        if bias is None:
+            outputs = torch.mm(seen, kernel[0])
+        elif bias.dim() == 1:
+            outputs = torch.addmm(bias, seen, kernel[0])
+        else:
+            outputs = bias.repeat(time, 1).addmm_(seen, kernel[0])
+        for tap, seen in zip(kernel[1:], others, strict=True):
+            outputs.addmm_(seen, tap)
         return outputs.view(time, inputs.shape[1], kernel.shape[2])
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if is_autocast(gradient):
             with torch.autocast(gradient.device.type, enabled=False):
                 return Products.backward(ctx, gradient)
@@ -138,16 +144,21 @@ class Convolution(Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs, kernel, bias):  # noqa: ANN001, ANN205
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        kernel: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         ctx.save_for_backward(inputs, kernel)
         ctx.bias_axes = 1 if bias is None else bias.dim()
-        shared = bias if ctx.bias_axes == 1 else None  # oneDNN takes no other
-        outputs = functional.conv2d(_image(inputs), _channels_last(kernel), shared)
-        outputs = outputs[0].permute(1, 2, 0)
-        return outputs if ctx.bias_axes == 1 else outputs.add_(bias)
+        image, weight = _image(inputs), _channels_last(kernel)
+        if bias is None or bias.dim() == 1:  # oneDNN takes no other bias
+            return functional.conv2d(image, weight, bias)[0].permute(1, 2, 0)
+        return functional.conv2d(image, weight)[0].permute(1, 2, 0).add_(bias)
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if is_autocast(gradient):
             with torch.autocast(gradient.device.type, enabled=False):
                 return Convolution.backward(ctx, gradient)
@@ -161,8 +172,9 @@ class Convolution(Function):
             d_inputs = d_image[0].permute(1, 2, 0)
         if ctx.needs_input_grad[1]:
             shape = kernel.permute(2, 1, 0)[..., None].shape
-            d_weight = 0
-            for at in pieces(*gradient.shape[:2], is_cpu=True):
+            d_weight = gradient.new_zeros(shape)
+            time, batch = gradient.shape[:2]
+            for at in pieces(time, batch, is_cpu=True):
                 seen = _image(inputs[at.start : at.stop + len(kernel) - 1])
                 d_weight = d_weight + conv2d_weight(seen, shape, _image(gradient[at]))
             d_kernel = d_weight[..., 0].permute(2, 1, 0)

@@ -65,7 +65,7 @@ def pool(
     outputs, state = cells, initial_state
     if pooling != "f" or gates.dtype != cells.dtype:
         outputs = torch.empty_like(cells, dtype=gates.dtype)
-    for at in pieces(*gates.shape[:2], gates.is_cpu):
+    for at in pieces(gates.shape[0], gates.shape[1], gates.is_cpu):
         z, u, o, i = _activations(gates[at], pooling, activate, z_in=cells[at])
         _cells_(z, u, i, scale_at(update_scale, at), state)
         state = z[-1]
@@ -147,7 +147,7 @@ def pool_gradients(
     """
     d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
     d_state = d_last
-    for at in reversed(pieces(*gates.shape[:2], gates.is_cpu)):
+    for at in reversed(pieces(gates.shape[0], gates.shape[1], gates.is_cpu)):
         if at.start:
             before = cells[at.start - 1 : at.stop - 1]
         else:
@@ -271,7 +271,8 @@ def scale_at(
 def pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
     """Slices of time, one for each piece: see `ops/blocks.py`. One slice on a GPU."""
     cut = is_cpu and not torch.compiler.is_compiling()
-    return slices(time, piece_length(time, batch, PIECE_ROWS) if cut else time)
+    length = piece_length(time, batch, PIECE_ROWS) if cut else None
+    return slices(time, time if length is None else length)
 
 
 def slices(count: int, length: int) -> list[slice]:

@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
+def _in_one_order(*sequences: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
     """Brings tensors of shape `(time, batch, units)` into one memory order.
 
     The last tensor decides the order. Tensors in another order are copied.
@@ -145,10 +146,9 @@ def _in_one_order(*tensors: torch.Tensor) -> tuple[bool, list[torch.Tensor]]:
         Whether the memory is time-major. The tensors, contiguous, of shape
         `(time, batch, units)` if it is, else of shape `(batch, time, units)`.
     """
-    last = tensors[-1]
+    last = sequences[-1]
     time_major = last.is_contiguous() or not last.transpose(0, 1).is_contiguous()
-    if not time_major:
-        tensors = [tensor.transpose(0, 1) for tensor in tensors]
+    tensors = [s if time_major else s.transpose(0, 1) for s in sequences]
     return time_major, [tensor.contiguous() for tensor in tensors]
 
 
@@ -171,7 +171,7 @@ def _scalar(dtype: torch.dtype) -> type[np.floating]:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
-def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
+def _launch(kernel: Callable, *arguments: Any) -> None:
     """Runs a kernel on all lanes. A lane is one unit of one sequence.
 
     Each thread calls the kernel with the arguments, then `batch` and `units`, then the
@@ -185,8 +185,8 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
     size, (batch, units) = arguments[0].numel(), arguments[-1].shape
     if not batch * units:
         return
-    arguments = [_flat(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    arguments += batch, units
+    given = [_flat(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    given += [batch, units]
     parts = min(torch.get_num_threads(), 1 + size // PER_THREAD)
     if batch % parts == 0 or batch >= 4 * parts:
         bounds = [batch * n // parts for n in range(parts + 1)]
@@ -196,9 +196,9 @@ def _launch(kernel: Callable, *arguments: torch.Tensor | np.floating) -> None:
         bounds = [units * n // parts for n in range(parts + 1)]
         lanes = [(0, batch, *pair) for pair in itertools.pairwise(bounds)]
     if parts == 1:
-        kernel(*arguments, *lanes[0])
+        kernel(*given, *lanes[0])
     else:
-        openmp.share(functools.partial(kernel, *arguments), lanes)
+        openmp.share(functools.partial(kernel, *given), lanes)
 
 
 def _flat(tensor: torch.Tensor) -> np.ndarray:
@@ -372,8 +372,8 @@ def _functions(dtype: torch.dtype) -> tuple[Callable, Callable, np.floating]:
     """
     scalar = _scalar(dtype)
     integer = np.int64 if scalar is np.float64 else np.int32
-    bits, bias = np.finfo(scalar).nmant, np.finfo(scalar).maxexp - 1
-    mantissa, bias = integer(bits), integer(bias)
+    bits = np.finfo(scalar).nmant
+    mantissa, bias = integer(bits), integer(np.finfo(scalar).maxexp - 1)
     least, greatest = scalar(bias * -0.69), scalar(bias * 0.69)
     # Adding 1.5 * 2**bits and subtracting it again rounds to an integer.
     rounding, log2_e = scalar(1.5 * 2.0**bits), scalar(1 / math.log(2))

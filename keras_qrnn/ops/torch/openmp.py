@@ -37,7 +37,7 @@ def share(work: Callable[..., None], parts: Iterable[tuple]) -> None:
     parts = list(parts)
     remaining, ran_in, errors = iter(parts), set(), []
 
-    def take_parts(*_) -> None:
+    def take_parts(*_: object) -> None:
         try:
             ran_in.add(threading.get_ident())
             for part in remaining:

@@ -83,11 +83,11 @@ def _scan(
             ends = torch.addcmul(inputs[:, :, n], decay[:, :, n], ends)
             products = products * decay[:, :, n]
         starts = previous(_scan(products, ends, initial), initial, False, axis=1)
-    states = []
+    steps = []
     for d, x in zip(decay.unbind(2), inputs.unbind(2), strict=True):
         starts = torch.addcmul(x, d, starts)
-        states.append(starts)
-    states = torch.stack(states, 2).reshape(batch, blocks * size, units)
+        steps.append(starts)
+    states = torch.stack(steps, 2).reshape(batch, blocks * size, units)
     return states.narrow(1, 0, time)
 
 
@@ -220,7 +220,7 @@ def causal_conv_gradients(
     `bias_axes` is the number of axes of the bias, 1 or 2.
     """
     window = kernel.shape[0]
-    d_inputs, d_kernel = 0, []
+    d_inputs, d_kernel = torch.zeros_like(inputs), []
     for j in range(window):
         d_seen = functional.pad(gradient @ kernel[j].T, (0, 0, j, window - 1 - j))
         d_inputs = d_inputs + d_seen

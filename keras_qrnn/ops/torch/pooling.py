@@ -4,11 +4,13 @@ The recurrence itself is `pool` of a set of kernels, its gradient `pool_gradient
 `loops.py`.
 """
 
+from typing import Any
+
 import torch
 from torch.autograd import Function
 
 from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import kernels_for
+from keras_qrnn.ops.torch.choice import kernels_for, unrecorded_kernels_for
 from keras_qrnn.ops.torch.scan import linear_scan
 
 
@@ -38,11 +40,17 @@ class Pool(Function):
     """
 
     @staticmethod
-    def forward(ctx, gates, initial_state, update_scale, pooling, activate):  # noqa: ANN001, ANN205
+    def forward(
+        ctx: Any,
+        gates: torch.Tensor,
+        initial_state: torch.Tensor,
+        update_scale: torch.Tensor | float | None,
+        pooling: str,
+        activate: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         state = initial_state.to(plain.accumulator(gates.dtype))
-        outputs, cells = kernels_for(gates).pool(
-            gates, state, update_scale, pooling, activate
-        )
+        kernels = unrecorded_kernels_for(gates)
+        outputs, cells = kernels.pool(gates, state, update_scale, pooling, activate)
         mask = update_scale if isinstance(update_scale, torch.Tensor) else None
         number = update_scale if mask is None else None
         ctx.arguments = number, pooling, activate
@@ -51,7 +59,9 @@ class Pool(Function):
         return outputs, cells[-1].clone()
 
     @staticmethod
-    def backward(ctx, d_outputs, d_last):  # noqa: ANN001, ANN205
+    def backward(
+        ctx: Any, d_outputs: torch.Tensor, d_last: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         gates, initial_state, mask, cells = ctx.saved_tensors
         number, pooling, activate = ctx.arguments
         update_scale = number if mask is None else mask

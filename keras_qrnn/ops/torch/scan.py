@@ -4,11 +4,13 @@ The recurrence itself is `linear_scan` of a set of kernels, its gradient
 `scan_gradients`: see `loops.py`.
 """
 
+from typing import Any
+
 import torch
 from torch.autograd import Function
 
 from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import kernels_for
+from keras_qrnn.ops.torch.choice import kernels_for, unrecorded_kernels_for
 
 
 def linear_scan(
@@ -33,15 +35,21 @@ class LinearScan(Function):
     """The scan of tensors `(time, batch, units)` of the accumulator's dtype."""
 
     @staticmethod
-    def forward(ctx, decay, inputs, initial_state, reverse):  # noqa: ANN001, ANN205
-        kernels = kernels_for(inputs)
+    def forward(
+        ctx: Any,
+        decay: torch.Tensor,
+        inputs: torch.Tensor,
+        initial_state: torch.Tensor,
+        reverse: bool,
+    ) -> torch.Tensor:
+        kernels = unrecorded_kernels_for(inputs)
         states = kernels.linear_scan(decay, inputs, initial_state, reverse)
         ctx.reverse = reverse
         ctx.save_for_backward(decay, initial_state, states)
         return states
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         decay, initial_state, states = ctx.saved_tensors
         reverse = ctx.reverse
         kernels = kernels_for(gradient)

@@ -1,5 +1,7 @@
 """The cross-entropy of a softmax, in pieces that stay in a core's cache."""
 
+from typing import Any
+
 import torch
 from torch.autograd import Function
 from torch.nn import functional
@@ -17,8 +19,10 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if in_pieces and not is_recorded(logits):
         losses = CrossEntropy.apply(flat, classes)
     else:
-        options = {"reduction": "none", "ignore_index": torch.iinfo(torch.long).min}
-        losses = functional.cross_entropy(flat, classes, **options)
+        none = torch.iinfo(torch.long).min  # not -100, which PyTorch would ignore
+        losses = functional.cross_entropy(
+            flat, classes, reduction="none", ignore_index=none
+        )
     return losses.view(targets.shape)
 
 
@@ -29,7 +33,7 @@ class CrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, targets):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         normalizer = logits.new_empty(len(logits))
         for at in _pieces(logits):
             torch.logsumexp(logits[at], -1, out=normalizer[at])
@@ -37,7 +41,7 @@ class CrossEntropy(Function):
         return normalizer - logits.gather(1, targets[:, None])[:, 0]
 
     @staticmethod
-    def backward(ctx, d_losses):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, d_losses: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets, normalizer = ctx.saved_tensors
         if torch.is_grad_enabled() or is_recorded(d_losses):  # operations that are seen
             rows = torch.nn.functional.one_hot(targets, logits.shape[1])

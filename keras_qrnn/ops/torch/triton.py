@@ -208,7 +208,7 @@ def _read(at, step, inside, COUNT: tl.constexpr):
         at += 2 * step
         g = tl.load(at, inside, other=0)
         h = tl.load(at + step, inside, other=0)
-        values = (values[0], b, c, d, e, f, g, h)
+        values = (values[0], b, c, d, e, f, g, h)  # type: ignore[assignment]
     return values
 
 

@@ -65,6 +65,16 @@ def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
         torch.library.opcheck(operations.scan_gradients, arguments, test_utils=TESTS)
 
 
+def test_an_operation_refuses_what_cannot_see_it():
+    """It would lose the derivative. A compiled layer is compiled anew instead."""
+    states = torch.rand((5, 2, 3))
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match="cannot be traced or differentiated"),
+    ):
+        torch.ops.keras_qrnn.linear_scan(states, states, states[0], False)
+
+
 def compiled(function):
     torch._dynamo.reset()
     # All but the machine code, for which it needs a C++ compiler.
