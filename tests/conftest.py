@@ -79,12 +79,20 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _without_numba():
-    """The tests run what a plain install runs; tests/ops/torch/test_numba.py Numba."""
+def find_numba():
+    """The tests run what a plain install runs; tests/ops/torch/test_numba.py Numba.
+
+    Gives the function that this replaces, which finds Numba's kernels.
+    """
+    if keras.config.backend() != "torch":
+        yield None
+        return
+    from keras_qrnn.ops.torch import choice
+
+    found = choice._numba
     with pytest.MonkeyPatch.context() as patch:
-        if keras.config.backend() == "torch":
-            patch.setattr("keras_qrnn.ops.torch.choice._numba", lambda: None)
-        yield
+        patch.setattr(choice, "_numba", lambda: None)
+        yield found
 
 
 @pytest.fixture(autouse=True)

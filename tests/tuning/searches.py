@@ -51,10 +51,10 @@ def environment(**more):
     return variables | {"PYTHONPATH": PATH, "PYTHONUNBUFFERED": "1"} | more
 
 
-def start(script, *more, flags=(), variables=None, **options):
+def start(script, *more, variables=None, **options):
     """A process that runs `script` as a user runs the search."""
     return subprocess.Popen(
-        [sys.executable, *flags, str(script), *arguments(**options), *more],
+        [sys.executable, str(script), *more, *arguments(**options)],
         env=environment(**(variables or {})), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         # Where the tests run in the background of a script, SIGINT is ignored.
