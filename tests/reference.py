@@ -59,6 +59,7 @@ class Result:
     cell: np.ndarray  # (batch, units)
     window: np.ndarray  # (batch, window - 1, features)
     gradients: dict  # of sum(outputs * d_outputs) + sum(cell * d_cell)
+    attention: np.ndarray = None  # (batch, time, source_time)
 
 
 def qrnn(
@@ -192,3 +193,109 @@ def qrnn(
             d_c = d_c * s["forget"]
         gradients["cell"][b] = d_c + d_repeated
     return Result(outputs, last_cell, last_window, gradients)
+
+
+def attention_qrnn(
+    x,
+    kernel,
+    bias,
+    output_kernel,
+    source,
+    source_mask=None,
+    mask=None,
+    cell=None,
+    previous_output=None,
+    update_scale=None,
+    zero_output_for_mask=False,
+    context_kernel=None,
+    d_outputs=None,
+    d_cell=None,
+    d_attention=None,
+    **convolution,
+):
+    """An AttentionQRNN layer: equation 8.
+
+    Args:
+        output_kernel: (2 * units, units), W_k above W_c.
+        source: the encoder's outputs, (batch, source_time, units).
+        source_mask: booleans (batch, source_time).
+        d_attention: incoming gradient, (batch, time, source_time).
+        convolution, other arguments: as in `qrnn`.
+    """
+    batch, time, _ = x.shape
+    units = output_kernel.shape[1]
+    w_k, w_c = output_kernel[:units], output_kernel[units:]
+    mask = np.ones((batch, time), bool) if mask is None else mask
+    if source_mask is None:
+        source_mask = np.ones(source.shape[:2], bool)
+    attention = np.zeros((batch, time, source.shape[1]))
+    if previous_output is None:
+        previous_output = np.zeros((batch, units))
+    has_gradient = d_outputs is not None
+    if has_gradient and d_attention is None:
+        d_attention = np.zeros_like(attention)
+
+    # The states are f-pooled. The output gates sigmoid(y) = (1 + tanh(y / 2)) / 2 come
+    # from the candidates of a layer that forgets its state at each step.
+    state = {"cell": cell, "update_scale": update_scale}
+    for_cells, for_gates = {"mask": mask}, {"mask": mask}
+    for name, weight in (
+        ("kernel", kernel), ("bias", bias), ("context_kernel", context_kernel),
+    ):  # fmt: skip
+        if weight is not None:
+            z, f, o = np.split(weight, 3, axis=-1)
+            never = np.full(units, -700.0) if name == "bias" else np.zeros_like(f)
+            for_cells[name] = np.concatenate([z, f], axis=-1)
+            for_gates[name] = np.concatenate([o / 2, never], axis=-1)
+    for_cells |= {"pooling": "f", **convolution}
+    for_gates |= {"pooling": "f", **convolution}
+    pooled = qrnn(x, **for_cells, **state)
+    gates = (1 + qrnn(x, **for_gates).outputs) / 2
+
+    outputs = np.zeros((batch, time, units))
+    d_cells, d_gates = np.zeros_like(outputs), np.zeros_like(outputs)
+    d_source, d_output_kernel = np.zeros_like(source), np.zeros_like(output_kernel)
+    for b in range(batch):
+        seen = source[b, source_mask[b]]
+        valid = np.flatnonzero(mask[b])
+        for t in range(time):
+            before = valid[valid <= t]
+            if not mask[b, t]:
+                repeated = outputs[b, before[-1]] if before.size else previous_output[b]
+                outputs[b, t] = 0 if zero_output_for_mask else repeated
+                continue
+            c, o = pooled.outputs[b, t], gates[b, t]
+            a = np.exp(seen @ c - (seen @ c).max(initial=-np.inf))
+            a /= a.sum()
+            k = a @ seen
+            mixed = k @ w_k + c @ w_c
+            outputs[b, t], attention[b, t, source_mask[b]] = o * mixed, a
+            if not has_gradient:
+                continue
+            d_h, after = d_outputs[b, t].copy(), valid[valid > t]
+            if not zero_output_for_mask:
+                end = after[0] if after.size else time
+                d_h += d_outputs[b, t + 1 : end].sum(0)
+            d_gates[b, t] = d_h * mixed
+            d_mixed = d_h * o
+            d_output_kernel += np.outer(np.concatenate([k, c]), d_mixed)
+            d_k = w_k @ d_mixed
+            d_a = seen @ d_k + d_attention[b, t, source_mask[b]]
+            d_scores = a * (d_a - a @ d_a)
+            d_cells[b, t] = w_c @ d_mixed + d_scores @ seen
+            d_source[b, source_mask[b]] += np.outer(a, d_k) + np.outer(d_scores, c)
+    gradients = {}
+    if has_gradient:
+        back = {"zero_output_for_mask": True, "d_outputs": d_cells, "d_cell": d_cell}
+        pooled = qrnn(x, **for_cells, **state, **back)
+        back |= {"d_outputs": d_gates / 2, "d_cell": None}
+        by_cells, by_gates = pooled.gradients, qrnn(x, **for_gates, **back).gradients
+        for name in by_cells:
+            if "kernel" in name or name == "bias":
+                by_o = by_gates[name][..., :units] / 2
+                gradients[name] = np.concatenate([by_cells[name], by_o], axis=-1)
+            else:
+                gradients[name] = by_cells[name] + by_gates[name]
+        gradients["cell"] = by_cells["cell"]
+        gradients |= {"source": d_source, "output_kernel": d_output_kernel}
+    return Result(outputs, pooled.cell, pooled.window, gradients, attention)

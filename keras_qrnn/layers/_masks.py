@@ -12,7 +12,9 @@ from keras.src.backend import get_keras_mask
 from keras_qrnn._types import Shape, Tensor
 
 
-def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
+def mask_of(
+    sequences: Tensor, mask: Tensor | None, name: str = "mask"
+) -> Tensor | None:
     """`mask`, or the mask that `sequences` carries if `mask` is None.
 
     Keras passes a carried mask only to a call with one tensor argument. A call with an
@@ -21,6 +23,7 @@ def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
     Args:
         sequences: tensor of shape `(batch, time, features)`.
         mask: tensor of shape `(batch, time)` or `(batch, time, 1)`, or None.
+        name: name of the argument, for the message.
 
     Returns:
         A bool tensor of shape `(batch, time)`, or None if there is no mask. For a
@@ -41,8 +44,8 @@ def mask_of(sequences: Tensor, mask: Tensor | None) -> Tensor | None:
     with_axis = len(received) == 3 and received[2] == 1
     if not fits(received[:2] if with_axis else received, expected):
         raise ValueError(
-            f"Argument `mask` must have shape (batch, time) = {expected} or "
-            f"(batch, time, 1). Received: mask.shape={received}"
+            f"Argument `{name}` must have shape (batch, time) = {expected} or "
+            f"(batch, time, 1). Received: {name}.shape={received}"
         )
     return mask if symbolic or not with_axis else mask[:, :, 0]
 

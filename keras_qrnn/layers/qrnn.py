@@ -222,6 +222,8 @@ class QRNN(KeptStates, keras.layers.Layer):
     ((32, 10, 4), (32, 4), (32, 1, 8))
     """
 
+    _WEIGHTS: tuple[str, ...] = ("kernel", "bias", "context_kernel")  # in files
+
     def __init__(
         self,
         units: int,
@@ -526,7 +528,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             sequences, _ = compact(sequences, mask)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
-            backend.causal_conv(inputs, *self._weights(inputs.dtype, context=context))
+            backend.causal_conv(inputs, *self._weights(inputs.dtype, context=context)),
+            self.pooling,
         )
         if mask is None:
             return gates
@@ -676,10 +679,9 @@ class QRNN(KeptStates, keras.layers.Layer):
             )
         bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
         if context is not None:
-            projection = ops.matmul(
-                as_value(context, dtype),
-                ops.cast(ops.convert_to_tensor(self.context_kernel), dtype),
-            )
+            # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
+            kernel_of_context = ops.convert_to_tensor(self.context_kernel)
+            projection = as_value(context, dtype) @ ops.cast(kernel_of_context, dtype)
             if bias is not None:
                 # In float32, because the gradient by the bias is a sum over the batch.
                 exact = "float64" if dtype == "float64" else "float32"
@@ -687,8 +689,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             bias = projection
         return kernel, None if bias is None else ops.cast(bias, dtype)
 
-    def _activate(self, gates: Tensor) -> list[Tensor]:
-        z, *others = ops.split(gates, len(GATES[self.pooling]), axis=-1)
+    def _activate(self, gates: Tensor, pooling: str) -> list[Tensor]:
+        z, *others = ops.split(gates, len(GATES[pooling]), axis=-1)
         return [self.activation(z), *map(self.recurrent_activation, others)]
 
     def _convolve_and_pool(
@@ -700,17 +702,27 @@ class QRNN(KeptStates, keras.layers.Layer):
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kernel, bias = self._weights(inputs.dtype, training, context)
+        return self._pool(inputs, kernel, bias, cell, update_scale, self.pooling)
+
+    def _pool(
+        self,
+        inputs: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        cell: Tensor,
+        update_scale: Tensor | float | None,
+        pooling: str,
+    ) -> tuple[Tensor, Tensor]:
+        """`Backend.conv_pool` with the layer's activations."""
         fused = (
             self.activation is activations.tanh
             and self.recurrent_activation is activations.sigmoid
         )
         if fused:
-            return backend.conv_pool(
-                inputs, kernel, bias, cell, update_scale, self.pooling
-            )
-        gates = self._activate(backend.causal_conv(inputs, kernel, bias))
+            return backend.conv_pool(inputs, kernel, bias, cell, update_scale, pooling)
+        gates = self._activate(backend.causal_conv(inputs, kernel, bias), pooling)
         gates = ops.concatenate(gates, axis=-1)
-        return backend.pool(gates, cell, update_scale, self.pooling, activate=False)
+        return backend.pool(gates, cell, update_scale, pooling, activate=False)
 
     def _update_scale(
         self, sequences: Tensor, valid: Tensor | None, training: bool
@@ -787,8 +799,7 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _own_weights(self) -> dict[str, keras.Variable]:
         """The weights by their names in files. Those of a subclass have numbers."""
-        names = ("kernel", "bias", "context_kernel")
-        named = {name: getattr(self, name) for name in names}
+        named = {name: getattr(self, name) for name in self._WEIGHTS}
         named = {name: weight for name, weight in named.items() if weight is not None}
         others: dict[str, keras.Variable] = {}
         super().save_own_variables(others)

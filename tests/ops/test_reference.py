@@ -60,6 +60,59 @@ def test_gradients(pooling, window, update_scale, padding):
             assert abs(gradients[name][index] - expected) < 1e-7, (name, index)
 
 
+@pytest.mark.parametrize(
+    ("window", "padding", "zero_output_for_mask"),
+    [(1, "causal", True), (3, "causal", False), (2, "same", False)],
+)
+def test_gradients_of_attention(window, padding, zero_output_for_mask):
+    rng = np.random.default_rng(0)
+    batch, time, source_time, features, units = 3, 4, 3, 2, 2
+    arguments = {
+        "x": rng.normal(size=(batch, time, features)),
+        "kernel": rng.normal(size=(window, features, 3 * units)),
+        "bias": rng.normal(size=3 * units),
+        "output_kernel": rng.normal(size=(2 * units, units)),
+        "source": rng.normal(size=(batch, source_time, units)),
+        "cell": rng.normal(size=(batch, units)),
+        "context": rng.normal(size=(batch, 3)),
+        "context_kernel": rng.normal(size=(3, 3 * units)),
+    }
+    if padding == "causal":
+        arguments["window"] = rng.normal(size=(batch, window - 1, features))
+    others = {
+        "mask": np.array([[0, 1, 0, 1], [1, 0, 1, 0], [1, 1, 1, 1]], bool),
+        "source_mask": np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], bool),
+        "update_scale": 0.8,
+        "zero_output_for_mask": zero_output_for_mask,
+        "padding": padding,
+    }
+    weights = {
+        "d_outputs": rng.normal(size=(batch, time, units)),
+        "d_cell": rng.normal(size=(batch, units)),
+        "d_attention": rng.normal(size=(batch, time, source_time)),
+    }
+
+    def loss():
+        result = reference.attention_qrnn(**arguments, **others)
+        results = result.outputs, result.cell, result.attention
+        return sum(map(np.vdot, results, weights.values()))
+
+    result = reference.attention_qrnn(**arguments, **others, **weights)
+    sums = result.attention.sum(-1)
+    expected = others["mask"] & others["source_mask"].any(1, keepdims=True)
+    np.testing.assert_allclose(sums, expected)
+    for name, array in arguments.items():
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + 1e-6
+            above = loss()
+            array[index] = value - 1e-6
+            below = loss()
+            array[index] = value
+            difference = (above - below) / 2e-6
+            assert abs(result.gradients[name][index] - difference) < 1e-7, (name, index)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan_gradients(reverse):
     rng = np.random.default_rng(1)

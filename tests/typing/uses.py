@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_qrnn import (
     QRNN,
+    AttentionQRNN,
     Bidirectional,
     QRNNStack,
     f_pool,
@@ -55,6 +56,13 @@ def in_a_functional_model() -> keras.Model:
     decoded = QRNN(16, return_sequences=True)(target, initial_state=cell, context=cell)
     decoded = Bidirectional(QRNN(16, padding="same"))(decoded, context=cell)
     return keras.Model([source, target], [decoded, window])
+
+
+def with_attention() -> keras.Model:
+    source, target = keras.Input((None, 16)), keras.Input((None, 5))
+    layer = AttentionQRNN(16, return_sequences=True, output_kernel_regularizer="l2")
+    outputs, attention = layer(target, source, return_attention_scores=True)
+    return keras.Model([source, target], [outputs, attention])
 
 
 def in_sequence(inputs: np.ndarray) -> list[int | None]:
