@@ -1,4 +1,4 @@
-"""Options that the commands must refuse: some 600 cases for three commands.
+"""Options that the commands must refuse: some 700 cases for four commands.
 
     KERAS_BACKEND=torch python -m tests.examples.bad_options
 
@@ -31,6 +31,7 @@ SCRIPTS = {
     "train_lm.py": ROOT / "examples" / "train_lm.py",
     "sample_lm.py": ROOT / "examples" / "sample_lm.py",
     "search.py": ROOT / "tuning" / "search.py",
+    "long_memory.py": ROOT / "examples" / "long_memory.py",
 }
 # Not a number of things, whatever the thing is.
 NO_INTEGER = ("", " ", "x", "1.5", "1e3", "nan", "-1", "1000000000000", "9" * 30)
@@ -228,9 +229,40 @@ def search_cases() -> Iterator[Case]:
         yield Case("search.py", options)
 
 
+def memory_cases() -> Iterator[Case]:
+    """Cases of `long_memory.py`."""
+    for name in (
+        "length", "units", "layers", "window", "epochs", "steps", "batch_size",
+    ):  # fmt: skip
+        for value in NO_COUNT:
+            yield Case("long_memory.py", (f"--{name}={value}",))
+    for value in (*NO_COUNT, "2"):
+        yield Case("long_memory.py", (f"--max_length={value}",))
+    for value in NO_POSITIVE:
+        yield Case("long_memory.py", (f"--learning_rate={value}",))
+    for name in ("task", "pooling", "models"):
+        for value in NO_CHOICE:
+            yield Case("long_memory.py", (f"--{name}={value}",))
+    for options in (
+        ("--models=qrnn,qrnn",),
+        ("--models=qrnn,",),
+        ("--length=1",),  # two steps are marked
+        ("--units=1000000",),
+        ("--seed=-1",),
+        ("--seed=x",),
+        ("--save_path=",),
+        ("--save_path=file",),
+        ("--save_path=file/run",),
+        ("--verbose=3",),
+        ("--colour=red",),
+        ("red",),
+    ):
+        yield Case("long_memory.py", options)
+
+
 def cases() -> list[Case]:
-    """All cases of the three commands."""
-    return [*train_cases(), *sample_cases(), *search_cases()]
+    """All cases of the four commands."""
+    return [*train_cases(), *sample_cases(), *search_cases(), *memory_cases()]
 
 
 def load(command: str) -> object:
@@ -271,6 +303,7 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
         "train_lm.py": ["--data_dir=data", "--save_path=run"],
         "sample_lm.py": ["--load_path=trained", "--save_path=run"],
         "search.py": ["--data_dir=data", "--save_path=run", "--seq_len=10"],
+        "long_memory.py": ["--save_path=run", "--length=5", "--units=4"],
     }[case.command]
     if case.command == "train_lm.py":
         options += ["--batch_size=4", "--seq_len=10", "--units=8", "--emb_dim=8"]
