@@ -4,9 +4,13 @@ python examples/draw_qrnn.py --out_filename examples/figures/qrnn.png
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from keras_qrnn.training.plots import pyplot, save_figure
+try:
+    from keras_qrnn.training.plots import pyplot, save_figure
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 STEPS = 5
 HEAVY, LIGHT = "#d1495b", "#3c78a8"

@@ -8,15 +8,18 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
 
-from keras_qrnn._files import atomic_write
-from keras_qrnn.models.generation import generate, layer_gates, text_of
-from keras_qrnn.training import load_trained
-from keras_qrnn.training.command_line import Parser, run_command
-from keras_qrnn.training.options import count, count_or_zero, path, positive
-from keras_qrnn.training.plots import plot_gates
-from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn._files import atomic_write
+    from keras_qrnn.models.generation import generate, layer_gates, text_of
+    from keras_qrnn.training import load_trained
+    from keras_qrnn.training.command_line import Parser, run_command
+    from keras_qrnn.training.options import count, count_or_zero, path, positive
+    from keras_qrnn.training.plots import plot_gates
+    from keras_qrnn.training.run_directory import check_directory
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,19 +14,22 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from keras_qrnn.data import Corpus, Vocabulary, load_corpus
-from keras_qrnn.training import (
-    PRESETS,
-    TrainingOptions,
-    evaluate_perplexity,
-    load_trained,
-    read_stream,
-    tune_cache,
-)
-from keras_qrnn.training import command_line as shared
-from keras_qrnn.training.language_model import LanguageModelling
-from keras_qrnn.training.options import count, named_fields
-from keras_qrnn.training.options import path as path_option
+try:
+    from keras_qrnn.data import Corpus, Vocabulary, load_corpus
+    from keras_qrnn.training import (
+        PRESETS,
+        TrainingOptions,
+        evaluate_perplexity,
+        load_trained,
+        read_stream,
+        tune_cache,
+    )
+    from keras_qrnn.training import command_line as shared
+    from keras_qrnn.training.language_model import LanguageModelling
+    from keras_qrnn.training.options import count, named_fields
+    from keras_qrnn.training.options import path as path_option
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -69,11 +69,16 @@ def reading(path: str | os.PathLike, expected: str) -> Iterator[None]:
     Raises:
         ValueError: instead of any other error, except that the file is missing or
             cannot be opened. It names the file.
+        MemoryError: if the file needs more memory than there is. It names the file.
     """
     try:
         yield
     except (FileNotFoundError, PermissionError):
         raise
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path} needs more memory than there is, or is damaged. Received: {error}"
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{path} is not {expected}. Received: {type(error).__name__}: {error}"

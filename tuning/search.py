@@ -17,44 +17,47 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.command_line import Parser, add_options, run_command
-from keras_qrnn.training.options import count, path
-from keras_qrnn.training.run_directory import held
-
 try:
-    import keras_tuner
-except ImportError as error:  # it imports six, on which it does not depend
-    sys.exit(
-        f"search.py: error: the search needs Keras Tuner, and {error}: "
-        "pip install '.[tuning]' in a checkout of keras-qrnn"
+    from keras_qrnn.training import TrainingOptions
+    from keras_qrnn.training.command_line import Parser, add_options, run_command
+    from keras_qrnn.training.options import count, path
+    from keras_qrnn.training.run_directory import held
+
+    try:
+        import keras_tuner
+    except ImportError as error:  # it imports six, on which it does not depend
+        sys.exit(
+            f"search.py: error: the search needs Keras Tuner, and {error}: "
+            "pip install '.[tuning]' in a checkout of keras-qrnn"
+        )
+
+    from keras_tuner.errors import FatalError
+
+    from search_directory import RECORD, check_record, prepare, refuse_foreign
+    from search_oracles import TUNERS, make_oracle
+    from search_results import best_table, completed, tidy_trials, write_results
+    from search_space import Dimension, Space
+    from search_task import (
+        DEFAULTS,
+        EPOCHS,
+        FIXED,
+        HYPERPARAMETERS,
+        MAX_TRIALS,
+        SCRIPT,
+        LanguageModelTask,
+        trial_options,
     )
-
-from keras_tuner.errors import FatalError
-
-from search_directory import RECORD, check_record, prepare, refuse_foreign
-from search_oracles import TUNERS, make_oracle
-from search_results import best_table, completed, tidy_trials, write_results
-from search_space import Dimension, Space
-from search_task import (
-    DEFAULTS,
-    EPOCHS,
-    FIXED,
-    HYPERPARAMETERS,
-    MAX_TRIALS,
-    SCRIPT,
-    LanguageModelTask,
-    trial_options,
-)
-from search_tuner import TrialTuner
-from search_workers import (
-    MAX_WORKERS,
-    Chief,
-    ask_chief_directly,
-    end_with_parent,
-    role,
-    run_workers,
-)
+    from search_tuner import TrialTuner
+    from search_workers import (
+        MAX_WORKERS,
+        Chief,
+        ask_chief_directly,
+        end_with_parent,
+        role,
+        run_workers,
+    )
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def parser() -> Parser:

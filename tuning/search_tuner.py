@@ -18,11 +18,13 @@ from keras_tuner.oracles import HyperbandOracle
 
 from keras_qrnn._files import atomic_write
 from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.run_directory import RunDirectory
+from keras_qrnn.training.run_directory import DOING, RunDirectory, refuse_if_held
 from search_directory import check_zip, tidy, trial_directory, write_error
 from search_space import shown
 from search_task import HYPERPARAMETERS, OBJECTIVE, SHOWN, trial_options
 
+# Seconds between two looks whether a trial's old worker has ended.
+WAIT = 1.0
 # Trains with the options in the directory, or goes on there; gives the logs of each
 # epoch. `LanguageModelTask.train` is one.
 Train = Callable[
@@ -139,6 +141,7 @@ class TrialTuner(BaseTuner):
         options = trial_options(self._options, values)
         options = replace(options, seed=options.seed + execution)
         run = RunDirectory(directory)
+        self._wait_for(directory, trial.trial_id)
         if not run.checkpoint.exists():
             # Without a checkpoint the training begins anew.
             run.model.unlink(missing_ok=True)
@@ -164,6 +167,24 @@ class TrialTuner(BaseTuner):
                 f"Diverged: {OBJECTIVE.name} {value} in epoch {last['epoch']}"
             )
         return history
+
+    def _wait_for(self, directory: Path, trial_id: str) -> None:
+        """Returns when no other process trains in `directory`.
+
+        After a chief was started again, a trial's old worker, on another machine, may
+        still train it.
+        """
+        told = False
+        while True:
+            try:
+                refuse_if_held(directory, DOING)
+            except BlockingIOError:
+                if not told and self._verbose:
+                    print(f"Trial {trial_id} waits: its old worker trains", flush=True)
+                told = True
+                time.sleep(WAIT)
+            else:
+                return
 
 
 def _copy_run(source: RunDirectory, run: RunDirectory) -> None:

@@ -1,3 +1,5 @@
+"""Batches of an epoch: for any data, and for backpropagation through time in a text."""
+
 import math
 from typing import TYPE_CHECKING, Any
 

@@ -1,3 +1,5 @@
+"""The words of a corpus and their numbers."""
+
 import json
 import os
 from collections import Counter

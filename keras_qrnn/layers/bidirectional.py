@@ -1,3 +1,5 @@
+"""A bidirectional wrapper that takes QRNNs."""
+
 from typing import Any
 
 import keras

@@ -1,3 +1,5 @@
+"""Dropout of whole words, for an embedding."""
+
 from typing import Any
 
 import keras

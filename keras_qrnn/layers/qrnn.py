@@ -1,3 +1,5 @@
+"""The QRNN layer of arXiv 1611.01576."""
+
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any

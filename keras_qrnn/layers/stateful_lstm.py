@@ -1,3 +1,5 @@
+"""Keras's LSTM, with a state that is carried from batch to batch on all backends."""
+
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""The word-level language model of arXiv 1611.01576, section 3.2."""
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,7 +31,8 @@ class LanguageModel(keras.Model):
 
     In training the regularizations of the activations are added to the loss. `h[t]` is
     the last layer's output at step t, and `d[t]` is the same after dropout. Both have
-    `units` features. The sums are over the steps, rows and features of a batch:
+    `units` features. The sums are over the steps, rows and features of a batch, each
+    step times its weight:
 
         activation_regularization * sum(d[t]^2) / (rows * units)
         temporal_regularization * sum((h[t] - h[t - 1])^2) / (rows * units)
@@ -252,17 +255,20 @@ class LanguageModel(keras.Model):
         return x
 
     def _regularize(self, raw: Tensor, dropped: Tensor) -> None:
-        """Adds the losses of the last layer's outputs before and after dropout."""
+        """Adds the losses of the last layer's outputs before and after dropout.
+
+        Each has shape `(batch, time)`: `compute_loss` leaves out steps of weight 0.
+        """
         alpha = self._config["activation_regularization"]
         beta = self._config["temporal_regularization"]
         scale = 1.0 / (self.batch_size * raw.shape[-1])
         if alpha:
             squares = ops.square(ops.cast(dropped, "float32"))
-            self.add_loss(alpha * scale * ops.sum(squares))
+            self.add_loss(alpha * scale * ops.sum(squares, axis=-1))
         if beta:
             raw = ops.cast(raw, "float32")
-            squares = ops.square(raw[:, 1:] - raw[:, :-1])
-            self.add_loss(beta * scale * ops.sum(squares))
+            squares = ops.sum(ops.square(raw[:, 1:] - raw[:, :-1]), axis=-1)
+            self.add_loss(beta * scale * ops.pad(squares, ((0, 0), (1, 0))))
 
     def softmax_logits(self, hidden: Tensor) -> Tensor:
         """The logits of what `hidden` returns, `(batch_size, time, vocab_size)`."""
@@ -304,11 +310,13 @@ class LanguageModel(keras.Model):
         cross_entropy = token_cross_entropy(y_pred, y)
         if sample_weight is None:
             sample_weight = ops.ones_like(cross_entropy)
-        total = ops.sum(cross_entropy * ops.cast(sample_weight, "float32"))
-        self.perplexity.update_state(
-            ops.stop_gradient(total), ops.sum(ops.cast(sample_weight, "float32"))
-        )
-        return sum(self.losses, total / self.batch_size) / replicas()
+        sample_weight = ops.cast(sample_weight, "float32")
+        total = ops.sum(cross_entropy * sample_weight)
+        self.perplexity.update_state(ops.stop_gradient(total), ops.sum(sample_weight))
+        loss = total / self.batch_size
+        for each in self.losses:  # those of `_regularize` are `(batch, time)`
+            loss += ops.sum(each * sample_weight) if len(each.shape) == 2 else each
+        return loss / replicas()
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

@@ -189,6 +189,8 @@ class RunFiles(keras.callbacks.Callback):
     On a GPU an epoch can take less time than writing a large checkpoint. If
     `save_every` exceeds the steps of an epoch, these two files are therefore written
     after fewer epochs: when `save_every` steps have passed, and after the last epoch.
+    Until then the best model has a name of its own, and `model.keras` is that of the
+    checkpoint's epochs: see `RunDirectory.settle`.
 
     Args:
         run: the directory.
@@ -267,7 +269,7 @@ class RunFiles(keras.callbacks.Callback):
         row["seconds"] = round(self._seconds(), 1)  # validation included
         self._history.append(row)
         if self._objective.best(self._history) == len(self._history) - 1:
-            with atomic_write(self._run.model) as temporary:
+            with atomic_write(self._run.newer_model(epoch + 1)) as temporary:
                 self._kept(self.model).save(temporary)
         write_csv(self._run.log, self._history)
         self._unsaved += self._first_step + (self.params["steps"] or 1)
@@ -302,6 +304,7 @@ class RunFiles(keras.callbacks.Callback):
         seconds = self._seconds() if step else 0.0
         meta = run_meta(self._record, self._history, epoch, step, seconds)
         save_checkpoint(self._run.checkpoint, self.model, meta)
+        self._run.settle(epoch)
 
 
 class SaveWhenStopped(keras.callbacks.Callback):

@@ -1,6 +1,7 @@
 """What the command lines share: options, a configuration file, errors in one line."""
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -206,8 +207,8 @@ def train_and_evaluate(
         argv: the command line.
         experiment: what to train.
         path: the run directory.
-        evaluate: evaluates the best model. It takes a function that prints a line, or
-            does not if `--verbose 0` says so, and returns what `run.json` shall hold.
+        evaluate: evaluates the best model. It takes a function that prints a line, and
+            returns what `run.json` shall hold.
 
     Raises:
         ValueError: if the training diverges in its first epoch.
@@ -219,13 +220,7 @@ def train_and_evaluate(
         if has_diverged(experiment, history):
             advice = experiment.why_diverged()
             raise ValueError(f"Training diverged in its first epoch. {advice}")
-    quiet = arguments.train and not arguments.verbose
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, flush=True)
-
-    found = evaluate(say)
+    found = evaluate(functools.partial(print, flush=True))
     if arguments.train:
         record = {
             "command": shlex.join([program, *argv]),

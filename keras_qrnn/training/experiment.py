@@ -222,16 +222,16 @@ def train_experiment(
     def difference(meta: dict) -> str | None:
         return experiment.difference(meta, record)
 
+    def prepared(goes_on: bool) -> tuple[EpochBatches, keras.Model]:
+        experiment.prepare(goes_on)
+        keras.utils.set_random_seed(options.seed)
+        batches = experiment.batches()
+        model = experiment.model(len(batches))
+        return batches, model if goes_on else experiment.start(model)
+
     refuse_if_held(run.path, DOING)
     goes_on = run.check(difference, resume)
-    experiment.prepare(goes_on)
-
-    keras.utils.set_random_seed(options.seed)
-    batches = experiment.batches()
-    model = experiment.model(len(batches))
-    if not goes_on:
-        model = experiment.start(model)
-    validation = Validation(experiment.validation(model))
+    batches, model = prepared(goes_on)
     history: list[dict] = []
 
     def batches_from(step: int) -> Any:
@@ -240,7 +240,10 @@ def train_experiment(
 
     with held(run.path, DOING):
         # Checked again: now no other process can write there.
-        goes_on = run.check(difference, resume)
+        if run.check(difference, resume) != goes_on:
+            goes_on = not goes_on
+            batches, model = prepared(goes_on)
+        validation = Validation(experiment.validation(model))
         experiment.save(run.path)
         return train(
             model,

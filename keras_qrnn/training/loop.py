@@ -76,12 +76,12 @@ def train(
         meta = load_checkpoint(run.checkpoint, model)
         epoch, step, history[:] = meta["epoch"], meta["step"], meta["history"]
         elapsed = meta["seconds"]
+        run.settle(epoch)
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
         if verbose:
             print(f"Going on after {epoch} epochs and {step} steps", flush=True)
     else:
-        # This marks the directory as a run from the start. Later each epoch writes
-        # `model.keras` before its checkpoint.
+        # This marks the directory as a run from the start.
         save_checkpoint(run.checkpoint, model, run_meta(record, history))
 
     def fit(last_epoch: int, step: int, metrics: list | None, elapsed: float) -> None:

@@ -130,6 +130,13 @@ def takes_older_names(options: type[Options]) -> type[Options]:
 
     @functools.wraps(init)
     def by_any_name(self: Options, *args: Any, **kwargs: Any) -> None:
+        if kwargs.keys() > named_fields(options).keys():
+            # `dataclasses.replace` gives the changes, then all other fields as they
+            # are. A field that follows its older name is one that changes.
+            given = list(kwargs)
+            for older, name in _current_names(options).items():
+                if older in kwargs and given.index(older) < given.index(name):
+                    del kwargs[name]
         init(self, *args, **with_current_names(kwargs, options))
 
     options.__init__ = by_any_name  # type: ignore
@@ -418,18 +425,26 @@ def with_current_names(
     Raises:
         ValueError: if an option is given under two names.
     """
-    current = {
+    current = _current_names(options)
+    found: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    for given, value in values.items():
+        name = current.get(given, given)
+        if name in found:
+            raise ValueError(
+                f"`{first[name]}` and `{given}` are the same option. Give one"
+            )
+        found[name], first[name] = value, given
+    return found
+
+
+def _current_names(options: Any) -> dict[str, str]:
+    """The present name of each older name."""
+    return {
         older: name
         for name, each in named_fields(options).items()
         for older in each.metadata["older_names"]
     }
-    found: dict[str, Any] = {}
-    for given, value in values.items():
-        name = current.get(given, given)
-        if name in found:
-            raise ValueError(f"`{name}` and `{given}` are the same option. Give one")
-        found[name] = value
-    return found
 
 
 def defaults_of(options: Any = TrainingOptions) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class RunDirectory:
     Attributes:
         path: the directory.
         checkpoint: the file that a resumed run needs, `checkpoint.npz`.
-        model: the best model by validation, `model.keras`.
+        model: the best model by validation of the checkpoint's epochs, `model.keras`.
         log: a line for each epoch, `log.csv`.
         plot: the curves of the epochs, `training.png`.
         events: directory of event files for TensorBoard, `logs`.
@@ -115,6 +115,37 @@ class RunDirectory:
         self.log = path / "log.csv"
         self.plot = path / "training.png"
         self.events = path / "logs"
+
+    def newer_model(self, epoch: int) -> Path:
+        """The best model so far, of an epoch that the checkpoint does not have yet.
+
+        Args:
+            epoch: number of the epoch, counted from 1.
+        """
+        return self.path / f"model.epoch{epoch}.keras"
+
+    def _newer_models(self) -> dict[int, Path]:
+        found = self.path.glob("model.epoch*.keras")
+        numbers = {
+            file.name.split(".")[1].removeprefix("epoch"): file for file in found
+        }
+        return {int(n): file for n, file in numbers.items() if n.isdecimal()}
+
+    def settle(self, epochs: int) -> None:
+        """Brings `model` to the epochs of the checkpoint, after it was written or read.
+
+        The newest of the models of these epochs becomes `model`. Those of later epochs
+        are deleted: these epochs are trained again, maybe with other learning rates.
+
+        Args:
+            epochs: number of epochs that the checkpoint has.
+        """
+        newer = self._newer_models()
+        ready = [n for n in newer if n <= epochs]
+        if ready:
+            newer.pop(max(ready)).replace(self.model)
+        for file in newer.values():
+            file.unlink()
 
     def check(self, difference: Callable[[dict], str | None], resume: bool) -> bool:
         """Raises an error if a run here would destroy another run. Writes nothing.
@@ -143,7 +174,8 @@ class RunDirectory:
                 )
             return False
         meta = read_meta(self.checkpoint)
-        if not (meta["epoch"] or meta["step"] or self.model.exists()):
+        models = self.model.exists() or self._newer_models()
+        if not (meta["epoch"] or meta["step"] or models):
             return False  # the run ended before its first checkpoint
         other = difference(meta)
         if resume and other:

@@ -1,5 +1,6 @@
 """Run directories: two processes at once, damaged files, interrupted writes."""
 
+import contextlib
 import errno
 import json
 import runpy
@@ -11,12 +12,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn._files import atomic_write
+from keras_qrnn._files import atomic_write, reading
 from keras_qrnn.data import Vocabulary
-from keras_qrnn.training import TrainingOptions, load_trained
+from keras_qrnn.training import TrainingOptions, experiment, load_trained
 from keras_qrnn.training.checkpoint import FORMAT, read_meta
 from keras_qrnn.training.language_model import build_language_model, count_weights
 from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.options import RunOptions
 from keras_qrnn.training.plots import Panel, plot_gates, plot_history
 from keras_qrnn.training.run_directory import (
     RunDirectory,
@@ -111,6 +113,83 @@ def test_killed_between_the_first_model_and_its_checkpoint(tmp_path):
     assert RunDirectory(tmp_path).check(same, resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"):
         RunDirectory(tmp_path).check(same, resume=False)
+
+
+def test_the_model_is_of_the_checkpoints_epochs(tmp_path):
+    """A kill between a better model and the checkpoint of its epoch."""
+    run = RunDirectory(tmp_path)
+    for epoch in (2, 9, 11):
+        run.newer_model(epoch).write_bytes(b"%d" % epoch)
+    write_checkpoint(run.checkpoint, epoch=0)
+    assert run.check(same, resume=True)  # there is something to lose
+    run.settle(10)
+    assert run.model.read_bytes() == b"9"
+    run.settle(11)  # epoch 11 has been trained again, and was not the best
+    assert run.model.read_bytes() == b"9"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "model.keras", "checkpoint.npz"
+    }  # fmt: skip
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("there_is_one", [False, True])
+def test_a_start_is_decided_when_the_directory_is_held(
+    tmp_path, monkeypatch, there_is_one
+):
+    """Another process ends or begins a run there while this one prepares."""
+
+    class Task(experiment.Experiment):
+        started = False
+        save = validation = kept = lambda self, _: None
+
+        def data(self):
+            return {"data": ""}
+
+        def prepare(self, goes_on):
+            self.prepared = goes_on
+
+        def batches(self):
+            return [None]
+
+        def model(self, steps_per_epoch=None):
+            self.started = False
+            return keras.Sequential([])
+
+        def start(self, model):
+            self.started = True
+            return model
+
+        def difference(self, meta, expected):
+            return None
+
+    @contextlib.contextmanager
+    def held(path, doing):
+        if there_is_one:
+            (path / "checkpoint.npz").unlink()
+        else:
+            write_checkpoint(path / "checkpoint.npz")
+        yield
+
+    if there_is_one:
+        write_checkpoint(tmp_path / "checkpoint.npz")
+    task, goes_on = Task(RunOptions()), []
+    task.objective = None
+    monkeypatch.setattr(experiment, "held", held)
+    monkeypatch.setattr(
+        experiment, "train", lambda *_, **more: goes_on.append(more["goes_on"])
+    )
+    monkeypatch.setattr(experiment, "BatchesOfTheEpoch", lambda batches: None)
+    experiment.train_experiment(task, tmp_path, resume=True)
+    assert goes_on == [not there_is_one]
+    assert task.prepared == (not there_is_one) and task.started == there_is_one
+
+
+def test_no_memory_is_not_a_damaged_file(tmp_path):
+    with (
+        pytest.raises(MemoryError, match="checkpoint needs more memory than there is"),
+        reading(tmp_path / "checkpoint", "a whole checkpoint"),
+    ):
+        raise MemoryError("Unable to allocate 9 TiB")
 
 
 def test_a_file_in_the_way(tmp_path):

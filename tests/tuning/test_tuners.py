@@ -1,11 +1,14 @@
 """The tuners: the trials that they choose, and trials that fail."""
 
+import contextlib
+
 import pytest
 from keras_tuner.engine.trial import TrialStatus
 
 import search
 import search_directory
 import search_tuner
+from keras_qrnn.training.run_directory import held
 from tests.tuning.searches import (
     TINY,
     FakeTask,
@@ -57,6 +60,19 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     search_directory.write_error(tmp_path, "MemoryError")
     search_directory.tidy(tmp_path)
     assert not list(execution.iterdir())
+
+
+def test_a_trial_waits_for_its_old_worker(tmp_path, monkeypatch, capsys, no_training):
+    """On another machine it goes on when a chief was started again."""
+    searched = make_tuner(tmp_path / "s", "random", 1)
+    directory = tmp_path / "s" / "trial_0" / "execution_0"
+    with contextlib.ExitStack() as old_worker:
+        old_worker.enter_context(held(directory, "trained in"))
+        monkeypatch.setattr(search_tuner.time, "sleep", lambda _: old_worker.close())
+        searched.search()
+    assert capsys.readouterr().out.count("Trial 0 waits") == 1
+    (trial,) = searched.oracle.trials.values()
+    assert trial.status == TrialStatus.COMPLETED
 
 
 def test_many_diverged_trials(tmp_path, no_training):
