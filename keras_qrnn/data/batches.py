@@ -32,7 +32,7 @@ class EpochBatches(keras.utils.PyDataset):
         epoch: index of the epoch, from 0. Set it before you take the epoch's first
             batch.
         total: number of batches of an epoch.
-        spec: a batch as `keras.KerasTensor`s, whose axes that differ from batch to
+        spec: a batch of `keras.KerasTensor`, whose axes that differ from batch to
             batch are None. None if all batches have the same shapes.
     """
 
