@@ -11,6 +11,8 @@ from keras.src.backend import get_keras_mask
 
 from keras_qrnn._types import Shape, Tensor
 
+BACKEND = keras.config.backend()
+
 
 def mask_of(
     sequences: Tensor, mask: Tensor | None, name: str = "mask"
@@ -70,13 +72,14 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         in the result, and their gradient is zero.
     """
     time = ops.shape(sequences)[1]
-    zero = ops.zeros((), sequences.dtype)
-    sequences = ops.where(mask[:, :, None], sequences, zero)
+    steps = ops.arange(time, dtype="int32")
     is_masked = ops.cast(ops.logical_not(mask), "int32")
-    # A step's key is its index, plus `time` if it is masked. No two keys are equal, so
-    # any sort will do: ONNX has no stable sort.
-    keys = ops.arange(time, dtype="int32") + time * is_masked
-    sequences = _steps_at(ops.sort(keys, axis=1) % time, sequences)
+    # A valid step's key is its index. That of a masked step is `time`: one more step,
+    # of zeros, from which it takes its values. To move rows of features is faster than
+    # to replace each value. Equal keys are the same step, so any sort will do.
+    keys = steps + (time - steps) * is_masked
+    sequences = joined([sequences, ops.zeros_like(sequences[:, :1])])
+    sequences = _steps_at(ops.sort(keys, axis=1), sequences)
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
@@ -92,7 +95,7 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
         A tensor of the shape of `outputs`. A masked step gets the output of the last
         valid step before it, or `previous_output` if there is no valid step before it.
     """
-    outputs = ops.concatenate([previous_output[:, None], outputs], axis=1)
+    outputs = joined([previous_output[:, None], outputs])
     position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
     return _steps_at(position, outputs)
 
@@ -107,13 +110,46 @@ def in_front(time: int | Tensor, valid: Tensor) -> Tensor:
     return ops.arange(time, dtype="int32")[None, :, None] < valid[:, None, None]
 
 
+def last_valid(outputs: Tensor, valid: Tensor, previous_output: Tensor) -> Tensor:
+    """The last step of what `expand` returns, `(batch, units)`.
+
+    Args:
+        outputs: tensor of shape `(batch, time, units)`, valid steps first.
+        valid: the number of valid steps, `(batch,)`.
+        previous_output: tensor of shape `(batch, units)`.
+    """
+    last = _steps_at(ops.maximum(valid - 1, 0)[:, None], outputs)[:, 0]
+    return ops.where(valid[:, None] > 0, last, previous_output)
+
+
+def joined(sequences: list[Tensor]) -> Tensor:
+    """Sequences one after another in time. On PyTorch the memory is time-major."""
+    if BACKEND != "torch":
+        return ops.concatenate(sequences, axis=1)
+    import torch
+
+    return torch.cat([each.transpose(0, 1) for each in sequences]).transpose(0, 1)
+
+
 def _steps_at(position: Tensor, sequences: Tensor) -> Tensor:
     """The steps of `sequences` at `position`, an int tensor `(batch, steps)`."""
-    if keras.config.backend() == "torch":
-        # PyTorch's `take_along_dim` fixes sizes that an export leaves open.
-        position = position.long()[:, :, None].expand(-1, -1, sequences.shape[-1])
-        return sequences.gather(1, position)
-    return ops.take_along_axis(sequences, position[:, :, None], axis=1)
+    if BACKEND == "jax" or BACKEND == "numpy":
+        return ops.take_along_axis(sequences, position[:, :, None], axis=1)
+    # The same in Keras would look up each feature for itself on these two backends,
+    # which takes several times as long.
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.gather(sequences, position, batch_dims=1)
+    import torch
+
+    batch, _, features = sequences.shape
+    steps = position.shape[1]
+    # Time-major, as all sequences are: a row is one step of one sequence.
+    rows = sequences.transpose(0, 1).reshape(-1, features)
+    at = position.long() * batch + torch.arange(batch, device=position.device)[:, None]
+    rows = rows.index_select(0, at.transpose(0, 1).reshape(-1))
+    return rows.view(steps, batch, features).transpose(0, 1)
 
 
 def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:

@@ -161,7 +161,7 @@ class AttentionQRNN(QRNN):
         # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
         mixed = attended @ kernel[: self.units] + cells @ kernel[self.units :]
         outputs, last_output = self._in_place(
-            output_gates * mixed, mask, previous_output
+            output_gates * mixed, mask, valid, previous_output
         )
         if self.stateful:
             self._keep([*states, last_output])

@@ -19,7 +19,9 @@ from keras_qrnn.layers._masks import (
     expand,
     fits,
     in_front,
+    joined,
     last_steps,
+    last_valid,
     mask_of,
 )
 from keras_qrnn.layers._states import (
@@ -428,7 +430,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         if mask is not None:
             sequences, valid = compact(sequences, mask)
         outputs, states = self._steps(sequences, valid, states, training, context)
-        outputs, last_output = self._in_place(outputs, mask, previous_output)
+        outputs, last_output = self._in_place(outputs, mask, valid, previous_output)
         if self.stateful:
             self._keep([*states, last_output])
         if not self.return_state:
@@ -472,22 +474,32 @@ class QRNN(KeptStates, keras.layers.Layer):
         return outputs, [cell]
 
     def _in_place(
-        self, outputs: Tensor, mask: Tensor | None, previous_output: Tensor
+        self,
+        outputs: Tensor,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        previous_output: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """What the layer returns, and the output that the next masked step repeats.
 
         Args:
             outputs: `(batch, time, units)`, valid steps first.
             mask: `(batch, time)` in scan order, or None.
+            valid: the number of valid steps, `(batch,)`, or None for all.
             previous_output: `(batch, units)`.
         """
-        if mask is not None:
+        if mask is None:
+            last = outputs[:, -1]
+            return outputs if self.return_sequences else last, last
+        if self.return_sequences:
             outputs = expand(outputs, mask, previous_output)
-        last_output = outputs[:, -1]
-        if mask is not None and self.zero_output_for_mask:
-            zero = ops.zeros((), outputs.dtype)
-            outputs = ops.where(mask[:, :, None], outputs, zero)
-        return outputs if self.return_sequences else outputs[:, -1], last_output
+            last = outputs[:, -1]
+        else:
+            last = outputs = last_valid(outputs, valid, previous_output)
+            mask = mask[:, -1]
+        if self.zero_output_for_mask:
+            outputs = ops.where(mask[..., None], outputs, ops.zeros((), outputs.dtype))
+        return outputs, last
 
     def _returned(self, states: list[Tensor]) -> list[Tensor]:
         """The states as a call returns them."""
@@ -627,12 +639,13 @@ class QRNN(KeptStates, keras.layers.Layer):
         These are the window state in front, or zeros on both sides.
         """
         if window:
-            return ops.concatenate([*window, sequences], axis=1)
+            return joined([*window, sequences])
         if self.window == 1:
             return sequences
         before = (self.window - 1) // 2
         after = self.window - 1 - before
-        return ops.pad(sequences, ((0, 0), (before, after), (0, 0)))
+        step = ops.zeros_like(sequences[:, :1])
+        return joined([*[step] * before, sequences, *[step] * after])
 
     def _keep(self, states: list[Tensor]) -> None:
         for variable, state in zip(self.kept, states, strict=True):

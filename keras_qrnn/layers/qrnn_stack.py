@@ -79,6 +79,9 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             before the first step. Masked steps at the start of `sequences` repeat it.
             Defaults to zeros, for `pooling="f"` to the last layer's cell state, and
             when `stateful` to the kept output.
+        context: tensor of shape `(batch, features)` for all layers, or a list with one
+            for each, of any number of features: see `keras_qrnn.QRNN`. Each layer has
+            its own `context_kernel`. Defaults to `None`.
 
     Output shape:
         With `m` units in the last layer: `(batch, time, m)` with
@@ -104,7 +107,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     Raises:
         ValueError: as `keras_qrnn.QRNN`; if `units` or `window` has not one integer for
             each layer; if `initial_state` is neither one cell state for each layer nor
-            all states.
+            all states; if a list of contexts has not one for each layer.
 
     Example:
 
@@ -173,7 +176,10 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             setattr(self, layer.name, layer)
 
     def build(
-        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: list[Shape] | None = None,
+        context_shape: Shape | list[Shape] | None = None,
     ) -> None:
         """Makes the weights and, when stateful, the kept states.
 
@@ -183,14 +189,20 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         Args:
             sequences_shape: `(batch, time, features)`.
             initial_state_shape: shapes of the states. It is not used.
+            context_shape: shape of the context, or a list of the shapes of the
+                contexts. None for a stack that gets none.
 
         Raises:
             ValueError: if `features` is None, or if `batch` is None and the stack is
-                stateful.
+                stateful; if `context_shape` is no such shape.
         """
         batch, time, features = sequences_shape
-        for layer, size in zip(self.qrnns, self._features(features), strict=True):
-            layer.build((batch, time, size))
+        if context_shape is not None and not isinstance(context_shape[0], Sequence):
+            context_shape = [context_shape] * self.layers  # type: ignore[list-item]
+        contexts = self._contexts(context_shape)
+        sizes = self._features(features)
+        for layer, size, shape in zip(self.qrnns, sizes, contexts, strict=True):
+            layer.build((batch, time, size), context_shape=shape)
         self.input_spec = self.qrnns[0].input_spec
 
     @property
@@ -233,24 +245,27 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         mask: Tensor | None = None,
         training: bool = False,
         previous_output: Tensor | None = None,
+        context: Tensor | list[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
-        given, layers = self._given(initial_state), self.qrnns
+        layers, given = self.qrnns, self._given(initial_state)
+        contexts = self._contexts(context)
         sequences, mask = layers[0]._in_scan_order(sequences, mask)
         valid = None
         if mask is not None:
             sequences, valid = compact(sequences, mask)
         states = []
-        for layer, first in zip(layers, given, strict=True):
+        for layer, first, vector in zip(layers, given, contexts, strict=True):
             is_last = layer is layers[-1]
+            layer._check_context(sequences, vector)
             before, repeated = layer._first_states(
                 sequences, first, previous_output if is_last else None
             )
-            outputs, after = layer._steps(sequences, valid, before, training)
+            outputs, after = layer._steps(sequences, valid, before, training, vector)
             states.append(after)
             if not is_last:
                 sequences = self._next(sequences, outputs, valid)
-        outputs, last_output = layer._in_place(outputs, mask, repeated)
+        outputs, last_output = layer._in_place(outputs, mask, valid, repeated)
         if self.stateful:
             for layer, after in zip(layers, states, strict=True):
                 output = [last_output] if layer is layers[-1] else []
@@ -305,6 +320,22 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             f"by layer ({names}). Received: {len(states)} states"
         )
 
+    def _contexts(self, context: Any) -> list[Any]:
+        """The context of each layer.
+
+        Raises:
+            ValueError: if a list has not one for each layer.
+        """
+        if not isinstance(context, (list, tuple)):
+            return [context] * self.layers
+        if len(context) != self.layers:
+            raise ValueError(
+                "Argument `context` of a QRNNStack must be a tensor, or a list with "
+                f"one for each of the {self.layers} layers. Received: a list of "
+                f"{len(context)}"
+            )
+        return list(context)
+
     def reset_state(self) -> None:
         """Sets the kept states of a stateful stack to zeros."""
         for layer in self.qrnns:
@@ -315,7 +346,10 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         self.reset_state()
 
     def compute_output_shape(
-        self, sequences_shape: Shape, initial_state_shape: list[Shape] | None = None
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: list[Shape] | None = None,
+        context_shape: Shape | list[Shape] | None = None,
     ) -> Shape | tuple[Shape, ...]:
         batch, time, features = sequences_shape
         output: Shape = (batch, self.qrnns[-1].units)
@@ -334,16 +368,24 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         mask: Tensor | None = None,
         training: bool = False,
         previous_output: Tensor | None = None,
+        context: Tensor | list[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         check_time(sequences)
         mask_of(sequences, mask)
         batch, _, features = sequences.shape
         if self.stateful:
             check_batch_size(sequences, self.kept[0].shape[0])
-        sizes, given = self._features(features), self._given(initial_state)
-        for layer, size, states in zip(self.qrnns, sizes, given, strict=True):
+        each = zip(
+            self.qrnns,
+            self._features(features),
+            self._given(initial_state),
+            self._contexts(context),
+            strict=True,
+        )
+        for layer, size, states, vector in each:
             output = previous_output if layer is self.qrnns[-1] else None
             layer._checked_states(batch, size, states, output)
+            layer._check_context(sequences, vector)
         return result_specs(self, self.compute_output_shape(sequences.shape))
 
     def compute_mask(

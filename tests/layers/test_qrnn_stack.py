@@ -400,6 +400,37 @@ def test_layers_start_with_weights_of_their_own():
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.parametrize("sizes", [[4], [4, 3]])
+def test_contexts(tmp_path, sizes):
+    """One for all layers or one for each: as the QRNNs give one after another."""
+    given = [RNG.normal(size=(BATCH, n)).astype("float32") for n in sizes]
+    inputs = [keras.Input((None, FEATURES)), keras.Input((None,), dtype="bool")]
+    symbolic = [keras.Input((n,)) for n in sizes]
+    stack = QRNNStack(3, 2, return_sequences=True, name="stack")
+    outputs = stack(
+        inputs[0],
+        mask=inputs[1],
+        context=symbolic if len(sizes) == 2 else symbolic[0],
+    )
+    model = keras.Model([*inputs, *symbolic], outputs)
+    data, contexts = [X, HOLES, *given], (given * 2)[:2]
+    expected = X
+    for layer, context in zip(stack.qrnns, contexts, strict=True):
+        assert layer.context_kernel.shape == (context.shape[1], 9)
+        expected = layer(expected, mask=HOLES, context=context)
+    assert_close("outputs", model(data), expected)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_close("outputs of the file", loaded(data), expected)
+    for context, message in [
+        (None, "Layer 'qrnn_0' was built with a context"),
+        (contexts[:1], "one for each of the 2 layers. Received: a list of 1"),
+        ([contexts[0], contexts[1][:, 1:]], r"of shape \(batch, features\) = \(3, "),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            stack(X, context=context)
+
+
 CELL, WINDOW = np.ones((BATCH, 3), "float32"), np.ones((BATCH, 1, FEATURES), "float32")
 
 
