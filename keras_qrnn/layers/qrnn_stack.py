@@ -198,7 +198,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         """
         batch, time, features = sequences_shape
         if context_shape is not None and not isinstance(context_shape[0], Sequence):
-            context_shape = [context_shape] * self.layers  # type: ignore[list-item]
+            context_shape = [context_shape] * self.layers
         contexts = self._contexts(context_shape)
         sizes = self._features(features)
         for layer, size, shape in zip(self.qrnns, sizes, contexts, strict=True):
