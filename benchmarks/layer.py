@@ -1,7 +1,7 @@
 """The paper's speed table: a 320-unit QRNN layer against LSTM, GRU and the floor.
 
     KERAS_BACKEND=jax python benchmarks/layer.py [--batches 8,16] [--times 32,512]
-        [--dtype bfloat16] [--gpu_time] [--compile] [--mask]
+        [--dtype bfloat16] [--gpu_time] [--compile] [--mask] [--layers N]
 
 The floor is the layer's matrix products alone: one in inference, three in training (one
 forward, two for the gradients by the inputs and by the kernel). A training step is the
@@ -30,7 +30,7 @@ from _timing import (
 )
 from report import speedups
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn._types import Tensor
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
@@ -77,6 +77,7 @@ def cell_calls(
     names: list[str] | None = None,
     compiled: bool = False,
     masked: bool = False,
+    layers: int | None = None,
 ) -> dict[tuple[str, str], Callable]:
     """The calls to time in one cell of the grid, by mode and name.
 
@@ -88,6 +89,8 @@ def cell_calls(
         names: names of the calls to time. Defaults to all.
         compiled: PyTorch: whether `torch.compile` compiles the QRNN.
         masked: whether to time only Keras's layers, each with a mask and without.
+        layers: instead of single layers, a `QRNNStack` of so many layers and as many
+            `QRNN` one after another.
     """
     x, cotangent = (tensor(noise((batch, time, units), n), dtype) for n in range(2))
     same = {"return_sequences": True, "dtype": dtype}
@@ -98,6 +101,12 @@ def cell_calls(
         "keras LSTM": keras.layers.LSTM(units, **recurrent),
         "keras GRU": keras.layers.GRU(units, **recurrent),
     }
+    if layers:
+        several = [QRNN(units, **same) for _ in range(layers)]
+        keras_layers = {
+            f"QRNNStack of {layers}": QRNNStack(units, layers, **same),
+            f"{layers} QRNNs": keras.Sequential(several),
+        }
     made = {}
     for name, layer in keras_layers.items():
         compile_it = compiled and name == "QRNN"
@@ -186,26 +195,40 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="Keras's layers with a right-padded mask and without, into mask.csv",
     )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        help="a QRNNStack of so many layers against as many QRNNs one after another, "
+        "each with a right-padded mask and without, into stack.csv",
+    )
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")
     units = UNITS
     if options.quick:
         options.batches, options.times, units = [2], [8], 4
         options.seconds = 0.01
-    path = options.results / ("mask.csv" if options.mask else "layer.csv")
+    options.mask = options.mask or options.layers is not None
+    file = (
+        "stack.csv" if options.layers else "mask.csv" if options.mask else "layer.csv"
+    )
+    path = options.results / file
     names = options.names and options.names.split(",")
     for batch in options.batches:
         for time in options.times:
             cell = {"batch": batch, "time": time, "units": units}
             cell |= {"dtype": options.dtype}
             calls = cell_calls(
-                **cell, names=names, compiled=options.compile, masked=options.mask
+                **cell,
+                names=names,
+                compiled=options.compile,
+                masked=options.mask,
+                layers=options.layers,
             )
             rows = cell_rows(calls, cell, options.seconds, options.gpu_time)
             merge_rows(path, rows, KEY)
             for row in rows:
                 print(
-                    f"{BACKEND} {row['mode']:10}{batch:4} x{time:4} {row['name']:18}"
+                    f"{BACKEND} {row['mode']:10}{batch:4} x{time:4} {row['name']:21}"
                     f"{1e3 * row['median']:10.3f} ms ({1e3 * row['min']:.3f} to "
                     f"{1e3 * row['max']:.3f}, {row['runs']} runs)",
                     flush=True,

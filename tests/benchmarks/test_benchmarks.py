@@ -82,6 +82,14 @@ def test_layer_with_a_mask(script, tmp_path):
 
 
 @differentiable
+def test_a_stack_against_its_layers(script, tmp_path):
+    script("layer").main(["--quick", "--layers", "2", "--results", str(tmp_path)])
+    names = ["QRNNStack of 2", "2 QRNNs"]
+    names += [f"masked {name}" for name in names]
+    assert [row["name"] for row in rows_of(tmp_path / "stack.csv")] == 2 * names
+
+
+@differentiable
 def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
     options = ["--quick", "--compile", "--names", "QRNN", "--results", str(tmp_path)]
     if BACKEND != "torch":
