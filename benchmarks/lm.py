@@ -26,6 +26,7 @@ from _timing import (
 )
 from keras import ops
 
+from keras_qrnn._types import Tensor
 from keras_qrnn.data import BPTTBatches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
@@ -72,7 +73,11 @@ def whole_steps(model: LanguageModel, vocab: int, length: int, steps: int) -> di
 def parts(
     model: LanguageModel, vocab: int, length: int, units: int
 ) -> dict[str, Callable]:
-    """The parts of a training step: each layer with its gradient, and the update."""
+    """The parts of a training step: each layer with its gradient, and the update.
+
+    Beside the softmax with its cross-entropy stands that of Keras, which
+    `keras_qrnn.losses` could use instead.
+    """
     rng = np.random.default_rng(0)
     shape = (model.batch_size, length)
     tokens = ops.convert_to_tensor(rng.integers(0, vocab, shape).astype("int32"))
@@ -89,14 +94,20 @@ def parts(
     logits = values(vocab)
     rows = (values(features, (math.prod(shape),)) for features in (units, vocab))
 
-    def loss(logits) -> keras.KerasTensor:  # noqa: ANN001
-        return ops.sum(backend.cross_entropy(ops.cast(logits, "float32"), tokens))
+    def loss_by(cross_entropy: Callable) -> Callable:
+        def loss(logits: Tensor) -> Tensor:
+            return ops.sum(cross_entropy(ops.cast(logits, "float32"), tokens))
+
+        return forward_backward(loss, ops.ones(()))
+
+    def of_keras(logits: Tensor, tokens: Tensor) -> Tensor:
+        return ops.sparse_categorical_crossentropy(tokens, logits, from_logits=True)
 
     recurrent = []
     for layer, dropout in zip(model.recurrent, model.dropouts[1:], strict=True):
         recurrent += [layer, dropout]
     embedding = keras.Sequential([model.embedding, model.dropouts[0]])
-    softmax = forward_backward(loss, ops.ones(()))
+    softmax, softmax_of_keras = map(loss_by, (backend.cross_entropy, of_keras))
     return {
         "embedding": layer_calls(embedding, tokens, embedded, False)["training"],
         "recurrent layers": layer_calls(keras.Sequential(recurrent), embedded, hidden)[
@@ -104,6 +115,7 @@ def parts(
         ],
         "logits": layer_calls(keras.Sequential([model.logits]), *rows)["training"],
         "softmax": lambda: softmax(logits),
+        "softmax of Keras": lambda: softmax_of_keras(logits),
         "optimizer": optimizer_step(model),
     }
 

@@ -40,7 +40,7 @@ def rows_of(path):
     [
         ("scan", "name", {"linear_scan", "single pass", "keras.ops.associative_scan"}),
         ("layer", "name", {"QRNN", "keras LSTM", "keras GRU", "floor"}),
-        ("lm", "part", {"training", "evaluation", "recurrent layers", "optimizer"}),
+        ("lm", "part", {"training", "evaluation", "softmax", "softmax of Keras"}),
         ("memory", "what", {"kept", "training peak"}),
         ("length", "mode", {"training", "inference"}),
     ],
