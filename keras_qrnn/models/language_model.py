@@ -275,12 +275,12 @@ class LanguageModel(keras.Model):
         # The matrices have two axes. With three axes, XLA on a CPU would copy the
         # gradient by the logits into another memory order. That gradient is the largest
         # tensor of a training step.
-        rows = ops.reshape(hidden, (-1, hidden.shape[-1]))
+        matrix = ops.reshape(hidden, (-1, hidden.shape[-1]))
         if self.tied:
             kernel = ops.cast(self.embedding.embeddings, self.compute_dtype)
-            logits = ops.matmul(rows, ops.transpose(kernel))
+            logits = ops.matmul(matrix, ops.transpose(kernel))
         else:
-            logits = self.logits(rows)
+            logits = self.logits(matrix)
         logits = ops.cast(logits, self.logits_bias.dtype) + self.logits_bias
         return ops.reshape(logits, (*ops.shape(hidden)[:2], logits.shape[-1]))
 

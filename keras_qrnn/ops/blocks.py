@@ -37,18 +37,18 @@ def is_cut_in_blocks(time: int | None, width: int | None) -> bool:
     return width <= SMALL_STEP and time >= 64
 
 
-def piece_length(time: int | None, batch: int | None, rows: int) -> int | None:
+def piece_length(time: int | None, batch: int | None, steps: int) -> int | None:
     """The number of steps in a piece: at least 1, at most `time`.
 
-    A piece has about `rows` rows. A row is one step of one sequence.
+    A piece has about `steps` steps, those of all sequences counted together.
 
     Args:
         time: the number of steps, or None if a graph does not know it. The result is
             then None: one piece.
         batch: the number of sequences, or None if a graph does not know it. The result
             is then `time`.
-        rows: the number of rows that suits the backend.
+        steps: the number that suits the backend.
     """
     if time is None or batch is None:
         return time
-    return min(time, max(1, rows // max(1, batch)))
+    return min(time, max(1, steps // max(1, batch)))

@@ -18,9 +18,9 @@ from keras_qrnn.ops.blocks import piece_length
 from keras_qrnn.ops.equations import GATES, Gates
 from keras_qrnn.ops.jax_linear import Linear, linear_call, vary_alike
 
-# Inference on a CPU convolves and pools pieces of this many rows: see `ops/blocks.py`.
-# A row is one step of one sequence.
-PIECE_ROWS = 1024
+# Inference on a CPU convolves and pools pieces of this many steps, those of all
+# sequences counted together: see `ops/blocks.py`.
+PIECE_STEPS = 1024
 
 
 def linear_scan(
@@ -358,7 +358,7 @@ def _conv_pool_in_pieces(
     length = piece_length(
         time if isinstance(time, int) else None,
         batch if isinstance(batch, int) else None,
-        PIECE_ROWS,
+        PIECE_STEPS,
     )
     if length is None or length == time:
         return _conv_pool_at_once(

@@ -433,16 +433,17 @@ def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Calla
         d_inputs = tf.nn.conv1d_transpose(
             d_outputs, kernel, tf.shape(inputs), strides=1, padding="VALID"
         )
-        time, rows = tf.shape(d_outputs)[1], _rows(d_outputs)
+        time, d_matrix = tf.shape(d_outputs)[1], _matrix(d_outputs)
         taps = (inputs[:, j : j + time] for j in range(kernel.shape[0]))
         return d_inputs, tf.stack(
-            [tf.matmul(_rows(tap), rows, transpose_a=True) for tap in taps]
+            [tf.matmul(_matrix(tap), d_matrix, transpose_a=True) for tap in taps]
         )
 
     return tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID"), gradient
 
 
-def _rows(sequences: tf.Tensor) -> tf.Tensor:
+def _matrix(sequences: tf.Tensor) -> tf.Tensor:
+    """`sequences` with batch and time as one axis."""
     return tf.reshape(sequences, (-1, sequences.shape[-1]))
 
 

@@ -115,16 +115,16 @@ class Products(Function):
         if is_recorded(gradient):
             return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
         d_inputs = d_kernel = d_bias = None
-        rows = gradient.reshape(-1, kernel.shape[2])
+        matrix = gradient.reshape(-1, kernel.shape[2])
         if ctx.needs_input_grad[0]:
             d_inputs = torch.zeros_like(inputs)
             for tap, d_seen in zip(kernel, _seen(d_inputs, len(kernel)), strict=True):
-                d_seen.addmm_(rows, tap.T)
+                d_seen.addmm_(matrix, tap.T)
         if ctx.needs_input_grad[1]:
             taps = _seen(inputs, len(kernel))
-            d_kernel = torch.stack([seen.T @ rows for seen in taps])
+            d_kernel = torch.stack([seen.T @ matrix for seen in taps])
         if ctx.needs_input_grad[2]:
-            d_bias = rows.sum(0) if ctx.bias_axes == 1 else gradient.sum(0)
+            d_bias = matrix.sum(0) if ctx.bias_axes == 1 else gradient.sum(0)
         return d_inputs, d_kernel, d_bias
 
 

@@ -16,8 +16,9 @@ from keras_qrnn.ops.torch.plain import accumulator, previous
 # The steps of a block in a long scan. Blocks of a short scan have half as many. See
 # `ops/blocks.py`.
 BLOCK = 16
-# A piece has this many rows. A row is one step of one sequence. See `ops/blocks.py`.
-PIECE_ROWS = 2048
+# A piece has this many steps, those of all sequences counted together: see
+# `ops/blocks.py`.
+PIECE_STEPS = 2048
 
 
 def linear_scan(
@@ -271,7 +272,7 @@ def scale_at(
 def pieces(time: int, batch: int, is_cpu: bool) -> list[slice]:
     """Slices of time, one for each piece: see `ops/blocks.py`. One slice on a GPU."""
     cut = is_cpu and not torch.compiler.is_compiling()
-    length = piece_length(time, batch, PIECE_ROWS) if cut else None
+    length = piece_length(time, batch, PIECE_STEPS) if cut else None
     return slices(time, time if length is None else length)
 
 

@@ -217,11 +217,11 @@ def _scan(time_major: bool, reverse: bool) -> Callable:
         for n in range(time * rows):
             step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
             t, b = time - 1 - step if reverse else step, start + b
-            row = place((t * batch + b if time_major else b * time + t) * units)
+            base = place((t * batch + b if time_major else b * time + t) * units)
             lane = place(b * units)
             for u in range(place(unit), place(unit_end)):
-                value = decay[row + u] * state[lane + u] + inputs[row + u]
-                state[lane + u] = states[row + u] = value
+                value = decay[base + u] * state[lane + u] + inputs[base + u]
+                state[lane + u] = states[base + u] = value
 
     return scan
 
@@ -239,15 +239,15 @@ def _scan_gradient(time_major: bool, reverse: bool) -> Callable:
             step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
             t, b = step if reverse else time - 1 - step, start + b
             at = (t * batch + b if time_major else b * time + t) * units
-            row, lane = place(at), place(b * units)
+            base, lane = place(at), place(b * units)
             is_last = step == time - 1
-            before = row if is_last else place(at + stride if reverse else at - stride)
+            before = base if is_last else place(at + stride if reverse else at - stride)
             for u in range(place(unit), place(unit_end)):
-                total = adjoint[lane + u] + gradient[row + u]
+                total = adjoint[lane + u] + gradient[base + u]
                 previous = initial[lane + u] if is_last else states[before + u]
-                d_inputs[row + u] = total
-                d_decay[row + u] = total * previous
-                adjoint[lane + u] = total * decay[row + u]
+                d_inputs[base + u] = total
+                d_decay[base + u] = total * previous
+                adjoint[lane + u] = total * decay[base + u]
 
     return scan_gradient
 
@@ -268,19 +268,19 @@ def _pool(
         for n in range(time * rows):
             t, b = n // rows, start + n % rows
             at = (t * batch + b) * units
-            row, lane, z_row = place(at), place(b * units), place(gates_count * at)
-            f_row, o_row = z_row + place(units), z_row + place(2 * units)
-            i_row = z_row + place(3 * units)
+            base, lane, z_base = place(at), place(b * units), place(gates_count * at)
+            f_base, o_base = z_base + place(units), z_base + place(2 * units)
+            i_base = z_base + place(3 * units)
             for u in range(place(unit), place(unit_end)):
-                z, f = gates[z_row + u], gates[f_row + u]
+                z, f = gates[z_base + u], gates[f_base + u]
                 if activate:
                     z, update_gate = tanh(z), sigmoid(-f)
                 else:
                     update_gate = one - f
-                scale = one * mask[row + u] if masked else number
+                scale = one * mask[base + u] if masked else number
                 update = scale * update_gate
                 if pooling == "ifo":
-                    i = gates[i_row + u]
+                    i = gates[i_base + u]
                     if activate:
                         i = sigmoid(i)
                     cell = (one - update) * state[lane + u] + scale * i * z
@@ -288,14 +288,14 @@ def _pool(
                     cell = (one - update) * state[lane + u] + update * z
                 state[lane + u] = cell
                 if pooling == "f":
-                    outputs[row + u] = cell
+                    outputs[base + u] = cell
                 else:
                     if keep_cells:
-                        cells[row + u] = cell
-                    o = gates[o_row + u]
+                        cells[base + u] = cell
+                    o = gates[o_base + u]
                     if activate:
                         o = sigmoid(o)
-                    outputs[row + u] = o * cell
+                    outputs[base + u] = o * cell
 
     return pool
 
@@ -316,32 +316,32 @@ def _pool_gradient(
         for n in range(time * rows):
             t, b = time - 1 - n // rows, start + n % rows
             at = (t * batch + b) * units
-            row, lane, z_row = place(at), place(b * units), place(gates_count * at)
-            f_row, o_row = z_row + place(units), z_row + place(2 * units)
-            i_row = z_row + place(3 * units)
-            before = place(at - batch * units) if t > 0 else row
+            base, lane, z_base = place(at), place(b * units), place(gates_count * at)
+            f_base, o_base = z_base + place(units), z_base + place(2 * units)
+            i_base = z_base + place(3 * units)
+            before = place(at - batch * units) if t > 0 else base
             for u in range(place(unit), place(unit_end)):
-                z, f = gates[z_row + u], gates[f_row + u]
+                z, f = gates[z_base + u], gates[f_base + u]
                 if activate:
                     z, update_gate = tanh(z), sigmoid(-f)
                 else:
                     update_gate = one - f
-                scale = one * mask[row + u] if masked else number
+                scale = one * mask[base + u] if masked else number
                 update = scale * update_gate
                 previous = cells[before + u] if t > 0 else initial[lane + u]
-                total = d_output = d_outputs[row + u]
+                total = d_output = d_outputs[base + u]
                 if pooling != "f":
-                    o = gates[o_row + u]
+                    o = gates[o_base + u]
                     if activate:
                         o = sigmoid(o)
                     total = d_output * o
-                    d_o = d_output * cells[row + u]
+                    d_o = d_output * cells[base + u]
                     if activate:
                         d_o *= o * (one - o)
-                    d_gates[o_row + u] = d_o
+                    d_gates[o_base + u] = d_o
                 total += adjoint[lane + u]
                 if pooling == "ifo":
-                    i = gates[i_row + u]
+                    i = gates[i_base + u]
                     if activate:
                         i = sigmoid(i)
                     d_z = total * scale * i
@@ -349,15 +349,15 @@ def _pool_gradient(
                     d_i = total * scale * z
                     if activate:
                         d_i *= i * (one - i)
-                    d_gates[i_row + u] = d_i
+                    d_gates[i_base + u] = d_i
                 else:
                     d_z = total * update
                     d_f = total * scale * (previous - z)
                 if activate:
                     d_z *= one - z * z
                     d_f *= update_gate * (one - update_gate)
-                d_gates[z_row + u] = d_z
-                d_gates[f_row + u] = d_f
+                d_gates[z_base + u] = d_z
+                d_gates[f_base + u] = d_f
                 adjoint[lane + u] = total * (one - update)
 
     return pool_gradient

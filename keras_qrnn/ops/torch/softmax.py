@@ -27,7 +27,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class CrossEntropy(Function):
-    """The losses `(rows,)` of logits `(rows, classes)` and targets `(rows,)`.
+    """The losses `(tokens,)` of logits `(tokens, classes)` and targets `(tokens,)`.
 
     No array of the size of the logits is made, except the gradient by them.
     """
@@ -44,9 +44,9 @@ class CrossEntropy(Function):
     def backward(ctx: Any, d_losses: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets, normalizer = ctx.saved_tensors
         if torch.is_grad_enabled() or is_recorded(d_losses):  # operations that are seen
-            rows = torch.nn.functional.one_hot(targets, logits.shape[1])
+            one_hot = functional.one_hot(targets, logits.shape[1])
             softmax = (logits - logits.logsumexp(-1, keepdim=True)).exp()
-            return (softmax - rows) * d_losses[:, None], None
+            return (softmax - one_hot) * d_losses[:, None], None
         d_logits, d_losses = torch.empty_like(logits), d_losses[:, None]
         for at in _pieces(logits):
             torch.sub(logits[at], normalizer[at, None], out=d_logits[at])

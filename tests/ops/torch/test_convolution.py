@@ -16,11 +16,11 @@ from tests.gradients import value_and_gradients
 
 
 @pytest.mark.parametrize("bias", ["none", "shared", "of each sequence"])
-@pytest.mark.parametrize("rows", [4, 2048])
+@pytest.mark.parametrize("steps", [4, 2048])
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_convolution_equals_pytorchs(name, window, rows, bias, monkeypatch):
-    monkeypatch.setattr(loops, "PIECE_ROWS", rows)
+def test_convolution_equals_pytorchs(name, window, steps, bias, monkeypatch):
+    monkeypatch.setattr(loops, "PIECE_STEPS", steps)
     rng = np.random.default_rng(window)
     shapes = [(7, 2, 3), (window, 3, 8)]
     shapes += {"none": [], "shared": [(8,)], "of each sequence": [(2, 8)]}[bias]

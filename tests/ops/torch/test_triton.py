@@ -40,10 +40,10 @@ def _as_on_a_gpu():
         patch.setattr(choice, "loops", choice._triton())
         if kernels.DEVICE == "cpu":
             # The interpreter takes seconds for a large batch. A smaller one is cut in
-            # the same pieces if they have fewer rows.
+            # the same pieces if they have fewer steps.
             batch = 2 * test_layer.DISTINCT
-            rows = loops.PIECE_ROWS * batch // test_layer.BATCH
-            patch.setattr(loops, "PIECE_ROWS", rows)
+            steps = loops.PIECE_STEPS * batch // test_layer.BATCH
+            patch.setattr(loops, "PIECE_STEPS", steps)
             patch.setattr(test_layer, "BATCH", batch)
         yield
 
