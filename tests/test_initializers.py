@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn.initializers import ChronoBias
 from tests.reference import GATES
 
@@ -65,13 +65,16 @@ def test_the_layer_passes_its_pooling(pooling, tmp_path):
     backwards = keras.layers.Bidirectional(
         QRNN(5, pooling=pooling, bias_initializer=bias)
     )
-    model = keras.Sequential([keras.Input((None, 3)), layer, backwards])
+    stack = QRNNStack(
+        5, 2, pooling=pooling, bias_initializer=bias, return_sequences=True
+    )
+    model = keras.Sequential([keras.Input((None, 3)), layer, stack, backwards])
     expected = ops.convert_to_numpy(bias(layer.bias.shape, pooling=pooling))
     model.save(tmp_path / "model.keras")
     copy = keras.models.clone_model(model)  # with weights of its own
     for each in (model, copy, keras.saving.load_model(tmp_path / "model.keras")):
-        first, both = each.layers
-        for qrnn in (first, both.forward_layer, both.backward_layer):
+        first, stack, both = each.layers
+        for qrnn in (first, *stack.qrnns, both.forward_layer, both.backward_layer):
             np.testing.assert_array_equal(ops.convert_to_numpy(qrnn.bias), expected)
             assert qrnn.bias_initializer.get_config() == {"max_length": 60, "seed": 1}
 

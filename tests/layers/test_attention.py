@@ -13,7 +13,14 @@ from tests import reference
 from tests.assertions import assert_close
 from tests.conftest import EXAMPLES
 from tests.gradients import value_and_gradients
-from tests.layers.test_qrnn import FEATURES, UNITS, differentiable, to_numpy
+from tests.layers.test_qrnn import (
+    BATCH,
+    FEATURES,
+    UNITS,
+    differentiable,
+    to_numpy,
+    without_gradient,
+)
 
 BACKEND = keras.config.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="NumPy does not train")
@@ -155,9 +162,11 @@ def test_gradients(case):
 
 
 @FEW
-@given(cases(paddings=["causal"]), st.booleans())
-def test_pieces_equal_the_whole(case, stateful):
-    """Two pieces, and one step at a time."""
+@given(
+    cases(paddings=["causal"]), st.sampled_from([(2, 5), range(1, 6)]), st.booleans()
+)
+def test_pieces_equal_the_whole(case, ends, stateful):
+    """Two pieces, or one step at a time."""
     config, (x, source), (mask, source_mask), _, context = case
     layer = layer_for(
         config, return_sequences=True, return_state=True, stateful=stateful
@@ -166,24 +175,21 @@ def test_pieces_equal_the_whole(case, stateful):
     common = {"encoder_mask": source_mask, "context": context}
     common["return_attention_scores"] = True
     whole = layer(x, source, mask=mask, **common)
-    for ends in ((2, time), range(1, time + 1)):
-        layer.reset_state()
-        pieces, states, previous, start = [], None, None, 0
-        for end in ends:
-            at = slice(start, end)
-            if config["go_backwards"]:
-                at = slice(time - end, time - start)
-            outputs, attention, *states = layer(
-                x[:, at], source, mask=None if mask is None else mask[:, at], **common,
-                initial_state=None if stateful else states, previous_output=previous,
-            )  # fmt: skip
-            pieces.append((to_numpy(outputs), to_numpy(attention)))
-            previous, start = None if stateful else outputs[:, -1], end
-        outputs, attention = (
-            np.concatenate(each, 1) for each in zip(*pieces, strict=True)
-        )
-        for got, expected in zip((outputs, attention, *states), whole, strict=True):
-            assert_close("outputs, attention or state", got, expected)
+    layer.reset_state()
+    pieces, states, previous, start = [], None, None, 0
+    for end in ends:
+        at = slice(start, end)
+        if config["go_backwards"]:
+            at = slice(time - end, time - start)
+        outputs, attention, *states = layer(
+            x[:, at], source, mask=None if mask is None else mask[:, at], **common,
+            initial_state=None if stateful else states, previous_output=previous,
+        )  # fmt: skip
+        pieces.append((to_numpy(outputs), to_numpy(attention)))
+        previous, start = None if stateful else outputs[:, -1], end
+    outputs, attention = (np.concatenate(each, 1) for each in zip(*pieces, strict=True))
+    for got, expected in zip((outputs, attention, *states), whole, strict=True):
+        assert_close("outputs, attention or state", got, expected)
 
 
 def test_nan_in_masked_steps_reaches_nothing():
@@ -252,7 +258,29 @@ def test_other_activations_and_padding():
     assert_close("outputs", other(X, SOURCE), expected)
 
 
-def decoder(**policy):
+def test_inference_in_pieces():
+    """A batch of which a piece is few steps."""
+    layer = layer_for({"window": 3}, return_sequences=True)
+    arrays = [np.tile(each, (BATCH // 3, 1, 1)) for each in (X, SOURCE)]
+    outputs = without_gradient(layer, *arrays)
+    expected = expected_of(layer, (X, SOURCE)).outputs
+    assert_close("outputs", outputs, np.tile(expected, (BATCH // 3, 1, 1)))
+
+
+@pytest.mark.one_backend
+def test_zoneout_keeps_states_or_updates_them():
+    """With o = 1, W_k = 0 and W_c = 1 the outputs are the states."""
+    layer = AttentionQRNN(64, zoneout=0.5, seed=1, return_sequences=True)
+    source = np.ones((3, 4, 64), "float32")
+    layer.build(X.shape, encoder_outputs_shape=source.shape)
+    layer.output_kernel.assign(np.eye(128, 64, -64))
+    layer.bias.assign(np.repeat([0.0, 0.0, 1e4], 64))
+    outputs = to_numpy(layer(X, source, training=True))
+    kept = np.mean(outputs[:, 1:] == outputs[:, :-1])
+    assert 0.45 < kept < 0.55
+
+
+def decoder():
     """A model of characters: an encoder, and a decoder with attention to it."""
     source, target = keras.Input((None,)), keras.Input((None,))
     embedding = keras.layers.Embedding(7, FEATURES, mask_zero=True)
