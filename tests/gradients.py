@@ -35,7 +35,8 @@ def value_and_gradients(function, arrays, jit=True):
             gradients = tape.gradient(
                 value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            return value, *gradients
+            # That by an embedding has rows alone.
+            return value, *map(tf.convert_to_tensor, gradients)
 
         value, *gradients = eagerly_and_in_a_graph(step, arrays)
     gradients = [

@@ -46,15 +46,16 @@ def source_batch(sentences: Sequence[np.ndarray], multiple: int) -> np.ndarray:
     Returns:
         int32 array of shape `(sentences, time)`.
     """
-    return _padded([ids[::-1] for ids in sentences], multiple)
+    return padded([ids[::-1] for ids in sentences], multiple)
 
 
-def _padded(rows: Sequence[np.ndarray], multiple: int) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray], multiple: int) -> np.ndarray:
+    """The rows in one int32 array, filled with `<pad>` to a multiple of `multiple`."""
     time = _rounded(max(map(len, rows)), multiple)
-    padded = np.full((len(rows), time), PAD, "int32")
+    array = np.full((len(rows), time), PAD, "int32")
     for n, ids in enumerate(rows):
-        padded[n, : len(ids)] = ids
-    return padded
+        array[n, : len(ids)] = ids
+    return array
 
 
 def _rounded(length: int, multiple: int) -> int:
@@ -144,7 +145,7 @@ class PairBatches(EpochBatches):
         rows = np.resize(chosen, self.batch_size).tolist()
         source = [self._source[n] for n in rows]
         target = [self._target[n] for n in rows]
-        targets = _padded(target, self._multiple)
+        targets = padded(target, self._multiple)
         inputs = np.roll(targets, 1, axis=1)
         inputs[:, 0] = EOS
         weights = (targets != PAD).astype("float32")

@@ -97,7 +97,7 @@ class BeamSearch:
         states: Any,
         memory: Any,
         target_lengths: np.ndarray,
-        max_steps: int,
+        max_steps: np.ndarray,
     ) -> list[list[Hypothesis]]:
         """Searches for each sentence of a batch.
 
@@ -108,24 +108,28 @@ class BeamSearch:
                 outputs, likewise.
             target_lengths: int array of shape `(sentences,)`: T_trg, the expected
                 number of tokens. The paper takes the source length plus 5.
-            max_steps: Positive integer, the largest number of tokens of a hypothesis,
-                `<eos>` included.
+            max_steps: int array of shape `(sentences,)`: the largest number of tokens
+                of a hypothesis, `<eos>` included. Each at least 1.
 
         Returns:
             For each sentence its hypotheses, best first: at most `beam`. Those that
             have ended come before the others.
 
         Raises:
-            ValueError: if `max_steps` is not a positive integer.
+            ValueError: if one of `max_steps` is below 1.
         """
-        positive_integer("max_steps", max_steps)
+        if max_steps.min() < 1:
+            raise ValueError(
+                "Argument `max_steps` must hold positive integers. "
+                f"Received: max_steps={max_steps}"
+            )
         sentences, beam = len(target_lengths), self.beam
         # A beam's rows stand one after the other. All rows of a sentence have the same
         # memory, so only the states are reordered.
         states, memory = keras.tree.map_structure(
             lambda each: keras.ops.repeat(each, beam, axis=0), (states, memory)
         )
-        normalize = self._normalization(target_lengths, max_steps)
+        normalize = self._normalization(target_lengths, int(max_steps.max()))
         first_row = np.arange(sentences)[:, None] * beam
         tokens = np.full((sentences, beam), self._start)
         parents = np.arange(sentences * beam)
@@ -135,7 +139,7 @@ class BeamSearch:
         scores = totals.copy()
         ended = np.zeros((sentences, beam), bool)
         history: list[tuple[np.ndarray, np.ndarray]] = []  # tokens and parents' ranks
-        for steps in range(1, max_steps + 1):
+        for steps in range(1, int(max_steps.max()) + 1):
             logs, states = self._step(
                 keras.ops.convert_to_tensor(tokens.reshape(-1), "int32"),
                 keras.ops.convert_to_tensor(parents.reshape(-1), "int32"),
@@ -146,19 +150,24 @@ class BeamSearch:
             logs[:, self._forbidden] = -np.inf
             further = totals[:, :, None] + logs.reshape(sentences, beam, -1)
             vocabulary = further.shape[-1]
-            # Each that has ended is one candidate, as it is.
-            further[ended] = -np.inf
-            further[ended, self._end] = totals[ended]
+            # Each that has ended is one candidate, as it is. So is each that is as long
+            # as it may be.
+            done = ended | (steps > max_steps)[:, None]
+            further[done] = -np.inf
+            further[done, self._end] = totals[done]
             ranks = further * normalize[:, steps - 1, None, None]
-            ranks[ended, self._end] = scores[ended]
+            ranks[done, self._end] = scores[done]
             best = _best(ranks.reshape(sentences, -1), beam)
             origin, tokens = np.divmod(best, vocabulary)
             scores = np.take_along_axis(ranks.reshape(sentences, -1), best, axis=1)
             totals = np.take_along_axis(further.reshape(sentences, -1), best, axis=1)
-            ended = np.take_along_axis(ended, origin, axis=1) | (tokens == self._end)
+            goes_on = ~np.take_along_axis(done, origin, axis=1)
+            ended = np.take_along_axis(ended, origin, axis=1)
+            ended |= goes_on & (tokens == self._end)
             history.append((tokens, origin))
             parents = first_row + origin
-            if self._is_over(totals, scores, ended).all():
+            over = self._is_over(totals, scores, ended) | (steps >= max_steps)
+            if over.all():
                 break
         return [
             self._hypotheses(n, history, totals[n], scores[n], ended[n])

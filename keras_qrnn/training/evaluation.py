@@ -11,6 +11,7 @@ from keras_qrnn.data import BPTTBatches, Vocabulary
 from keras_qrnn.models import LanguageModel
 
 Model = TypeVar("Model", bound=keras.Model)
+Words = TypeVar("Words", bound=Vocabulary)
 
 
 def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
@@ -82,8 +83,12 @@ def evaluate_perplexity(
 
 
 def load_run(
-    directory: Path, option: str, kind: type[Model], program: str
-) -> tuple[Model, Vocabulary]:
+    directory: Path,
+    option: str,
+    kind: type[Model],
+    program: str,
+    words: type[Words] = Vocabulary,  # type: ignore[assignment]
+) -> tuple[Model, Words]:
     """The best model of a run, and its vocabulary.
 
     Args:
@@ -92,6 +97,7 @@ def load_run(
         kind: class of the model. Its config has the entries `vocabulary`, which is the
             fingerprint of the vocabulary or None, and `vocab_size`.
         program: name of the program that writes such runs.
+        words: class of the vocabulary.
 
     Raises:
         FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
@@ -103,7 +109,7 @@ def load_run(
                 f"Option `{option}` must be a directory that {program} wrote. "
                 f"Received: {directory}, which holds no {name}"
             )
-    vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    vocabulary = words.load(directory / "vocabulary.json")
     path = directory / "model.keras"
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
     with reading(f"Option `{option}`: {path}", f"a whole{what}"):

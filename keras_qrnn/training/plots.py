@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from keras_qrnn._files import atomic_write
 
 if TYPE_CHECKING:
@@ -130,4 +132,28 @@ def plot_gates(
     axes[-1].set_xticks(range(len(words)))
     # Without `parse_math=False`, matplotlib reads text between two $ as mathematics.
     axes[-1].set_xticklabels(words, rotation=90, fontsize=8, parse_math=False)
+    save_figure(figure, path)
+
+
+def plot_attention(
+    path: Path, weights: np.ndarray, source: Sequence[str], target: Sequence[str]
+) -> None:
+    """Draws where a decoder looks: a column a source symbol, a row a target symbol.
+
+    Args:
+        path: the PNG to write.
+        weights: float array of shape `(target, source)`.
+        source: the symbols of the source.
+        target: the symbols of the translation.
+    """
+    size = (2 + 0.14 * len(source), 1.5 + 0.14 * len(target))
+    figure, axis = pyplot().subplots(figsize=size, layout="constrained")
+    image = axis.imshow(weights, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="attention")
+    # As in `plot_gates`: text between two $ is not mathematics.
+    style = {"fontsize": 8, "parse_math": False}
+    axis.set_xticks(range(len(source)), source, **style)
+    axis.set_yticks(range(len(target)), target, **style)
+    axis.set_xlabel("source")
+    axis.set_ylabel("translation")
     save_figure(figure, path)

@@ -81,7 +81,7 @@ def search(table, targets, beam, alpha, steps):
     beams = BeamSearch(step, beam, alpha, start=START, end=END)
     states = [ops.zeros((sentences,), "int32")]
     memory = {"table": ops.convert_to_tensor(table, "float32")}
-    return beams(states, memory, np.array(targets), steps)
+    return beams(states, memory, np.array(targets), np.broadcast_to(steps, sentences))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
@@ -118,16 +118,17 @@ def test_length_normalization_decides():
 @pytest.mark.parametrize("beam", [1, 2, 3])
 def test_narrow_beams(beam):
     """Values and tokens of a search in plain Python; some sentences do not end."""
-    targets = list(range(1, 13))
+    targets, steps = list(range(1, 13)), [9, 5, 2, 1] * 3
     table = tables(12, seed=beam)
     table[:4, :, END] = -30.0
-    found = search(table, targets, beam, 0.6, 9)
+    found = search(table, targets, beam, 0.6, steps)
     for n, hypotheses in enumerate(found):
-        ids, score = beam_reference(table[n], targets[n], 0.6, 9, beam)
+        ids, score = beam_reference(table[n], targets[n], 0.6, steps[n], beam)
         assert hypotheses[0].ids == ids
         np.testing.assert_allclose(hypotheses[0].score, score, rtol=1e-4)
         assert len(hypotheses) == beam
-    assert not found[0][0].ended and len(found[0][0].ids) == 9
+    for hypotheses, longest in zip(found[:3], steps, strict=False):
+        assert not hypotheses[0].ended and len(hypotheses[0].ids) == longest
     assert any(each[0].ended for each in found)
 
 
@@ -151,7 +152,7 @@ def test_forbidden_tokens_and_present_values():
     beams = BeamSearch(
         constant, 1, start=START, end=END, forbidden=(2,), variables=[variable]
     )
-    run = [ops.zeros((2, 1))], [], np.array([1, 1]), 3
+    run = [ops.zeros((2, 1))], [], np.array([1, 1]), np.array([3, 3])
     assert [each[0].ids for each in beams(*run)] == [[1, 1, 1]] * 2
     variable.assign(np.log([[0.6, 0.3, 0.1]]).astype("float32"))
     assert [each[0].ids for each in beams(*run)] == [[]] * 2
