@@ -1,5 +1,7 @@
 """Models built from the layers."""
 
 from keras_qrnn.models.language_model import LanguageModel
+from keras_qrnn.models.translation import TranslationModel
+from keras_qrnn.models.translator import Translator
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "TranslationModel", "Translator"]
