@@ -2,7 +2,7 @@
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
 # make lint         ruff, codespell, mypy
-# make types        mypy with each framework's own types, after lint and test
+# make types        mypy with each framework's own types, after lint
 # make docs         the documentation, in docs/_build/index.html; a warning is an error
 # make figure       the figure in README.md
 # make dist         wheel and sdist, checked, and the wheel installed for each backend
@@ -18,7 +18,7 @@ PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
 .PHONY: demo test test-numpy lint docs types figure dist dist/built test-oldest clean
-.PHONY: $(foreach what,test types dist oldest,$(BACKENDS:%=$(what)-%))
+.PHONY: $(foreach what,test environment types dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
@@ -36,10 +36,13 @@ demo: .venv-demo-$(BACKEND)/installed
 test: $(BACKENDS:%=test-%) $(if $(filter jax,$(BACKENDS)),test-numpy)
 
 # PyTorch's CPU build lacks Triton, whose interpreter runs the GPU kernels in the tests.
-$(BACKENDS:%=test-%): test-%:
+$(BACKENDS:%=environment-%): environment-%:
 	$(PYTHON) -m venv --clear .venv-test-$*
 	.venv-test-$*/$(PINNED) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
 		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
+
+# FIRST: what must be done before the tests begin. .ci/run sets it.
+$(BACKENDS:%=test-%): test-%: environment-% | $(FIRST)
 	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 # Keras's NumPy backend itself needs JAX: its tests run where JAX is.
@@ -63,7 +66,7 @@ docs:
 # The package and what callers write, checked against the types of a framework.
 types: $(BACKENDS:%=types-%)
 
-$(BACKENDS:%=types-%): types-%:
+$(BACKENDS:%=types-%): types-%: environment-% lint
 	.venv-lint/bin/mypy --python-executable .venv-test-$*/bin/python
 
 figure: .venv-demo-$(BACKEND)/installed

@@ -60,7 +60,7 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@differentiable
+@pytest.mark.one_backend("torch")
 def test_layer_in_half_precision(script, tmp_path):
     options = ["--quick", "--results", str(tmp_path), "--dtype", "bfloat16"]
     script("layer").main([*options, "--names", "QRNN,keras LSTM"])
@@ -69,7 +69,7 @@ def test_layer_in_half_precision(script, tmp_path):
     assert (tmp_path / "layer_bfloat16.png").exists()
 
 
-@differentiable
+@pytest.mark.one_backend("torch")
 def test_layer_with_a_mask(script, tmp_path):
     names = ["QRNN", "masked QRNN"]
     options = ["--quick", "--mask", "--names", ",".join(names)]
@@ -156,7 +156,7 @@ def test_noise_repeats_itself(script):
     assert abs(first.std() - 1) < 0.01 and (noise((4,), 1) != noise((4,), 2)).all()
 
 
-@differentiable
+@pytest.mark.one_backend("torch")
 def test_quick_run_leaves_the_results_as_they_are(script, monkeypatch, tmp_path):
     timing = script("_timing")
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")

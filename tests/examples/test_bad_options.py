@@ -3,14 +3,11 @@
 import contextlib
 import random
 
-import keras
 import pytest
 
 from tests.examples import bad_options
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
-)
+pytestmark = pytest.mark.one_backend("torch")
 SAMPLE = 40  # of each command
 
 

@@ -8,7 +8,7 @@ import pytest
 import search
 import search_results
 import search_tuner
-from tests.tuning.searches import TINY, FakeTask, arguments
+from tests.tuning.searches import TINY, TRIALS, FakeTask, arguments
 
 
 def no_pictures_in(patch):
@@ -42,10 +42,12 @@ def no_training(monkeypatch):
 
 @pytest.fixture(scope="session")
 def searched(small_ptb, tmp_path_factory):
-    """A search of three trials, and what it printed."""
+    """A search of `TRIALS` trials, and what it printed."""
     path = tmp_path_factory.mktemp("search") / "whole"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        options = arguments(data_dir=small_ptb, save_path=path, **TINY, max_trials=3)
+        options = arguments(
+            data_dir=small_ptb, save_path=path, **TINY, max_trials=TRIALS
+        )
         assert search.main(options) == 0
     return path, printed.getvalue()
 

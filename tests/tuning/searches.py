@@ -27,6 +27,8 @@ trains = pytest.mark.skipif(
 )
 # Trains, and all the same is about what does not depend on the backend.
 once = pytest.mark.one_backend("torch")
+# A search that trains is in full where nothing is compiled, and short elsewhere.
+TRIALS = 3 if keras.config.backend() == "torch" else 1
 NOBODY = "http://127.0.0.1:9"  # a proxy that is not there
 # A space of tiny models.
 SPACE = {
