@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def find_numba():
-    """The tests run what a plain install runs; tests/ops/torch/test_numba.py Numba.
+    """The tests run as without Numba, but those in tests/ops/torch/test_numba.py.
 
     Gives the function that this replaces, which finds Numba's kernels.
     """
@@ -104,7 +104,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """A MirroredStrategy of two CPUs, the only one of the session.
+    """A MirroredStrategy of two CPUs. The session has only this one.
 
     Each new strategy of TensorFlow numbers its collective operations from the same
     number. The runtime remembers the shapes of the first: a second strategy with a

@@ -60,7 +60,7 @@ def eagerly_and_in_a_graph(step, arrays):
 
 
 def second_gradients(function, arrays):
-    """Gradients of `sum(sin(first gradients))`, of any backend's own making."""
+    """Gradients of `sum(sin(first gradients))`, as the backend computes them."""
     backend = keras.config.backend()
     if backend == "jax":
         import jax

@@ -16,7 +16,7 @@ def sigmoid(x):
 
 
 def cross_entropy(logits, targets):
-    """Of a softmax over the last axis, for each target, and its gradient by logits."""
+    """The cross-entropy of each target under a softmax, and its gradient by logits."""
     losses, d_logits = np.zeros(targets.shape), np.zeros(logits.shape)
     for at in np.ndindex(targets.shape):
         softmax = np.exp(logits[at].astype("float64") - logits[at].max())

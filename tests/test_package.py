@@ -61,7 +61,7 @@ def test_missing_package_names_the_extra(monkeypatch, tmp_path, module, use):
 
 
 def test_package_imports_only_its_backend():
-    """Beyond what Keras itself has loaded, only keras_qrnn's own modules."""
+    """After Keras, `import keras_qrnn` loads only its own modules."""
     program = (
         "import sys, keras; before = set(sys.modules); import keras_qrnn\n"
         "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"

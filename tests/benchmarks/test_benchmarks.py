@@ -114,7 +114,7 @@ def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(BACKEND != "torch", reason="their kernels are for PyTorch")
 def test_scans_of_other_packages(script, tmp_path, monkeypatch):
-    """Each is called with what it takes; `linear_scan` stands for their kernels."""
+    """Each is called with its own arguments. `linear_scan` stands for its kernel."""
     import torch
 
     from keras_qrnn import linear_scan

@@ -31,7 +31,7 @@ def config_of_lstm(**arguments):
     ],
 )
 def test_config_of_an_lstm(arguments):
-    """What the two layers share is carried over, name and dtype included."""
+    """Arguments that both layers have are carried over, as are name and dtype."""
     given = config_of_lstm(**arguments)
     before = dict(given)
     got = QRNN.from_config(given).get_config()
@@ -122,7 +122,7 @@ def test_further_arguments_and_models_in_models():
 
 @pytest.mark.one_backend
 def test_states_of_an_lstm_are_refused():
-    """A decoder that gets [h, c] is no QRNN model: an error says what it wants."""
+    """A QRNN decoder takes no [h, c]. The error says what it takes."""
     source, target = keras.Input((5, 3)), keras.Input((4, 2))
     _, *state = layers.LSTM(4, return_state=True)(source)
     model = keras.Model([source, target], layers.LSTM(4)(target, initial_state=state))

@@ -44,7 +44,7 @@ def their_layer(x, weight, bias, cell=None, window=1, before=None, zoneout=0):
 
 
 def linear(inputs, window=1, gates=3, units=UNITS):
-    """Weight and bias of a `Linear`, drawn."""
+    """Random weight and bias of a `Linear`."""
     shape = (gates * units, window * inputs)
     return RNG.normal(size=shape), RNG.normal(size=shape[:1])
 
@@ -98,7 +98,7 @@ FORMS = {
     ("layout", "before"), [("torchqrnn", ""), ("awd-lstm-lm", ""), ("fastai", "0.")]
 )
 def test_several_layers(layout, before):
-    """Window 2 in the first layer, as awd-lstm-lm has it. Other names stand beside."""
+    """Window 2 in the first layer, as in awd-lstm-lm, and keys of other modules."""
     model = keras.Sequential(
         [
             keras.Input((None, FEATURES), dtype="float64"),
@@ -219,7 +219,7 @@ def state_dict_of(**names):
     ],
 )
 def test_what_a_state_dict_lacks(change, prefix, message):
-    """An error names it, and no weight has changed."""
+    """The error names the weight, and no weight has changed."""
     layer = built(qrnn(2))
     kernel, bias = layer.get_weights()
     source = state_dict_of() | change

@@ -55,7 +55,7 @@ def test_directory(tmp_path):
 
 @pytest.mark.parametrize("marked", ["train", "valid", "test"])
 def test_byte_order_mark(tmp_path, marked):
-    """What some editors write before the first word is no part of it."""
+    """A byte order mark, which some editors write, is no part of the first word."""
     directory = write_splits(tmp_path / "ptb")
     path = directory / f"{marked}.txt"
     path.write_text(path.read_text("utf-8"), "utf-8-sig")
@@ -151,7 +151,7 @@ def test_hub(tmp_path):
 
 @pytest.mark.parametrize("listening", [False, True])
 def test_no_hub(tmp_path, listening):
-    """Nobody there, and somebody who never answers."""
+    """One server is not there. Another never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listening:
@@ -194,7 +194,7 @@ def test_sample_probabilities_sum_to_one():
 
 
 def test_sample_floor_agrees_with_enumeration():
-    """All sentences of the grammar, with their probabilities, against both."""
+    """Both are computed again from all sentences and their probabilities."""
     rules = sample.grammar()
     sentences = Counter()
     walks = [((), sample.START, 1.0)]

@@ -74,7 +74,7 @@ def test_other_languages(tmp_path):
 
 
 def test_ends_of_lines(tmp_path):
-    """Windows's ends of lines, a mark at the start; U+2028 stands in a sentence."""
+    """Line ends of Windows, a byte order mark, and U+2028 within a sentence."""
     directory = write(tmp_path / "m")
     (directory / "train.de").write_bytes("\ufeffa\r\nb\u2028c\r\nd".encode())
     text = load_parallel_text(data_dir=directory)
@@ -290,7 +290,7 @@ def test_each_pair_is_in_one_batch(count, batch_size, multiple, seed):
 
 
 def test_batches_by_length():
-    """Little is padded, and each epoch has another order."""
+    """There is little padding. Each epoch has another order."""
     rng = np.random.default_rng(0)
     source, target = sentences(rng, 400), sentences(rng, 400)
     batches = PairBatches(source, target, 8, seed=1, multiple=2)

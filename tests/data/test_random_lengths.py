@@ -23,7 +23,7 @@ def test_lengths(steps, seq_len, epoch):
 
 
 def test_lengths_of_penn_treebank():
-    """Half the steps with probability 0.05, the others 70 with deviation 5."""
+    """5 % of the lengths are half; the others have mean 70 and deviation 5."""
     lengths = random_lengths(46_480, 70, 0)
     assert set(lengths.tolist()) == {35, 61, 70, 79}
     assert np.mean(lengths == 35) == pytest.approx(0.05, abs=0.005)

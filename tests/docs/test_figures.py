@@ -18,7 +18,7 @@ def text_of(page):
 
 
 def times_faster(place):
-    """Than the fastest LSTM in float32, by mode, batch and time."""
+    """How many times faster than the fastest LSTM, by mode, batch and time."""
     path = ROOT / "benchmarks" / "results" / place / "layer.csv"
     cells = {}
     with path.open(encoding="utf-8") as file:
@@ -150,7 +150,7 @@ def test_epochs_are_those_of_the_logs():
 
 
 def test_what_the_search_found():
-    """The figures beside its pictures are those of its trials."""
+    """The figures on the page agree with the search's trials."""
     with (ROOT / "results" / "ptb_search" / "trials.csv").open() as file:
         names = ("val_perplexity", "window", "zoneout", "seconds")
         rows = [
@@ -180,7 +180,7 @@ def test_what_the_search_found():
 
 
 def test_the_summary_of_the_speed_tables():
-    """What is said in short is what the result files say."""
+    """The summaries agree with the result files."""
     spans = {}
     for place in ("jax", "tensorflow", "torch", "torch_numba"):
         ahead = times_faster(place).values()

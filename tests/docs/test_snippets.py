@@ -91,7 +91,7 @@ def test_page(page):
 
 @pytest.mark.one_backend
 def test_links():
-    """Files that the pages name are there; in an sdist all but what it leaves out."""
+    """Files that the pages name exist; in an sdist, all that it includes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     left_out = project["tool"]["hatch"]["build"]["targets"]["sdist"]["exclude"]
     missing = []
@@ -119,7 +119,7 @@ def in_place(path, pattern):
 
 @pytest.mark.one_backend
 def test_places_in_the_design():
-    """Files that the tables of docs/design.md name are there."""
+    """Files that docs/design.md names exist."""
     text = (ROOT / "docs" / "design.md").read_text("utf-8")
     places = re.findall(r"`([\w/]+/|[\w/]+\.py)`", text)
     assert len(places) > 20

@@ -45,7 +45,7 @@ NO_PATH = ("",)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One command line, as the options that are added to a good one.
+    """Options that are added to a good command line.
 
     Attributes:
         command: name of the script.
@@ -59,7 +59,7 @@ class Case:
 
 
 def bad_values(name: str) -> tuple[str, ...]:
-    """What the option `name` of `TrainingOptions` must not be."""
+    """Values that the option `name` of `TrainingOptions` refuses."""
     each = named_fields(TrainingOptions)[name]
     kind = type_of(TrainingOptions, name)
     if kind is int:
@@ -266,7 +266,7 @@ def cases() -> list[Case]:
 
 
 def load(command: str) -> object:
-    """The module of a script; None if what it needs is not installed."""
+    """The module of a script, or None if a package for it is not installed."""
     path = SCRIPTS[command]
     with mock.patch.object(sys, "path", [*sys.path, str(path.parent)]):
         if path.stem in sys.modules:
@@ -278,7 +278,7 @@ def load(command: str) -> object:
 
 
 def prepare(directory: Path) -> None:
-    """Makes what the cases find in `directory`, their working directory."""
+    """Makes the files that the cases find in `directory`, their working directory."""
     (directory / "file").write_text("in the way")
     (directory / "data").mkdir()
     for split in ("train", "valid", "test"):
@@ -292,7 +292,7 @@ def prepare(directory: Path) -> None:
 
 
 def complaint(case: Case, main: object, directory: Path) -> str | None:
-    """What is wrong with how a command takes a case, or None.
+    """What is wrong with a command's answer to a case, or None.
 
     Args:
         case: the case.
@@ -345,7 +345,7 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
 
 
 def main() -> int:
-    """Runs all cases, or those of the command that is named."""
+    """Runs all cases, or those of the given command."""
     mains = {command: load(command).main for command in SCRIPTS}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -150,7 +150,7 @@ def test_lstm_baselines(small_ptb, tmp_path, lstm, capsys):
 def test_sample_comes_within_five_percent_of_the_best_reachable(
     tmp_path, capsys, monkeypatch, request
 ):
-    """What `make demo` trains, and what it prints; a part of it where JAX is not.
+    """What `make demo` trains and prints. On other backends than JAX a part of it.
 
     Compiled by JAX it takes the least time.
     """
@@ -189,7 +189,7 @@ def final_weights(path):
 def test_killed_and_resumed_run_ends_with_the_same_weights(
     small_ptb, tmp_path, monkeypatch, find_numba
 ):
-    """SIGKILL in mid-epoch, twice; dropout and zoneout on.
+    """SIGKILL in the middle of an epoch, twice, with dropout and zoneout.
 
     That a resumed run ends with the same weights on each backend, the tests that
     interrupt a run in this process say, the next and tests/training/test_recipe.py.
@@ -261,7 +261,7 @@ class Interrupt(keras.callbacks.Callback):
     ids=["adamw", "sgd"][: 2 if FULL else 1],
 )
 def test_averages_are_validated_kept_and_resumed(small_ptb, tmp_path, capfd, chosen):
-    """The trained weights go on beside their averages, a resumed run's too."""
+    """Training goes on from the weights, not from their averages, also resumed."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
     options = TrainingOptions(**(TINY | AWD | chosen), epochs=2)
@@ -361,7 +361,7 @@ def test_finetune_starts_from_the_weights_of_another_run(trained, small_ptb, tmp
 
 @once
 def test_interrupted_in_validation(small_ptb, tmp_path):
-    """Where every step writes a checkpoint, but that of an epoch's end is missing."""
+    """Each step writes a checkpoint. That of the epoch's end is missing."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
     chosen = {"save_every": 1, "optimizer": "adamw", "learning_rate": 0.01}
@@ -388,7 +388,7 @@ def test_interrupted_in_validation(small_ptb, tmp_path):
     "policy", ["mixed_float16", "bfloat16", *["mixed_bfloat16"][:FULL]]
 )
 def test_mixed_precision_resumes(small_ptb, tmp_path, policy):
-    """Loss scales, and values that NumPy has no type for, are kept, too."""
+    """Loss scales are kept, and values of types that NumPy does not have."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
     averages = {"weight_average": 0.9, "dtype_policy": policy}
@@ -660,7 +660,7 @@ def test_sample(trained, tmp_path, capsys):
 
 
 def test_sampling_carries_the_state(trained):
-    """A step at a time gives the logits that the whole text gives."""
+    """One step at a time gives the same logits as the whole text."""
     model = keras.saving.load_model(trained / "model.keras").with_batch_size(1)
     ids = generate(model, 1, 12, 1e-6, np.random.default_rng(0))
     model.reset_state()
@@ -722,7 +722,7 @@ def test_train_language_model_returns_the_history(small_ptb, tmp_path):
 
 @once
 def test_event_files_have_every_epoch_of_the_log(small_ptb, tmp_path):
-    """Also one that was not yet written when the run was killed."""
+    """The file may also be one that was not yet written at the kill."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train[:60])
     corpus = replace(corpus, train=corpus.train[:60], valid=corpus.valid[:9])
@@ -747,7 +747,7 @@ def test_event_files_have_every_epoch_of_the_log(small_ptb, tmp_path):
 
 
 def scalars(directory, tag):
-    """The values of `tag` by step, as TensorBoard shows them."""
+    """The values of `tag` for each step, as TensorBoard shows them."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = {}
@@ -782,7 +782,7 @@ def test_an_unknown_word_is_found_before_the_first_epoch(tmp_path, split, capsys
 
 @once
 def test_names_of_runs():
-    """Recipes and data that differ do not meet in one directory."""
+    """Other recipes and other data have other directories."""
 
     def name(*given):
         parsed = train_lm.parser().parse_args(given)

@@ -17,7 +17,7 @@ from tests.assertions import assert_close
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_export_of_any_batch_and_time(window, masked):
-    """Values and the gradient by the inputs, of symbolic sizes."""
+    """Values and the gradient by the inputs, for symbolic sizes."""
     layer = QRNN(4, window, return_sequences=True)
     layer.build((None, None, 3))
     batch, time, _ = shape = export.symbolic_shape("batch, time, 3")

@@ -29,7 +29,7 @@ def exported(request):
 
 
 def test_saved_model_of_any_batch(exported, tmp_path):
-    """With its gradient: a loaded model can be trained on."""
+    """The gradient is saved too: a loaded model can be trained further."""
     model, x, want = exported
     model.export(tmp_path, verbose=False)
     loaded = tf.saved_model.load(tmp_path)
@@ -46,7 +46,7 @@ def test_saved_model_of_any_batch(exported, tmp_path):
 
 @pytest.mark.parametrize("program", ["tf2onnx.convert", "keras.src.export.openvino"])
 def test_graph_for_other_programs(exported, program):
-    """What these modules trace holds nothing that XLA compiles."""
+    """What these modules trace has no function that XLA compiles."""
     model, x, want = exported
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]))
     function = tf.function(lambda x: model(x), input_signature=[spec], autograph=False)

@@ -15,7 +15,7 @@ from keras_qrnn import QRNN
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("time", [5, 100])
 def test_torch_export_takes_any_batch(time, strict):
-    """Its program has no operation of this package."""
+    """The exported program has no operation of this package."""
     layer = QRNN(4, return_sequences=True)
     x = torch.rand((2, time, 3))
     want = layer(x)
@@ -74,7 +74,7 @@ def values(batch, time):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_the_onnx_exporter_traces():
-    """Keras's `model.export(format="onnx")` traces one row, of one step if unknown."""
+    """`model.export(format="onnx")` traces one row, with one step if unknown."""
     model = masked_model(None)
     with torch.no_grad():
         traced = torch.jit.trace(model, torch.rand(1, 1, 3), check_trace=False)

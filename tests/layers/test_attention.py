@@ -329,7 +329,7 @@ def test_in_a_functional_model_and_in_files(tmp_path):
 
 @trains
 def test_fit():
-    """A reversed copy of the source, which the attention finds."""
+    """Training lowers the loss of a task that needs attention: reversing the source."""
     model = decoder()
     model = keras.Model(model.inputs, keras.layers.Dense(7)(model.outputs[0]))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

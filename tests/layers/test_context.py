@@ -126,7 +126,7 @@ def test_refuses_bad_contexts(shape, layer_of, built):
 
 
 def test_a_kernel_of_its_own():
-    """With the initializer, regularizer and constraint of the kernel."""
+    """It has the kernel's initializer, regularizer and constraint."""
     layer = QRNN(5, 1, kernel_regularizer="l2", kernel_constraint="non_neg")
     layer(X, context=X[:, 0])
     kernel, own = layer.kernel, layer.context_kernel
@@ -148,7 +148,7 @@ def test_kernel_dropout_leaves_the_context_alone():
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_gates_of_a_context(activation):
-    """z, f, o as they are without a context but with what it adds in the bias."""
+    """The gates equal those of a layer whose bias holds the context's projection."""
     layer, alone = (QRNN(5, 3, activation=activation) for _ in range(2))
     gates = layer.compute_gates(X, context=CONTEXT, mask=MASK)
     alone.build(X.shape)
@@ -197,7 +197,7 @@ def test_training_moves_the_kernel_of_the_context(layer_of):
     ],
 )
 def test_bidirectional_gives_it_to_both(merge_mode, return_state, masked):
-    """What Keras's gives for one context for all, put into the two biases."""
+    """One context for all sequences equals Keras's wrapper with two other biases."""
     arguments = {"return_sequences": True, "return_state": return_state}
     layer = Bidirectional(plain(**arguments), merge_mode)
     context = np.broadcast_to(CONTEXT[:1], CONTEXT.shape)
@@ -227,7 +227,7 @@ def test_bidirectional_gives_it_to_both(merge_mode, return_state, masked):
 
 
 def test_states_of_bidirectional_stay_exact():
-    """Keras's own would cast them to half precision."""
+    """Keras's own wrapper would cast the states to half precision."""
     inner = plain(return_state=True, dtype="mixed_float16")
     layer = Bidirectional(inner, dtype="mixed_float16")
 

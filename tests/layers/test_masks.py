@@ -100,7 +100,7 @@ def test_a_masked_step_reaches_nothing_through_bidirectional(return_sequences, p
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("go_backwards", [False, True])
 def test_gates_of_masked_sequences(pooling, go_backwards):
-    """Those of the sequence without its masked steps; there f is 1, the others 0."""
+    """As of the sequence without masked steps. At these f is 1, other gates 0."""
     padding = "same" if pooling == "fo" else "causal"
     layer = QRNN(UNITS, 3, pooling, go_backwards=go_backwards, padding=padding)
     gates = layer.compute_gates(X, mask=HOLES)
@@ -152,7 +152,7 @@ def subclassed(embedding, layer, count):
 @pytest.mark.parametrize("model_of", [functional, subclassed])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_carried_mask_holds_where_a_state_is_given(model_of, bidirectional):
-    """Keras itself passes it on only to calls with one tensor argument."""
+    """Keras passes a mask on only to calls with one tensor argument."""
     embedding = keras.layers.Embedding(10, FEATURES, mask_zero=True)
     layer = QRNN(UNITS, return_sequences=True)
     if bidirectional:

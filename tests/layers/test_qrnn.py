@@ -27,7 +27,7 @@ BATCH, DISTINCT = 600, 24
 
 
 def repeated(rows, batch=None):
-    """`rows` over and over, `batch` in all: the reference need not compute each."""
+    """`batch` rows that repeat `rows`: the reference computes only `rows`."""
     batch = BATCH if batch is None else batch
     return np.tile(rows, (batch // len(rows), *[1] * (np.ndim(rows) - 1)))
 
@@ -104,7 +104,7 @@ def expected_of(layer, x, mask, state, context=None, **gradient):
 
 
 def without_gradient(layer, *arguments, **keywords):
-    """The call as `predict` makes it."""
+    """The layer's call as `predict` makes it."""
     if keras.config.backend() != "torch":
         return layer(*arguments, **keywords)
     import torch
@@ -138,7 +138,7 @@ def test_values(case):
     [(1, 9, "causal"), (2, 9, "same"), (3, 8, "causal"), (5, 2, "causal")],
 )
 def test_inference_in_pieces(window, time, padding, pooling, masked):
-    """A batch of which a piece is one, two or three steps, and one is left over."""
+    """The pieces of this batch have one, two or three steps. One step is left over."""
     rng = np.random.default_rng(time)
     x = rng.normal(size=(DISTINCT, time, FEATURES)).astype("float32")
     mask = rng.uniform(size=(DISTINCT, time)) < 0.6 if masked else None
@@ -439,7 +439,7 @@ def test_gates_continue_from_a_state():
 
 
 def test_the_same_padding_is_that_of_a_convolution():
-    """z under a forget gate of 0 is the convolution itself, step by step."""
+    """With a forget gate of 0, z is the convolution itself at each step."""
     x = np.random.default_rng(0).normal(size=(2, 7, FEATURES)).astype("float32")
     for window in (3, 4):
         convolution = keras.layers.Conv1D(UNITS, window, padding="same")

@@ -18,7 +18,7 @@ def to_numpy(tensor):
 
 
 def test_takes_the_place_of_lstm():
-    """Every argument that the two share has LSTM's default."""
+    """Arguments that both layers have, have the LSTM's defaults."""
     import inspect
 
     ours = inspect.signature(QRNN.__init__).parameters

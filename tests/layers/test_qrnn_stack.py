@@ -77,7 +77,7 @@ def has_window(layer):
 
 
 def expected_of(stack, x, mask, states=None, d_outputs=None):
-    """The reference of each layer, first to last, and the gradients by everything.
+    """The reference of each layer in turn, and all gradients.
 
     Returns the outputs, the states, and the gradients of `sum(outputs * d_outputs)`:
     by x, by the weights of all layers, by the states.
@@ -129,7 +129,7 @@ def expected_of(stack, x, mask, states=None, d_outputs=None):
 @settings(max_examples=4 if COMPILED else 25)
 @given(cases())
 def test_values_and_pieces(case):
-    """The whole is that of the reference; pieces with their states are the whole."""
+    """The whole equals the reference. Pieces with their states equal the whole."""
     config, x, mask, cut = case
     stack = stack_of(config, return_sequences=True, return_state=True)
     whole, *states = stack(x, mask=mask)
@@ -338,7 +338,7 @@ def model_of(batch=None, stateful=False):
 
 
 def test_models_files_and_clones(tmp_path):
-    """A stateful model is trained; its weights in models of unknown sizes and files."""
+    """A stateful model is trained. Its weights go to other models and to files."""
     streaming, model = model_of(BATCH, stateful=True), model_of()
     stack = streaming.get_layer("stack")
     assert [w.path for w in stack.weights] == [
@@ -402,7 +402,7 @@ def test_layers_start_with_weights_of_their_own():
 
 @pytest.mark.parametrize("sizes", [[4], [4, 3]])
 def test_contexts(tmp_path, sizes):
-    """One for all layers or one for each: as the QRNNs give one after another."""
+    """One argument for all layers, or one for each. Single QRNNs give the same."""
     given = [RNG.normal(size=(BATCH, n)).astype("float32") for n in sizes]
     inputs = [keras.Input((None, FEATURES)), keras.Input((None,), dtype="bool")]
     symbolic = [keras.Input((n,)) for n in sizes]

@@ -77,7 +77,7 @@ def test_train_on_batches_then_stream_one_at_a_time(tmp_path, hand_over, bidirec
 
 
 def test_a_clone_streams():
-    """By `clone_model`, which keeps the layers' names."""
+    """`clone_model` keeps the layers' names."""
 
     def stateful(layer):
         return type(layer).from_config({**layer.get_config(), "stateful": True})
@@ -197,7 +197,7 @@ def test_a_bias_that_only_one_of_the_two_has(tmp_path, in_file):
 
 
 def test_reads_files_of_version_0_1_0():
-    """Written when "kernel" and "bias" were all that a QRNN saved."""
+    """The file is of a version that saved only "kernel" and "bias"."""
     path = Path(__file__).parent / "files" / "version_0.1.0.keras"
     model = keras.saving.load_model(path, compile=False)
     assert [type(layer) for layer in model.layers] == [QRNN, QRNN]

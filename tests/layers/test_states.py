@@ -116,7 +116,7 @@ def test_whose_window_it_is_keeps_no_tensor_alive():
 
 
 def test_step_by_step():
-    """With cell and window exactly the whole; the cell alone forgets the window."""
+    """Cell and window give exactly the whole. The cell alone does not."""
     layer = QRNN(5, 3, return_sequences=True, return_state=True)
     whole = ops.convert_to_numpy(layer(X, initial_state=CELL)[0])
     first = [CELL, np.zeros((4, 2, 3), "float32")]
@@ -149,7 +149,7 @@ def test_dtypes_of_states(policy, symbolic):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 def test_streaming_in_mixed_precision(dtype, pooling):
-    """With long memories: a state rounded to half precision would be 2 % off."""
+    """Memories are long: a state in half precision would be wrong by 2 %."""
     if BACKEND == "numpy" and dtype == "bfloat16":
         pytest.skip("NumPy has no bfloat16")
     units, steps = 8, 60
@@ -174,7 +174,7 @@ def test_streaming_in_mixed_precision(dtype, pooling):
 
 
 class LearnedStart(keras.layers.Layer):
-    """The cell state before the first step is a weight, for batches of four."""
+    """The first cell state is a weight, for batches of four."""
 
     def __init__(self, trainable):
         super().__init__()
@@ -265,7 +265,7 @@ def test_a_dataset_of_unknown_shapes(window):
 
 @pytest.mark.parametrize("stateful", [False, True])
 def test_built_twice(stateful):
-    """As `keras.layers.RNN`: the weights stay, a kept state starts anew."""
+    """As in `keras.layers.RNN`, the weights stay and a kept state starts anew."""
     layer = QRNN(5, stateful=stateful)
     expected = layer(X)
     weights = layer.get_weights()
@@ -291,7 +291,7 @@ def test_kept_states_are_an_initial_state(window):
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's shard_map")
 @pytest.mark.parametrize("masked", [False, True])
 def test_shard_map(masked):
-    """With `check_vma`, a state that the layer makes must vary over the devices."""
+    """Under `check_vma` a state that the layer makes must vary over the devices."""
     import jax
     from jax.sharding import Mesh, PartitionSpec
 

@@ -16,7 +16,7 @@ STATES = 41
 
 
 def tables(sentences, seed=0, spread=2.0):
-    """Random log-probabilities of the next token for each sentence and state."""
+    """Random log-probabilities of the next token, for each sentence and state."""
     logits = np.random.default_rng(seed).normal(0, spread, (sentences, STATES, TOKENS))
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 

@@ -36,7 +36,7 @@ def log_softmax(x):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_loss_and_perplexity(cell):
-    """Cross-entropy summed over steps, averaged over rows; per token beside it."""
+    """The loss is a sum over steps and a mean over rows. Perplexity is per token."""
     model = tiny(cell)
     model.compile()
     x, y, weights = batch()
@@ -55,7 +55,7 @@ def test_loss_and_perplexity(cell):
 @trains
 @pytest.mark.parametrize("steps", [1, 7])
 def test_regularization_of_the_activations(steps):
-    """It is in the loss of training, on the scale of the cross-entropy, only there.
+    """Only the loss of training has it, on the scale of the cross-entropy.
 
     Padded steps, whose weight is 0, are not in it.
     """
@@ -115,7 +115,7 @@ def test_fit_carries_the_state(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_perplexity_is_of_the_whole_stream(cell):
-    """However the stream is cut; every token but the first counted once."""
+    """Every token but the first counts once, wherever the stream is cut."""
     model = tiny(cell)
     ids = RNG.integers(0, 11, 40).astype("int32")
     whole = keras.ops.convert_to_numpy(model.with_batch_size(1)(ids[None, :-1]))
@@ -131,7 +131,7 @@ def test_perplexity_is_of_the_whole_stream(cell):
 
 @pytest.mark.parametrize("steps", [6, 600])
 def test_perplexity_with_a_window_of_one(steps):
-    """One row, and a layer that has nothing but its inputs to know their shape by."""
+    """One row. With a window of 1, only the inputs tell their shape."""
     model = tiny(window=1)
     ids = RNG.integers(0, 11, 1200).astype("int32")
     logits = keras.ops.convert_to_numpy(model.with_batch_size(1)(ids[None, :-1]))[0]
@@ -198,7 +198,7 @@ def test_weights_fit_a_model_of_another_batch_size(tmp_path, cell):
     keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
 )
 def test_two_replicas_are_one_device(two_replicas):
-    """Each has half of the rows; loss, perplexity and steps are those of the whole."""
+    """Each replica has half of the rows. The results equal those of one device."""
     x, y, weights = batch(rows=4, steps=3)
     weights[3, 2:] = 0
     options = {"dropout": 0.0, "zoneout": 0.0, "layers": 1}
@@ -375,7 +375,7 @@ def test_refuses(change, message):
     ],
 )
 def test_serving_model(arguments, tmp_path):
-    """A token at a time, with the states handed on: the logits of the whole."""
+    """One token at a time, with the states handed on, gives the logits of the whole."""
     model = tiny(**arguments)
     model.logits_bias.assign(RNG.normal(size=11))
     x, _, _ = batch(steps=4)

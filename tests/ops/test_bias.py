@@ -16,7 +16,7 @@ GATES = BATCH * TIME * CHANNELS * 4  # bytes
 
 
 def on_jax(function, arguments):
-    """What the compiled program needs beside its arguments and results, in bytes."""
+    """The bytes that a compiled program needs beside its arguments and results."""
     import jax
 
     gradient = jax.grad(lambda *a: function(*a).sum(), (0, 1, 2))
@@ -26,7 +26,7 @@ def on_jax(function, arguments):
 
 
 def on_torch(function, arguments):
-    """All that a call allocates, in bytes."""
+    """The bytes that a call allocates."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -64,7 +64,7 @@ def on_tensorflow(function, arguments):
 @differentiable
 @pytest.mark.parametrize("path", ["Convolution", "Products"])
 def test_takes_no_tensor_of_the_size_of_the_gates(path, monkeypatch):
-    """Beside a bias for all sequences, with a gradient and without one."""
+    """The same as with one bias for all sequences, with and without a gradient."""
     if BACKEND == "torch":
         monkeypatch.setattr(
             "keras_qrnn.ops.torch.convolution.takes_convolution",

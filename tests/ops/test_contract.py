@@ -20,7 +20,7 @@ def functions(protocol):
 
 
 def arguments(function):
-    """Names, in order, with the kind of each."""
+    """The names of the arguments, in order, each with its kind."""
     parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
     return [(p.name, p.kind) for p in parameters if p.name != "self"]
 

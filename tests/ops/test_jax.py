@@ -33,7 +33,7 @@ def draw(rng, *shape):
 
 
 def functions():
-    """Each a function of a dictionary of arrays."""
+    """Functions that take a dictionary of arrays."""
     rng = np.random.default_rng(0)
     state = draw(rng, BATCH, UNITS)
     for reverse in (False, True):
@@ -82,7 +82,7 @@ def functions():
 
 
 def total(function):
-    """The sum of the sines of all that a function returns."""
+    """The sum of the sines of all results of a function."""
     return lambda arrays: sum(
         jnp.sum(jnp.sin(result)) for result in jax.tree.leaves(function(arrays))
     )
@@ -100,7 +100,7 @@ def assert_same(got, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize(("function", "arrays"), [*functions()])
 def test_forward_mode_equals_reverse_mode(function, arrays):
-    """First and second derivatives: the tangent is no transpose of the gradient."""
+    """First and second derivatives. Forward mode has code of its own."""
     loss = total(function)
 
     @jax.jit
@@ -127,7 +127,7 @@ def test_forward_mode_equals_reverse_mode(function, arrays):
 
 @pytest.mark.parametrize("pooling", GATES)
 def test_hessian(pooling):
-    """By forward over reverse and by reverse over reverse, a vmap of each."""
+    """Forward over reverse mode, reverse over reverse mode, and a vmap of each."""
     rng = np.random.default_rng(1)
     gates = draw(rng, 1, 3, len(GATES[pooling]) * 2)
     loss = total(lambda g: active.pool(g, g[:, 0, :2], 0.75, pooling, True))
@@ -136,7 +136,7 @@ def test_hessian(pooling):
 
 
 def test_tangent_against_a_difference():
-    """Of float64, which a difference needs."""
+    """In float64: the test takes differences."""
     rng = np.random.default_rng(2)
     gates, moved = (jnp.asarray(rng.normal(size=(2, 4, 9))) for _ in range(2))
 
@@ -150,7 +150,7 @@ def test_tangent_against_a_difference():
 
 @pytest.mark.parametrize("axes", [(0, 0), (1, None), (None, 2)])
 def test_gradient_of_a_batch_of_batches(axes):
-    """`vmap` outside and inside of `grad`, each argument with the new axis or not."""
+    """`vmap` outside and inside of `grad`. Each argument has the new axis or not."""
     rng = np.random.default_rng(3)
     arrays = [draw(rng, BATCH, TIME, 2 * UNITS), draw(rng, BATCH, UNITS)]
     stacked = [
@@ -170,7 +170,7 @@ def test_gradient_of_a_batch_of_batches(axes):
 
 @pytest.mark.parametrize("pooling", GATES)
 def test_reverse_mode_keeps_gates_and_cells(pooling):
-    """The activations are computed again: they are a third of a layer's memory."""
+    """The gradient computes the activations again: they take a third of the memory."""
     rng = np.random.default_rng(4)
     gates = draw(rng, BATCH, 7, len(GATES[pooling]) * 11)
     scale = jnp.asarray(rng.random((BATCH, 7, 11)) < 0.5)
@@ -183,7 +183,7 @@ def test_reverse_mode_keeps_gates_and_cells(pooling):
 @pytest.mark.parametrize("replicated", [False, True])
 @pytest.mark.parametrize("name", ["linear_scan", "f_pool", "QRNN"])
 def test_shard_map(name, replicated):
-    """With states that are the same everywhere: zeros, or a given one."""
+    """The states are the same on all devices: zeros, or given ones."""
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     x = draw(np.random.default_rng(5), 2, 4, 3)
     state = jnp.ones((2, 3))
@@ -214,7 +214,7 @@ def test_shard_map(name, replicated):
 
 
 def test_associative_scan_equals_sequential():
-    """JAX takes the first on accelerators, the second on a CPU."""
+    """JAX runs the first on accelerators and the second on a CPU."""
     rng = np.random.default_rng(7)
     arrays = jax.nn.sigmoid(draw(rng, 2, 37, 3)), draw(rng, 2, 37, 3), draw(rng, 2, 3)
     for reverse in (False, True):

@@ -32,7 +32,7 @@ def pool_arguments(pooling, shape, activated):
 
 
 def naive_pool(pooling, gates, state, update_scale=1.0):
-    """The paper's equations in keras.ops, differentiated by the backend."""
+    """The paper's equations in `keras.ops`. The backend differentiates them."""
     z, f, *rest = gates
     f = 1 - update_scale * (1 - f)
     i = update_scale * rest[1] if pooling == "ifo" else 1 - f
@@ -79,7 +79,7 @@ def test_pool_values_and_gradients(pooling, batch, time):
 @pytest.mark.parametrize("pooling", POOLS)
 @pytest.mark.parametrize("by", [slice(None), slice(-1), slice(-1, None)])
 def test_second_gradients(pooling, by):
-    """Through the backend's own autodiff of the equations, and through ours.
+    """The backend differentiates the equations, and our functions, twice.
 
     By all arguments, by the gates alone and by the state alone.
     """
@@ -120,7 +120,7 @@ def test_pool_refuses():
 @pytest.mark.parametrize("ulps", [1, 8])
 @pytest.mark.parametrize("pooling", ["f", "fo"])
 def test_forget_gates_near_one(pooling, ulps):
-    """1 - f keeps its digits, and so do the small states that it lets in."""
+    """1 - f keeps its digits, and so do the small states that follow from it."""
     z = np.random.default_rng(4).uniform(0.1, 1, (2, 50, 3)).astype("float32")
     f = np.full(z.shape, 1 - ulps * 2.0**-23, "float32")
     o = [np.ones(z.shape, "float32")] * (pooling == "fo")
@@ -136,7 +136,7 @@ def test_forget_gates_near_one(pooling, ulps):
 @differentiable
 @pytest.mark.parametrize("pooling", ["f", "fo"])
 def test_gradients_at_forget_gates_near_one(pooling):
-    """By z the gradient is a product with 1 - f."""
+    """The gradient by z is a product with 1 - f."""
     rng = np.random.default_rng(5)
     shape = (1, 20, 3)
     z = rng.normal(size=shape).astype("float32")
@@ -162,7 +162,7 @@ LOGITS = np.array([-30, -12, -1, 0, 1, 12, 16, 20], "float32")
 
 @pytest.mark.parametrize("pooling", POOLS)
 def test_update_comes_from_the_negated_logit(pooling):
-    """At f = 1 - 2e-9 a float32 f is 1, and its unit would never change."""
+    """A float32 f of 1 - 2e-9 is 1. Computed from f, the unit would never change."""
     logits = np.tile(LOGITS, (1, 4, 1))
     ones = np.full(logits.shape, 30, "float32")
     gates = [ones, logits, *[ones] * (len(reference.GATES[pooling]) - 2)]
@@ -178,7 +178,7 @@ def test_update_comes_from_the_negated_logit(pooling):
 
 @differentiable
 def test_gradients_by_large_forget_logits():
-    """Of f = 1 - u and u the derivative is u (1 - u), with all the digits of u."""
+    """The derivative by the logit is u (1 - u), with all the digits of u = 1 - f."""
     logits = np.tile(LOGITS, (1, 4, 1))
     packed = np.concatenate([np.full(logits.shape, 0.5, "float32"), logits], -1)
     weight = np.random.default_rng(6).uniform(0.1, 1, logits.shape).astype("float32")

@@ -57,7 +57,7 @@ def test_scan_gradients(shape, reverse):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_scan_accumulates(dtype):
-    """A long half-precision sum of small steps: exact only in float32."""
+    """A long sum of small steps in half precision is exact only in float32."""
     if dtype == "bfloat16" and keras.config.backend() == "numpy":
         pytest.skip("NumPy has no bfloat16")
     shape = (1, 1000, 1)
@@ -98,7 +98,7 @@ def test_piece_length():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time", BLOCKED_TIMES)
 def test_blocked_scan_equals_sequential(time, reverse):
-    """A wide step is not cut; its states are those of the narrow one, side by side."""
+    """A wide scan is not cut in blocks. Its states are narrow ones side by side."""
     narrow = scan_arguments((1, time, 3))
     expected = reference.linear_scan(*narrow, reverse)
     assert_close("states", keras_qrnn.linear_scan(*narrow, reverse=reverse), expected)

@@ -33,7 +33,7 @@ def compiled_functions(graph):
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("window", [1, 3])
 def test_convolution_equals_tensorflows(window, known):
-    """Values, gradients and those of second order; a graph may not know the sizes."""
+    """Values, first and second gradients. The graph knows the sizes or not."""
     rng = np.random.default_rng(window)
     shapes = [(2, 7, 3), (window, 3, 8)]
     arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
@@ -66,7 +66,7 @@ def test_xla_compiles_what_has_a_known_length():
 
 
 def test_what_is_compiled_is_freed_with_its_graph():
-    """A module's cache of functions would keep what every model has traced."""
+    """A cache in the module would keep what every model has traced."""
     import gc
     import weakref
 
@@ -89,7 +89,7 @@ def test_what_is_compiled_is_freed_with_its_graph():
 
 
 def test_second_gradients_of_two_batches_in_one_graph():
-    """What has been compiled for batches of any size is taken for one of known size."""
+    """A function compiled for any batch size also runs on a known size."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=s).astype("float32") for s in ((2, 9, 6), (2, 3))]
 
@@ -144,7 +144,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_argument_may_be_a_variable(name, batch, trainable):
-    """With their gradients, eagerly and in a graph."""
+    """Values and gradients, eagerly and in a graph."""
     rng = np.random.default_rng(2)
     shapes = {3: (batch, 4, 3), 2: (batch, 3)}
     arrays = {
@@ -170,7 +170,7 @@ def test_every_argument_may_be_a_variable(name, batch, trainable):
 @pytest.mark.parametrize("time", [4, None])
 @pytest.mark.parametrize("pooling", GATES)
 def test_graphs_that_know_no_sizes(pooling, time):
-    """Neither the batch nor the units, as of a dataset of unknown shapes."""
+    """A dataset of unknown shapes gives neither the batch size nor the units."""
     rng = np.random.default_rng(3)
     channels = len(GATES[pooling]) * 3
     gates = rng.normal(size=(2, 4, channels)).astype("float32")
@@ -192,7 +192,7 @@ def test_graphs_that_know_no_sizes(pooling, time):
 
 
 def test_shapes_that_a_graph_knows_stay_known():
-    """A loop of AutoGraph's refuses a state whose shape it knows no longer."""
+    """AutoGraph's loops refuse a state whose shape is forgotten."""
 
     @tf.function(input_signature=[tf.TensorSpec((4, None, 6))], autograph=False)
     def run(inputs):
@@ -231,7 +231,7 @@ def test_a_batch_without_rows(window, time):
 
 @pytest.mark.parametrize("time", [6, None])
 def test_fit_and_predict_meet_a_batch_without_rows(time):
-    """As after a filter, or on a replica that got no row of the last batch."""
+    """A filter leaves such batches. So does a last batch too small for all replicas."""
 
     def batches():
         for rows in (4, 0, 2):

@@ -16,7 +16,7 @@ def to_numpy(tensor):
 
 
 class Weights(keras.callbacks.Callback):
-    """Records the weights and their averages after each step; starts the average."""
+    """It records weights and averages after each step, and starts the average."""
 
     def __init__(self, start_after):
         super().__init__()
@@ -70,7 +70,7 @@ def test_without_more_they_are_those_of_keras(kind):
 
 
 def test_a_scheduled_momentum():
-    """With a momentum of b and a gradient of 1 the moment after n steps is known."""
+    """With gradients of 1, the moment follows from the momenta of the steps."""
     schedule = OneCycle(0.5, 6, start=0.9, end=0.9, rise=0.5, anneal=0.0)
     optimizer = AdamW(0.0, beta_1=schedule, weight_decay=0.0)
     variable = keras.Variable(np.zeros(2, "float32"))

@@ -54,7 +54,7 @@ def final_state(path):
 
 @pytest.fixture
 def _compiled_once(tmp_path_factory):
-    """JAX compiles the same step for each run: the later runs take it from a file."""
+    """JAX compiles the same step for each run. Later runs read it from a file."""
     if keras.config.backend() != "jax":
         yield
         return
@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(small_ptb, tmp_path, monkeyp
 
 @pytest.mark.one_backend("torch")
 def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
-    """They are written after the epochs in which so many steps have passed."""
+    """A checkpoint is written after the epoch in which `save_every` steps are full."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
     written = []

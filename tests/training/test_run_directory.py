@@ -116,7 +116,7 @@ def test_killed_between_the_first_model_and_its_checkpoint(tmp_path):
 
 
 def test_the_model_is_of_the_checkpoints_epochs(tmp_path):
-    """A kill between a better model and the checkpoint of its epoch."""
+    """The process is killed between a better model and its epoch's checkpoint."""
     run = RunDirectory(tmp_path)
     for epoch in (2, 9, 11):
         run.newer_model(epoch).write_bytes(b"%d" % epoch)
@@ -256,7 +256,7 @@ def test_foreign_headers(tmp_path, header):
 
 
 def test_every_bit_of_a_zip_directory(tmp_path):
-    """One flipped bit gives the checkpoint as it was, or the one error."""
+    """A flipped bit changes nothing that is read, or raises the one error."""
     path = tmp_path / "checkpoint.npz"
     write_checkpoint(path)
     whole, expected = path.read_bytes(), read_meta(path)
@@ -277,7 +277,7 @@ def test_every_bit_of_a_zip_directory(tmp_path):
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    """A run's model and vocabulary, not trained."""
+    """The model and vocabulary of a run. The model is not trained."""
     directory = tmp_path_factory.mktemp("model")
     vocabulary = Vocabulary.build(["a b c", "b c", "c"])
     vocabulary.save(directory / "vocabulary.json")

@@ -12,7 +12,7 @@ from tests.tuning.searches import TINY, TRIALS, FakeTask, arguments
 
 
 def no_pictures_in(patch):
-    """Pictures are drawn and not written, which is what takes the time."""
+    """Pictures are drawn, but not written: writing takes the time."""
 
     def savefig(self, path, **kwargs):
         Path(path).write_bytes(b"")
@@ -54,7 +54,7 @@ def searched(small_ptb, tmp_path_factory):
 
 @pytest.fixture
 def run(capsys):
-    """Runs the search in this process; gives its exit code, output and errors."""
+    """Runs the search in this process. Returns exit code, output and errors."""
 
     def run(*more, **options):
         capsys.readouterr()  # of a call that was killed

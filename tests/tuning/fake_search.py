@@ -10,7 +10,7 @@ from tests.tuning.searches import FakeTask, fake_training
 
 
 class SlowTask(FakeTask):
-    """A trial takes `save_every` seconds, and no time when it is run again.
+    """A trial takes `save_every` seconds. Run again, it takes no time.
 
     The file `pid` tells that it runs, and in which process.
     """

@@ -39,7 +39,7 @@ TINY = {**SPACE, "seq_len": 30, "batch_size": 8, "save_every": 50, "epochs": 2}
 
 
 class Killed(BaseException):
-    """In place of SIGKILL."""
+    """It stands for SIGKILL."""
 
 
 def arguments(**options):
@@ -65,7 +65,7 @@ def start(script, *more, variables=None, **options):
 
 
 def read_until(process, *words):
-    """Reads lines up to one with all `words` in it; gives them."""
+    """Reads and returns lines up to the first that has all `words`."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -80,7 +80,7 @@ def trials(path):
 
 
 def assert_same_trials(rows, expected):
-    """Seconds apart, which differ, and rounding errors of the perplexity."""
+    """The trials are equal but for seconds and rounding errors of the perplexity."""
     for row, other in zip(rows, expected, strict=True):
         row, other = (
             {k: v for k, v in r.items() if k != "seconds"} for r in (row, other)
@@ -115,7 +115,7 @@ def make_tuner(path, tuner, max_trials, space=None, train=fake_training):
 
 
 class FakeTask:
-    """In place of `LanguageModelTask`: no corpus, and a training that is none."""
+    """It stands for `LanguageModelTask`. It has no corpus and trains nothing."""
 
     summary = "no data"
     fingerprint = "0123456789abcdef"

@@ -86,7 +86,7 @@ INTERRUPTED = r"search.py: interrupted\. (Trials that have ended: \d\. )?Start i
 def test_a_full_disk_or_an_interrupt_at_any_write(
     tmp_path, monkeypatch, run, no_training, error
 ):
-    """One line, which names the file on a full disk; and the next start goes on."""
+    """The error is one line and names the file. The next start goes on."""
     options = TINY | {"max_trials": 2}
     sync, left = os.fsync, 0
 

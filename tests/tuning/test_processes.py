@@ -39,7 +39,7 @@ PROXIES = [
 
 @pytest.fixture
 def free_variables(monkeypatch):
-    """No variables of keras-tuner's or of proxies, and none left behind."""
+    """The test starts without variables of keras-tuner and proxies, and leaves none."""
     for name in os.environ:
         if "KERASTUNER" in name or "proxy" in name.lower():
             monkeypatch.delenv(name)
@@ -70,7 +70,7 @@ def test_keras_tuner_variables(free_variables):
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("no_proxy", [None, "", "example.com"])
 def test_a_worker_asks_no_proxy_for_its_chief(free_variables, address, no_proxy):
-    """Without the search's help gRPC waits for the proxy until the time is over."""
+    """Without the search's setting, gRPC would wait for the proxy."""
     monkeypatch = free_variables
     monkeypatch.setattr(oracle_client, "TIMEOUT", 1)
     if no_proxy is not None:
@@ -97,7 +97,7 @@ def test_a_worker_asks_no_proxy_for_its_chief(free_variables, address, no_proxy)
 
 
 def gone(pid):
-    """Whether a process ends within seconds; one of nobody's is a zombie at most."""
+    """Whether a process ends within seconds. A zombie counts as ended."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         stat = Path(f"/proc/{pid}/stat")
@@ -108,7 +108,7 @@ def gone(pid):
 
 
 def begun(path, trial="trial_*"):
-    """The trial that runs, and the process that runs it; waits for one."""
+    """Waits until a trial runs. Returns the trial and the process that runs it."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for file in path.glob(f"{trial}/execution_0/pid"):
@@ -119,7 +119,7 @@ def begun(path, trial="trial_*"):
 
 
 def when_begun(path, act):
-    """Calls `act` with the trial and the process, in another thread."""
+    """Calls `act` with the running trial and its process, in another thread."""
     found = []
 
     def wait():
@@ -133,7 +133,7 @@ def when_begun(path, act):
 
 @pytest.fixture
 def fake_workers(monkeypatch):
-    """The search's workers train nothing."""
+    """The workers of the search train nothing."""
     monkeypatch.setattr(search, "__file__", str(FAKE))
     monkeypatch.setenv("PYTHONPATH", PATH)
 
@@ -183,7 +183,7 @@ def test_workers_end_with_the_search(tmp_path, number):
 
 
 def test_a_trial_that_kills_its_workers_fails(tmp_path, monkeypatch):
-    """Without training: a worker that asks for a trial and dies of it."""
+    """A worker that asks for a trial and dies. It trains nothing."""
     monkeypatch.setattr(search_workers, "MAX_RUNS", 2)
 
     code = """

@@ -85,7 +85,7 @@ def test_best_config_feeds_train_lm(searched, small_ptb, tmp_path):
 
 
 def events(directory):
-    """The events of a directory's event files, which are TFRecord files."""
+    """The events in the event files of a directory. They are TFRecord files."""
     from tensorboardX.proto.event_pb2 import Event
 
     for file in sorted(directory.glob("events.out.tfevents.*")):
@@ -97,7 +97,7 @@ def events(directory):
 
 
 def test_event_files_for_the_hparams_view(searched):
-    """What TensorBoard reads: the session's start, its values, its metric, its end."""
+    """TensorBoard reads the session's start, values, metric and end."""
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
     path, _ = searched

@@ -111,7 +111,7 @@ def test_a_search_that_was_killed_at_its_first_write(tmp_path, run, no_training)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A search of three trials without training, to be copied."""
+    """A search of three trials, without training. Tests copy it."""
     path = tmp_path_factory.mktemp("finished") / "s"
     with pytest.MonkeyPatch.context() as patch:
         no_training_in(patch)
@@ -179,7 +179,7 @@ def test_a_flipped_bit_is_one_line_or_no_harm(finished, file, data):
 
 @given(data=st.data())
 def test_a_flipped_bit_in_the_best_model(finished, data):
-    """It is found, unless it lies where a zip archive keeps nothing of the model."""
+    """The damage is found, unless the archive keeps nothing of the model there."""
     with (
         tempfile.TemporaryDirectory() as name,
         contextlib.redirect_stdout(io.StringIO()),
@@ -350,7 +350,7 @@ def test_any_name_of_a_directory(tmp_path, run, no_training, name):
 def test_overwriting_can_be_killed_at_any_point(
     finished, tmp_path, monkeypatch, run, no_training
 ):
-    """At each deletion of a file or directory, and at each write."""
+    """The kill comes at each deletion and at each write."""
     other = TINY | {"units": 4, "max_trials": 1}
     left = None
 

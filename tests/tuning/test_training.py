@@ -34,7 +34,7 @@ WITHOUT_DOCSTRINGS = Path(__file__).with_name("without_docstrings.py")
 def test_killed_search_ends_with_the_same_trials(
     searched, small_ptb, tmp_path, run, no_pictures
 ):
-    """SIGKILL in the middle of the second trial, without docstrings and assertions."""
+    """SIGKILL in the middle of the second trial. Python runs with `-OO`."""
     options = {"data_dir": small_ptb, "save_path": tmp_path / "s", **TINY}
     process = start(WITHOUT_DOCSTRINGS, str(SCRIPT), **options, max_trials=2)
     read_until(process, "Trial 1, epoch 1/2")
@@ -107,7 +107,7 @@ def test_going_on_refusal_and_overwriting(
 
 @once
 def test_hyperband_trains_the_best_further(small_ptb, tmp_path, no_pictures):
-    """Of three trials of one epoch the best goes on, from where it was, to three."""
+    """The best of three trials of one epoch goes on to three epochs."""
     path = tmp_path / "s"
     options = {**TINY, "epochs": 3, "tuner": "hyperband", "max_trials": 4}
     assert search.main(arguments(data_dir=small_ptb, save_path=path, **options)) == 0
@@ -168,7 +168,7 @@ def test_none_that_completed_is_an_error(small_ptb, tmp_path, capsys, no_picture
 
 @once
 def test_early_stopping(small_ptb, tmp_path, no_pictures):
-    """A rate of zero improves nothing, the second epoch not over the first."""
+    """With a learning rate of zero, the second epoch is not better than the first."""
     options = {**TINY, "learning_rate": 1e-30, "max_trials": 1, "epochs": 9}
     options["early_stopping"] = 2
     path = tmp_path / "s"
@@ -180,7 +180,7 @@ def test_early_stopping(small_ptb, tmp_path, no_pictures):
 def test_a_worker_of_its_own_behind_a_proxy(
     small_ptb, tmp_path, monkeypatch, run, no_pictures
 ):
-    """One worker, in a process of its own, trains on each backend."""
+    """One worker trains in a process of its own, on each backend."""
     monkeypatch.setenv("PYTHONPATH", PATH)
     monkeypatch.setenv("http_proxy", NOBODY)
     options = TINY | {"epochs": 1, "max_trials": 1, "workers": 1, "max_tokens": 400}

@@ -52,7 +52,7 @@ def test_small_spaces_end_and_nothing_is_tried_twice(tuner, tmp_path, no_trainin
 
 
 def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
-    """Of Hyperband's, which has the model of the trial that it goes on from."""
+    """Hyperband's trials begin with the model of the trial before."""
     execution = tmp_path / "execution_0"
     execution.mkdir()
     for name in ("model.keras", "checkpoint.npz"):
@@ -63,7 +63,7 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
 
 
 def test_a_trial_waits_for_its_old_worker(tmp_path, monkeypatch, capsys, no_training):
-    """On another machine it goes on when a chief was started again."""
+    """A worker on another machine still runs after its chief was started again."""
     searched = make_tuner(tmp_path / "s", "random", 1)
     directory = tmp_path / "s" / "trial_0" / "execution_0"
     with contextlib.ExitStack() as old_worker:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Loader(SourceFileLoader):
-    """Compiles at each import, and keeps no compiled files."""
+    """A loader that compiles at each import and keeps no compiled files."""
 
     def get_code(self, fullname):
         path = self.get_filename(fullname)
@@ -25,7 +25,7 @@ class Loader(SourceFileLoader):
 
 
 def finder(path):
-    """Finds the project's modules in `path`; those of others are imported as ever."""
+    """Finds the project's modules in `path`. Others are imported as usual."""
     own = Path(path)
     if own not in (ROOT, ROOT / "tuning") and ROOT / "keras_qrnn" not in (
         own,

@@ -56,7 +56,7 @@ def check_pool(kernels, dtype, pooling, scale, activate, shape, device=DEVICE):
 
 
 def check_tanh(kernels, dtype, room, device=DEVICE):
-    """Small values too, where the usual formula cancels."""
+    """It draws small values too, where the usual formula cancels."""
     x = torch.logspace(-9, 1, 200, dtype=getattr(torch, dtype), device=device)
     x = torch.cat([x, -x])[None]
     gates = torch.cat([x, torch.full_like(x, -90)], dim=-1)[None]  # nothing is kept

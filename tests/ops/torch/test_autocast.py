@@ -20,7 +20,7 @@ HALF = {"bfloat16": 3e-2, "float16": 4e-3}
 
 @pytest.fixture(params=["convolution", "products"])
 def _path(request, monkeypatch):
-    """What the float32 layer would run: the second on CUDA and Intel's processors."""
+    """The two convolutions. CUDA and Intel's processors run the second."""
     taken = request.param == "convolution"
     monkeypatch.setattr(convolution, "takes_convolution", lambda inputs: taken)
 
@@ -43,7 +43,7 @@ def results_and_gradients(call, layer, x):
     indirect=["_path"],
 )
 def test_autocast(_path, dtype, compiled):
-    """As in `keras.layers.LSTM` the results keep the layer's dtype."""
+    """The results have the layer's dtype, as those of `keras.layers.LSTM` have."""
     layer = QRNN(5, 3, "ifo", return_sequences=True)
     x = torch.rand(4, 6, 3, device=DEVICE)
     vectors = torch.rand(4, 2, device=DEVICE) if dtype == "bfloat16" else None
@@ -107,7 +107,7 @@ def test_autocast_leaves_float64_alone():
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_tensors_without_values(grad):
-    """Keras infers shapes with them. PyTorch knows no autocast of their device."""
+    """Keras infers shapes with meta tensors. PyTorch has no autocast for them."""
     shapes = [(2, 6, 3), (2, 3, 8), (8,), (2, 4)]
     tensors = [torch.empty(s, device="meta", requires_grad=grad) for s in shapes]
     with torch.set_grad_enabled(grad):

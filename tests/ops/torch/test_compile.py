@@ -42,7 +42,7 @@ def arguments_of_pool(dtype, pooling, scale, device):
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
-    """Their shapes, dtypes and order in memory, and that none is an argument."""
+    """Shapes, dtypes and memory orders are as announced. No result is an argument."""
     if place != "loops":
         pytest.importorskip(place)
         if (place, dtype) == ("numba", "bfloat16"):
@@ -66,7 +66,7 @@ def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
 
 
 def test_an_operation_refuses_what_cannot_see_it():
-    """It would lose the derivative. A compiled layer is compiled anew instead."""
+    """It would lose the derivative. A compiled layer is compiled anew there."""
     states = torch.rand((5, 2, 3))
     with (
         torch.autograd.forward_ad.dual_level(),

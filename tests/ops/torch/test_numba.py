@@ -41,7 +41,7 @@ def _with_numba():
 
 @pytest.fixture(params=["openmp", "own"])
 def many_threads(request, monkeypatch):
-    """Also small arrays are shared out, to PyTorch's threads or to others."""
+    """Threads share small arrays too: PyTorch's own threads, or others."""
     if request.param == "own":
         monkeypatch.setattr(openmp, "_openmp", lambda: None)
         monkeypatch.setattr(os, "cpu_count", lambda: 3)
@@ -86,14 +86,14 @@ def test_kernels_do_what_the_loops_do(dtype, pooling, scale, activate):
 
 @pytest.mark.parametrize("shape", [(1, 7, 70), (3, 5, 31), (5, 4, 33), (13, 3, 2)])
 def test_threads_share_all_lanes(many_threads, shape):
-    """Out of the sequences and out of the units; where the shares differ too."""
+    """Threads get sequences, or units. Their shares may differ in size."""
     arguments = "float32", "ifo", "units", True, shape, "cpu"
     kernels.check_pool(find_numba(), *arguments)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no list of threads")
 def test_lanes_run_at_the_same_time(many_threads):
-    """In PyTorch's threads where those are taken: no other must compete with them."""
+    """Where PyTorch's threads run, no other thread competes with them."""
     torch.ones(2**20).add_(1)
     present = {path.name for path in Path("/proc/self/task").iterdir()}
     met, lanes = threading.Barrier(3), []
@@ -123,7 +123,7 @@ def test_an_error_in_a_thread_is_raised(many_threads):
 
 @pytest.mark.parametrize("outcome", ["interrupted", "not entered"])
 def test_an_interrupt_is_not_lost(outcome, monkeypatch):
-    """C can report no exception of what it calls, nor of entering it."""
+    """C reports no exception of a Python function that it calls."""
     if outcome == "not entered":
         monkeypatch.setattr(openmp, "_in_threads", lambda run, count: None)
 
@@ -169,7 +169,7 @@ def test_activations_of_the_kernels(dtype, room):
 
 @pytest.mark.parametrize("dtype", FULL)
 def test_what_is_no_number_stays_none(dtype):
-    """A training that diverges is seen."""
+    """NaN and infinity pass through: a diverging training can be seen."""
     x = torch.tensor([[torch.nan, torch.inf, -torch.inf]], dtype=getattr(torch, dtype))
     half = torch.full_like(x, 0)
     state = torch.zeros_like(x)

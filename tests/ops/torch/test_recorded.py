@@ -40,7 +40,7 @@ poolings = pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 
 @pytest.fixture(autouse=True, params=["loops", "numba", "triton"])
 def kernels(request, monkeypatch):
-    """The kernels that would run if nothing were recorded."""
+    """The set of kernels that runs where nothing records."""
     if request.param != "loops":
         pytest.importorskip(request.param)
     module = importlib.import_module(f"keras_qrnn.ops.torch.{request.param}")
@@ -223,7 +223,7 @@ def test_jacobian_and_forward_mode():
 @poolings
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_batch_of_gradients(dtype, pooling):
-    """By the outputs alone, by the last cell alone, by both; each convolution."""
+    """The gradient arrives by the outputs, by the last cell or by both."""
     case = Case(pooling, scale="steps", dtype=dtype)
     arguments = [a.requires_grad_() for a in case.arguments]
     outputs, last = case.run(*arguments)
@@ -264,7 +264,7 @@ def test_batches_of_gradients_of_the_scan_and_of_the_loss():
 
 
 class Tagged(torch.Tensor):
-    """A subclass of a tensor, which a kernel would not keep."""
+    """A subclass of a tensor. The results of a kernel would not be of this class."""
 
 
 def test_what_is_recorded(kernels):

@@ -50,7 +50,7 @@ def _as_on_a_gpu():
 
 @pytest.fixture(autouse=True)
 def _few_programs(request, monkeypatch):
-    """A large batch runs in few programs.
+    """A large batch runs in fewer programs: the interpreter is slow.
 
     The interpreter takes as long for a program of many lanes as for one of few.
     """
@@ -146,7 +146,7 @@ def test_loops_where_no_kernel_can_run(monkeypatch):
 
 
 def test_kernels_compile_for_cuda(tmp_path):
-    """The interpreter runs what a GPU's compiler may refuse."""
+    """The kernels compile for a GPU. The interpreter also runs what would not."""
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
         "TRITON_CACHE_DIR": str(tmp_path),
