@@ -1,6 +1,7 @@
 # make demo         train on the embedded corpus and write a sentence (one backend)
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
+# make test-export  exports run in ONNX Runtime, OpenVINO, LiteRT and others
 # make lint         ruff, codespell, mypy
 # make types        mypy with each framework's own types, after lint
 # make docs         the documentation, in docs/_build/index.html; a warning is an error
@@ -17,8 +18,8 @@ comma := ,
 PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
-.PHONY: demo test test-numpy lint docs types figure dist dist/built test-oldest clean
-.PHONY: $(foreach what,test environment types dist oldest,$(BACKENDS:%=$(what)-%))
+.PHONY: demo test test-export test-numpy lint docs types figure dist dist/built test-oldest clean
+.PHONY: $(foreach what,test test-export environment types dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
@@ -48,6 +49,15 @@ $(BACKENDS:%=test-%): test-%: environment-% | $(FIRST)
 # Keras's NumPy backend itself needs JAX: its tests run where JAX is.
 test-numpy: test-jax
 	KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS)
+
+# What is exported, in the programs that run it: not part of `make test`.
+test-export: $(BACKENDS:%=test-export-%)
+
+$(BACKENDS:%=test-export-%): test-export-%:
+	$(PYTHON) -m venv --clear .venv-export-$*
+	.venv-export-$*/$(PINNED) '.[$*,test,export-$*]'
+	KERAS_BACKEND=$* .venv-export-$*/bin/python -m pytest tests/export \
+		tests/docs/test_snippets.py $(PYTEST_ARGS)
 
 lint:
 	$(PYTHON) -m venv --clear .venv-lint

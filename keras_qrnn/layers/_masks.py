@@ -72,15 +72,26 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         in the result, and their gradient is zero.
     """
     time = ops.shape(sequences)[1]
-    steps = ops.arange(time, dtype="int32")
-    is_masked = ops.cast(ops.logical_not(mask), "int32")
-    # A valid step's key is its index. That of a masked step is `time`: one more step,
-    # of zeros, from which it takes its values. To move rows of features is faster than
-    # to replace each value. Equal keys are the same step, so any sort will do.
-    keys = steps + (time - steps) * is_masked
     sequences = joined([sequences, ops.zeros_like(sequences[:, :1])])
-    sequences = _steps_at(ops.sort(keys, axis=1), sequences)
+    sequences = _steps_at(_valid_first(mask, time), sequences)
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
+
+
+def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
+    """The indices of the valid steps in their order, then `time` for each masked one.
+
+    That is the index of one more step, of zeros. To move rows of features is faster
+    than to replace each value.
+    """
+    if BACKEND == "jax":
+        from keras_qrnn.ops import jax_export
+
+        if jax_export.is_exporting():
+            return jax_export.valid_first(mask)
+    steps = _arange(time)
+    is_masked = ops.cast(ops.logical_not(mask), "int32")
+    # Equal keys are the same step, so any sort will do: ONNX has no stable sort.
+    return ops.sort(steps + (time - steps) * is_masked, axis=1)
 
 
 def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
@@ -107,7 +118,15 @@ def in_front(time: int | Tensor, valid: Tensor) -> Tensor:
         time: the number of steps.
         valid: the number of valid steps, `(batch,)`.
     """
-    return ops.arange(time, dtype="int32")[None, :, None] < valid[:, None, None]
+    return _arange(time)[None, :, None] < valid[:, None, None]
+
+
+def _arange(time: int | Tensor) -> Tensor:
+    if BACKEND == "jax":
+        from jax import lax
+
+        return lax.iota("int32", time)  # jax2onnx converts no `jnp.arange`
+    return ops.arange(time, dtype="int32")
 
 
 def last_valid(outputs: Tensor, valid: Tensor, previous_output: Tensor) -> Tensor:
@@ -124,6 +143,12 @@ def last_valid(outputs: Tensor, valid: Tensor, previous_output: Tensor) -> Tenso
 
 def joined(sequences: list[Tensor]) -> Tensor:
     """Sequences one after another in time. On PyTorch the memory is time-major."""
+    if BACKEND == "jax":
+        from jax import lax
+
+        # In an export by jax2onnx `jnp.concatenate` loses a number of steps that is
+        # not known.
+        return lax.concatenate(sequences, 1)
     if BACKEND != "torch":
         return ops.concatenate(sequences, axis=1)
     import torch

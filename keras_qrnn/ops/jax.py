@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from keras_qrnn.ops import equations
+from keras_qrnn.ops import equations, jax_export
 from keras_qrnn.ops.blocks import piece_length
 from keras_qrnn.ops.equations import GATES, Gates
+from keras_qrnn.ops.jax_export import is_exporting
 from keras_qrnn.ops.jax_linear import Linear, linear_call, vary_alike
 
 # Inference on a CPU convolves and pools pieces of this many steps, those of all
@@ -41,6 +42,8 @@ def _linear_scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
     """`linear_scan` on tensors of the accumulator's dtype."""
+    if is_exporting():
+        return jax_export.scan(decay, inputs, initial_state, reverse)
     return _scan(decay, inputs, initial_state, reverse)
 
 
@@ -286,11 +289,23 @@ def causal_conv(
     return (outputs.astype(accumulator) + bias).astype(outputs.dtype)
 
 
+def conv_pool(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    update_scale: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    run = _conv_pool_at_once if is_exporting() else _conv_pool
+    return run(inputs, kernel, bias, initial_state, update_scale, pooling)
+
+
 # Without differentiation this function runs itself, in pieces: the gates of all steps
 # need not exist at once. Differentiation replaces it by `_conv_pool_jvp`.
 @partial(jax.custom_jvp, nondiff_argnums=(5,))
 @partial(jax.jit, static_argnums=5)
-def conv_pool(
+def _conv_pool(
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
@@ -309,7 +324,7 @@ def conv_pool(
     )
 
 
-@partial(conv_pool.defjvp, symbolic_zeros=True)
+@partial(_conv_pool.defjvp, symbolic_zeros=True)
 def _conv_pool_jvp(
     pooling: str, primals: tuple, tangents: tuple
 ) -> tuple[tuple, tuple]:

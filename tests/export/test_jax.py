@@ -1,5 +1,8 @@
 """JAX: what is exported runs without this package."""
 
+import functools
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -37,3 +40,25 @@ def test_export_of_any_batch_and_time(window, masked):
     above = rng.normal(size=outputs.shape).astype("float32")
     got, expected = exported.vjp().call(*values, above)[0], pullback(above)[0]
     assert_close("d_x", got, expected)
+
+
+@pytest.mark.parametrize("padding", ["causal", "same"])
+def test_forms_for_onnx(padding, monkeypatch):
+    """What jax2onnx traces has no operation that it cannot convert."""
+    layer = QRNN(4, 3, "ifo", padding=padding, return_sequences=True)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 9, 3)).astype("float32")
+    mask = rng.random((3, 9)) < 0.6
+    mask[1] = False
+    layer.build(x.shape)
+    want = jax.jit(lambda x, mask: layer(x, mask=mask))(x, mask)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    scope = {"__name__": "jax2onnx.tracing", "layer": layer, "jax": jax}
+    exec("def call(x, mask): return layer(x, mask=mask)", scope)  # as by that module
+    traced = jax.make_jaxpr(scope["call"])(x, mask)
+    again = functools.partial(jax.core.eval_jaxpr, traced.jaxpr, traced.consts)
+    (got,) = jax.jit(again)(x, mask)
+    assert_close("outputs", got, want)
+    for name in ("platform_index", "sort", "while"):
+        assert f" {name}[" not in str(traced), name
+    assert " scan[" in str(traced)

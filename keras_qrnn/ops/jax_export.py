@@ -1,0 +1,62 @@
+"""JAX for ONNX: the forms that jax2onnx, which Keras exports with, can convert.
+
+jax2onnx knows no operation that differs by platform, no loop that runs backwards, and
+no sort of a length that is known only when the model runs.
+"""
+
+import sys
+from types import FrameType
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def is_exporting() -> bool:
+    """Whether jax2onnx traces. A trace does not say so: the call stack does."""
+    if "jax2onnx" not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("jax2onnx."):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def scan(
+    decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
+) -> jax.Array:
+    """`linear_scan` one step at a time: a loop of ONNX, for any number of steps."""
+    if reverse:
+        decay, inputs = jnp.flip(decay, 1), jnp.flip(inputs, 1)
+
+    def step(state: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+        state = at[0] * state + at[1]
+        return state, state
+
+    steps = jnp.swapaxes(decay, 0, 1), jnp.swapaxes(inputs, 0, 1)
+    states = jnp.swapaxes(lax.scan(step, initial_state, steps)[1], 0, 1)
+    return jnp.flip(states, 1) if reverse else states
+
+
+def valid_first(mask: jax.Array) -> jax.Array:
+    """The indices of the valid steps of each sequence in their order, `(batch, time)`.
+
+    The n-th valid step stands behind all steps up to which at most n are valid. A
+    search by halves finds how many these are, in a number of rounds that is enough for
+    any length. Behind the valid steps the index is `time`.
+    """
+    ones = jnp.where(mask, 1, 1).astype("int32")
+    step = jnp.cumsum(ones, axis=1) - 1
+    time = jnp.sum(ones, axis=1, keepdims=True)
+    count = jnp.cumsum(mask.astype("int32"), axis=1)
+    found = step * 0
+    steps = mask.shape[1]
+    rounds = steps.bit_length() if isinstance(steps, int) else 31
+    for k in reversed(range(rounds)):
+        further = found + 2**k
+        at = jnp.minimum(further, time) - 1
+        is_before = (further <= time) & (jnp.take_along_axis(count, at, axis=1) <= step)
+        found = jnp.where(is_before, further, found)
+    return found
