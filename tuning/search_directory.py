@@ -88,7 +88,7 @@ def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
     next start, with `overwrite` or without.
 
     Args:
-        directory: of the search, held by this process.
+        directory: the directory of the search. This process holds it.
         expected: the record of this search.
         overwrite: whether to delete a search that is there.
 
@@ -151,7 +151,7 @@ def trial_directories(directory: Path) -> list[Path]:
 
 
 def write_error(directory: Path, message: str) -> None:
-    """Keeps why a trial failed; keras-tuner's workers do not tell their chief."""
+    """Writes why a trial failed. keras-tuner's workers do not tell their chief."""
     with atomic_write(directory / "error.txt") as temporary:
         temporary.write_text(message, "utf-8")
 
@@ -194,7 +194,7 @@ def check_zip(path: Path, advice: str) -> None:
 
 
 def tidy(directory: Path) -> None:
-    """Keeps of an ended trial the logs, and the model of its best execution."""
+    """Deletes the files of an ended trial except its logs and its best model."""
     if not directory.exists():
         return
     remove_leftovers(directory)
@@ -209,13 +209,13 @@ def tidy(directory: Path) -> None:
     for _, model in models:
         if model != best:
             model.unlink()
-    # Last: after a kill before it the next call does the same again.
+    # This comes last: after a kill before it, the next call repeats the above.
     if best is not None:
         best.replace(directory / "model.keras")
 
 
 def _rank(log: Path) -> float:
-    """What orders trainings, the best first. The last if the log cannot be read."""
+    """A number to order trainings by. Infinity, the last, without a readable log."""
     sign = 1 if OBJECTIVE.direction == "min" else -1
     try:
         with log.open(encoding="utf-8", newline="") as file:

@@ -43,15 +43,16 @@ def describe(trial: Trial) -> str:
 
 
 class Resumable:
-    """What keras-tuner's oracles lack to be killed at any moment and go on.
+    """Lets an oracle of keras-tuner go on after a kill at any moment.
 
-    - They write their files in place, and a kill leaves half of a file. Here a file
-      is replaced as a whole, and has a checksum.
-    - A trial is kept in `trial.json` and in `oracle.json`. A kill can fall between
-      the two writes; `resume` knows which of them counts. The second copy also
-      stands in for a trial's directory that was deleted.
-    - Three failed trials in a row end their search. Here only errors do, divergence
-      does not: `failure` says why, and no more trials are given out.
+    - keras-tuner writes files in place: a kill leaves half of a file. Here a file is
+      replaced as a whole, and has a checksum.
+    - A trial is kept in `trial.json` and in `oracle.json`. A kill can fall between the
+      two writes: `resume` knows which of them counts. The second copy also stands in
+      for a trial's directory that was deleted.
+    - In keras-tuner three failed trials in a row end the search. Here a trial that
+      diverged does not count, only one that broke. `failure` then says why, and no
+      more trials are given out.
 
     It also prints the progress, in place of keras-tuner's tables.
     """
@@ -265,8 +266,8 @@ def make_oracle(
         space: what to search.
         max_trials: trials to give out at most; None for all of a grid or of
             Hyperband's brackets.
-        epochs: epochs of a trial, with Hyperband of those that get furthest.
-        seed: of the choices.
+        epochs: epochs of a trial. With Hyperband, of the longest trials.
+        seed: the seed of the choices.
     """
     if tuner == "grid":
         space = {name: dimension.grid() for name, dimension in space.items()}

@@ -97,8 +97,8 @@ def write_results(
 def best_options(row: dict, options: TrainingOptions) -> dict:
     """What `train_lm.py --config` needs to train a trial's model in full.
 
-    That is the trial's hyperparameters and whatever else was set for the search,
-    but not how long it trained: that is the recipe's.
+    These are the trial's hyperparameters and the other options that were set for the
+    search, except the length of the training: that is the recipe's.
     """
     set_here = {
         name: value
@@ -109,7 +109,7 @@ def best_options(row: dict, options: TrainingOptions) -> dict:
 
 
 def _best_before(directory: Path) -> str | None:
-    """The trial whose model `best_model.keras` is, None if nothing says so."""
+    """The id of the trial whose model is `best_model.keras`, or None if unknown."""
     try:
         with (directory / "trials.csv").open(encoding="utf-8", newline="") as file:
             return ranked(list(csv.DictReader(file)))[0]["trial"]
@@ -124,7 +124,7 @@ def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
     trial's model is removed.
 
     Args:
-        directory: of the search.
+        directory: the directory of the search.
         trial_id: the best trial.
         copied: whether `best_model.keras` is a copy of this trial's model.
 

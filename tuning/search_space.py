@@ -16,7 +16,7 @@ RANGE = re.compile(rf"({NUMBER})\s*-\s*({NUMBER})", re.ASCII)
 
 
 def shown(value: object) -> str:
-    """A value as it is printed: four significant digits of a fraction."""
+    """The value as text. A float has four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -27,8 +27,8 @@ class Hyperparameter:
     Its type, its range and its help text are those of the option.
 
     Attributes:
-        name: of the field of `TrainingOptions`.
-        log: whether it is drawn and plotted on a logarithmic scale.
+        name: the name of the field of `TrainingOptions`.
+        log: whether the values are drawn and plotted on a logarithmic scale.
     """
 
     name: str
@@ -104,12 +104,12 @@ class Dimension:
         return cls(hyperparameter, values)
 
     def __str__(self) -> str:
-        """The dimension as `parse` takes it; the same for equal ones."""
+        """The text that `parse` takes. Equal dimensions have equal texts."""
         separator = "-" if isinstance(self.values, tuple) else ","
         return separator.join(map(str, self.values))
 
     def grid(self) -> "Dimension":
-        """The values that a grid takes: of a range a few, both ends among them."""
+        """The dimension of a grid: a few values of a range, with both its ends."""
         if isinstance(self.values, list):
             return self
         scale = np.geomspace if self.hyperparameter.log else np.linspace

@@ -58,8 +58,8 @@ DEFAULTS = {
         "learning_rate": "0.3-3.0",
     },
 }
-# Likewise the epochs of a trial and the number of trials. A search of the sample
-# takes minutes.
+# The epochs of a trial and the number of trials, where the command line says nothing
+# else. A search of the sample takes minutes.
 EPOCHS = {"sample": 4, "ptb": 6}
 MAX_TRIALS = {"sample": 10, "ptb": 20}
 # Options of the training that are the same in all trials.
@@ -84,8 +84,9 @@ def trial_options(options: TrainingOptions, values: dict) -> TrainingOptions:
     """`options` with the hyperparameters of a trial.
 
     Args:
-        options: of the search.
-        values: those of a trial; `tuner/epochs` is Hyperband's number of epochs.
+        options: the options of the search.
+        values: the hyperparameters of a trial. `tuner/epochs` is Hyperband's number of
+            epochs.
     """
     searched = {name: values[name] for name in HYPERPARAMETERS}
     epochs = values.get("tuner/epochs", options.epochs)
@@ -117,9 +118,9 @@ class LanguageModelTask:
 
         Args:
             dataset: see `load_corpus`.
-            data_dir: likewise.
+            data_dir: see `load_corpus`.
             max_tokens: tokens of the training split to train on, or None for all.
-            options: of the largest model of the search.
+            options: the options of the largest model of the search.
 
         Raises:
             ValueError: if the corpus cannot be loaded, or if the options do not fit
@@ -183,7 +184,7 @@ def first_tokens(corpus: Corpus, count: int) -> Corpus:
     """The corpus with a shorter training split.
 
     Args:
-        corpus: to shorten.
+        corpus: the corpus to shorten.
         count: tokens to keep, `<eos>` counted. The last sentence is kept whole.
     """
     lines: list[str] = []

@@ -25,8 +25,8 @@ from search_task import HYPERPARAMETERS, OBJECTIVE, SHOWN, trial_options
 
 # Seconds between two looks whether a trial's old worker has ended.
 WAIT = 1.0
-# Trains with the options in the directory, or goes on there; gives the logs of each
-# epoch. `LanguageModelTask.train` is one.
+# A function that trains with the options in the directory, or goes on there. It returns
+# the logs of each epoch. `LanguageModelTask.train` is one.
 Train = Callable[
     [TrainingOptions, Path, Sequence[keras.callbacks.Callback]], list[dict]
 ]
@@ -35,16 +35,16 @@ Train = Callable[
 class TrialTuner(BaseTuner):
     """Runs each trial as the example's script trains a model.
 
-    A trial that was interrupted goes on from its last checkpoint. One that Hyperband
-    chose to train further goes on from that of the trial before.
+    An interrupted trial goes on from its last checkpoint. A trial that Hyperband trains
+    further goes on from the last checkpoint of the trial before.
 
     Args:
         oracle: see `make_oracle`.
-        directory: of the search.
-        train: the training.
+        directory: the directory of the search.
+        train: the function that trains a model.
         options: options of the training, without the hyperparameters.
         executions: how often each trial is run, with another seed each time. The
-            mean counts.
+            mean of the runs counts.
         verbose: 2 prints a line for each epoch.
     """
 
@@ -71,10 +71,10 @@ class TrialTuner(BaseTuner):
             oracle.resume()
 
     def save(self) -> None:
-        """Nothing: the oracle saves itself, and the tuner has no state."""
+        """Does nothing: the oracle saves itself, and the tuner has no state."""
 
     def reload(self) -> None:
-        """Nothing, likewise."""
+        """Does nothing: see `save`."""
 
     def pre_create_trial(self) -> None:
         if self._idle:  # the oracle was just asked, and waits for other workers
@@ -100,7 +100,7 @@ class TrialTuner(BaseTuner):
         except FatalError:
             raise
         except (OSError, ImportError) as error:
-            # It is not the trial's fault, and would end all that follow.
+            # Not the trial's fault: it would also end all later trials.
             raise FatalError(f"{type(error).__name__}: {error}") from error
         except FailedTrialError as error:
             trial.status, trial.message = TrialStatus.FAILED, str(error)

@@ -20,19 +20,22 @@ from keras_tuner.src.distribute.oracle_chief import OracleServicer, exit_chief
 
 VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 NO_PROXY = "no_grpc_proxy"  # hosts that gRPC asks directly
-# Runs of a trial whose worker is killed each time, before it counts as failed.
+# A trial whose worker is killed so many times counts as failed.
 MAX_RUNS = 3
 MAX_STARTS = 3
-# Workers of one search at most: a mistyped number is not to start them all.
+# The most workers of one search. A mistyped number must not start thousands.
 MAX_WORKERS = 256
 GRACE = 10  # seconds from SIGTERM to SIGKILL
 
 
 def role() -> str:
-    """`"single"`, or what keras-tuner's environment variables make of this process.
+    """The part of this process: `"single"`, `"chief"` or `"worker"`.
+
+    keras-tuner's environment variables decide. Without them it is `"single"`.
 
     Raises:
-        ValueError: if only some of them are set, or the port is none.
+        ValueError: if only some of the variables are set, or the port is not an integer
+            from 1 to 65535.
     """
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if len(missing) == len(VARIABLES):
@@ -69,12 +72,12 @@ class Chief:
     """Serves an oracle to keras-tuner's workers while its context lasts.
 
     Args:
-        oracle: that gives out the trials.
-        address: to listen at.
-        port: likewise; 0 for any that is free.
+        oracle: the oracle that chooses the trials.
+        address: the address to listen at.
+        port: the port to listen at. 0 for any free port.
 
     Attributes:
-        port: where it listens.
+        port: the port at which the chief listens.
 
     Raises:
         OSError: if the address is taken or is not one of this machine.
@@ -116,8 +119,8 @@ class Chief:
 class Worker:
     """A process on this machine that runs trials, and its output.
 
-    What it prints is printed with its name in front; its errors are kept in a
-    file, for they include the chatter of the backends.
+    Each line of its output is printed here after the worker's name. Its errors go to a
+    file, because backends write much there.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class Worker:
             print(f"{self.tuner_id}: {text.strip()}", flush=True)
 
     def close(self) -> None:
-        """Ends it, if it has not ended."""
+        """Ends the process if it still runs."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -182,15 +185,14 @@ def run_workers(
 ) -> None:
     """Runs a search to its end with a chief and `count` workers on this machine.
 
-    A worker that is killed is started again under its name, under which the
-    chief gives it the trial that it had; a trial that was begun `MAX_RUNS` times
-    counts as failed.
+    A killed worker is started again under its name. The chief then gives it the same
+    trial again. A trial that was begun `MAX_RUNS` times counts as failed.
 
     Args:
-        oracle: that gives out the trials.
-        count: of workers.
-        command: that starts a worker.
-        directory: of the search, for the workers' logs.
+        oracle: the oracle that chooses the trials.
+        count: number of workers.
+        command: the command that starts a worker.
+        directory: the directory of the search. The workers' logs go there.
 
     Raises:
         RuntimeError: if the search cannot go on; all workers have ended then.
