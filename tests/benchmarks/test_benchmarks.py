@@ -41,6 +41,11 @@ def rows_of(path):
         ("scan", "name", {"linear_scan", "single pass", "keras.ops.associative_scan"}),
         ("layer", "name", {"QRNN", "keras LSTM", "keras GRU", "floor"}),
         ("lm", "part", {"training", "evaluation", "softmax", "softmax of Keras"}),
+        (
+            "translation",
+            "part",
+            {"training", "encoder layers", "attention layer", "greedy", "beam 8"},
+        ),
         ("memory", "what", {"kept", "training peak"}),
         ("length", "mode", {"training", "inference"}),
     ],
