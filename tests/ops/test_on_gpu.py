@@ -7,6 +7,7 @@ Here the GPU's scans, of a logarithmic number of steps, run on the CPU. For PyTo
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.backend import backend as active
@@ -36,10 +37,40 @@ def _as_on_a_gpu():
                 return default(*arguments)
 
             patch.setattr(jax.lax, "platform_dependent", default)
-            jax.clear_caches()
+            forget_what_is_traced()
+            assert loops() == {False}
         yield
     if BACKEND == "jax":
-        jax.clear_caches()
+        forget_what_is_traced()
+        assert loops() == {True}
+
+
+def forget_what_is_traced():
+    """`jax.clear_caches` would forget all that the session has compiled."""
+    for function in vars(active).values():
+        for each in (function, getattr(function, "fun", None)):
+            if hasattr(each, "clear_cache"):
+                each.clear_cache()
+
+
+def loops():
+    """Whether JAX's functions take one step after the other: True, False or both."""
+    import jax
+
+    x, kernel = np.ones((2, 5, 3), "float32"), np.ones((1, 3, 6), "float32")
+    programs = (
+        jax.make_jaxpr(lambda x: active.linear_scan(x, x, x[:, 0], False))(x),
+        jax.make_jaxpr(lambda x: active.conv_pool(x, kernel, None, x[:, 0], None, "f"))(
+            x
+        ),
+    )
+    return {"scan[" in str(each) or "while[" in str(each) for each in programs}
+
+
+def again(test):
+    """A test of the layer with fewer of its cases: what differs is the scan."""
+    cases = given(test_layer.cases())
+    return settings(max_examples=3)(cases(test.hypothesis.inner_test))
 
 
 test_scan_values = test_scan.test_scan_values
@@ -48,8 +79,8 @@ test_scan_accumulates = test_scan.test_scan_accumulates
 test_pool_values_and_gradients = test_pooling.test_pool_values_and_gradients
 test_second_gradients = test_pooling.test_second_gradients
 test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
-test_values = test_layer.test_values
-test_gradients = test_layer.test_gradients
+test_values = again(test_layer.test_values)
+test_gradients = again(test_layer.test_gradients)
 test_inference_in_pieces = test_layer.test_inference_in_pieces
 test_dtype_policies = test_layer.test_dtype_policies
 test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_mask
