@@ -97,6 +97,20 @@ def test_a_masked_step_reaches_nothing_through_bidirectional(return_sequences, p
         assert_close(f"result {n}", got, expected, 0)
 
 
+def test_the_last_output_alone_is_that_of_all_outputs():
+    """Also of a sequence without a valid step, with a state and a previous output."""
+    mask = HOLES * np.array([[1], [1], [0]], bool)
+    layer = QRNN(UNITS, 3)
+    given = [RNG.normal(size=(BATCH, UNITS)).astype("float32") for _ in range(2)]
+    options = {"initial_state": given[0], "previous_output": given[1], "mask": mask}
+    for zero_output_for_mask in (False, True):
+        layer.zero_output_for_mask = zero_output_for_mask
+        layer.return_sequences = True
+        expected = layer(X, **options)[:, -1]
+        layer.return_sequences = False
+        assert_close("outputs", layer(X, **options), expected, 0)
+
+
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("go_backwards", [False, True])
 def test_gates_of_masked_sequences(pooling, go_backwards):

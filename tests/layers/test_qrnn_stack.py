@@ -126,7 +126,7 @@ def expected_of(stack, x, mask, states=None, d_outputs=None):
     return [d_input[:, flip], *before, *weights]
 
 
-@settings(max_examples=4 if COMPILED else 25)
+@settings(max_examples=3 if COMPILED else 25)
 @given(cases())
 def test_values_and_pieces(case):
     """The whole equals the reference. Pieces with their states equal the whole."""
@@ -156,7 +156,7 @@ def test_values_and_pieces(case):
 
 
 @differentiable
-@settings(max_examples=3 if COMPILED else 12)
+@settings(max_examples=2 if COMPILED else 12)
 @given(cases())
 def test_gradients(case):
     config, x, mask, _ = case
@@ -218,9 +218,9 @@ def test_a_stack_of_one_layer_is_a_qrnn():
                 assert_close(f"result {n}", got, expected, 0)
 
 
-@pytest.mark.parametrize("config", LAYOUTS)
-def test_a_stateful_stack(config):
+def test_a_stateful_stack():
     """Single steps give the whole; the kept states are no weights and can be reset."""
+    config = LAYOUTS[0]
     stack = stack_of(config, stateful=True, return_sequences=True, pooling="f")
     stateless = stack_of(config, return_sequences=True, pooling="f")
     stateless.set_weights(stack.get_weights())
