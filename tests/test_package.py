@@ -1,9 +1,11 @@
 """The files that are installed and the modules that are imported."""
 
+import ast
 import os
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import keras
@@ -73,6 +75,50 @@ def test_package_imports_only_its_backend():
     others |= {"tensorboardX", "pandas", "pyarrow"}
     assert not set(done.stdout.split()) & (others - {keras.config.backend()})
     assert "keras_qrnn" in done.stdout.split()
+
+
+def imported(path, modules):
+    """Those of `modules` that a file imports as it runs."""
+    names, nodes = set(), [ast.parse(path.read_text("utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                names.add(name if name in modules else node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            nodes += ast.iter_child_nodes(node)
+    return names & modules
+
+
+HEIGHTS = {"ops": 0, "layers": 1, "models": 2, "data": 2, "training": 3}
+
+
+@pytest.mark.one_backend
+def test_imports_point_one_way():
+    """No module imports itself through others, and no part imports a higher one."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in (ROOT / "keras_qrnn").rglob("*.py")
+    }
+    files |= {path.stem: path for path in (ROOT / "tuning").glob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    del files["keras_qrnn"]
+    graph = {name: imported(path, files.keys()) for name, path in files.items()}
+    # `ops/backend.py` imports the active backend by its name.
+    backends = ("jax", "numpy", "tensorflow", "torch")
+    graph["keras_qrnn.ops.backend"] |= {f"keras_qrnn.ops.{name}" for name in backends}
+    tuple(TopologicalSorter(graph).static_order())  # a CycleError names the modules
+    for name, others in graph.items():
+        for other in others:
+            heights = [
+                HEIGHTS[each.split(".")[1]]
+                for each in (name, other)
+                if each.count(".") and each.split(".")[1] in HEIGHTS
+            ]
+            assert heights == sorted(heights, reverse=True), (name, other)
 
 
 @pytest.mark.one_backend

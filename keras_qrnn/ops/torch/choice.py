@@ -4,12 +4,11 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.autograd import forward_ad
 
-from keras_qrnn.ops.backend import Kernels
 from keras_qrnn.ops.torch import compile as operations
 from keras_qrnn.ops.torch import loops
 
@@ -17,11 +16,14 @@ from keras_qrnn.ops.torch import loops
 # which a fork that first uses the kernels is not.
 from keras_qrnn.ops.torch import openmp as _openmp  # noqa: F401
 
+if TYPE_CHECKING:
+    from keras_qrnn.ops.backend import Kernels
+
 KINDS = (torch.Tensor, torch.nn.Parameter)
 is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
 
 
-def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> Kernels | None:
+def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> "Kernels | None":
     """The set of kernels (`Kernels` in `ops/backend.py`) that runs on some arguments.
 
     Args:
@@ -34,7 +36,7 @@ def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> Kernels | None:
     return None if is_recorded(tensor, *others) else unrecorded_kernels_for(tensor)
 
 
-def unrecorded_kernels_for(tensor: torch.Tensor) -> Kernels:
+def unrecorded_kernels_for(tensor: torch.Tensor) -> "Kernels":
     """`kernels_for` inside an autograd function, which is recorded as a whole."""
     if torch.compiler.is_compiling():
         return operations
@@ -70,11 +72,11 @@ def is_recorded(*tensors: torch.Tensor) -> bool:
 
 
 @functools.cache
-def _numba() -> Kernels | None:
+def _numba() -> "Kernels | None":
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        return cast(Kernels, importlib.import_module("keras_qrnn.ops.torch.numba"))
+        return cast("Kernels", importlib.import_module("keras_qrnn.ops.torch.numba"))
     except Exception as error:  # noqa: BLE001 (a NumPy too new for it, LLVM not found)
         warnings.warn(
             "keras_qrnn: Numba is installed but cannot be imported, and the scan and "
@@ -85,9 +87,11 @@ def _numba() -> Kernels | None:
 
 
 @functools.cache
-def _triton() -> Kernels | None:
+def _triton() -> "Kernels | None":
     try:
-        kernels = cast(Kernels, importlib.import_module("keras_qrnn.ops.torch.triton"))
+        kernels = cast(
+            "Kernels", importlib.import_module("keras_qrnn.ops.torch.triton")
+        )
         if torch.cuda.is_available():  # a first launch needs more, a C compiler too
             one = torch.ones((1, 1, 1), device="cuda")
             kernels.linear_scan(one, one, one[0], reverse=False)
@@ -102,7 +106,7 @@ def _triton() -> Kernels | None:
     return kernels
 
 
-def _kernels_of_operation(tensor: torch.Tensor) -> Kernels:
+def _kernels_of_operation(tensor: torch.Tensor) -> "Kernels":
     """`kernels_for` inside an operation of a graph that `torch.compile` made.
 
     Raises:

@@ -6,11 +6,12 @@ results are contiguous, and no two results share memory.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from keras_qrnn.ops.backend import Kernels
+if TYPE_CHECKING:
+    from keras_qrnn.ops.backend import Kernels
 
 OPERATIONS = torch.ops.keras_qrnn
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -87,7 +88,7 @@ def _mask_and_number(
     return None, update_scale
 
 
-def define(kernels_for: Callable[[torch.Tensor], Kernels]) -> None:
+def define(kernels_for: "Callable[[torch.Tensor], Kernels]") -> None:
     """Defines the operations. Call it once in a process.
 
     Args:
