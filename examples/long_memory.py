@@ -23,33 +23,36 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import keras
-import numpy as np
+try:
+    import keras
+    import numpy as np
 
-from keras_qrnn import QRNN
-from keras_qrnn._checks import integer
-from keras_qrnn._files import atomic_write
-from keras_qrnn.initializers import ChronoBias
-from keras_qrnn.ops.equations import GATES
-from keras_qrnn.training.command_line import (
-    Parser,
-    add_options,
-    given_options,
-    run_command,
-)
-from keras_qrnn.training.environment import environment
-from keras_qrnn.training.options import (
-    Check,
-    check_each,
-    choice,
-    count,
-    count_or_zero,
-    option,
-    path,
-    positive,
-)
-from keras_qrnn.training.plots import pyplot, save_figure
-from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn import QRNN
+    from keras_qrnn._checks import integer
+    from keras_qrnn._files import atomic_write
+    from keras_qrnn.initializers import ChronoBias
+    from keras_qrnn.ops.equations import GATES
+    from keras_qrnn.training.command_line import (
+        Parser,
+        add_options,
+        given_options,
+        run_command,
+    )
+    from keras_qrnn.training.environment import environment
+    from keras_qrnn.training.options import (
+        Check,
+        check_each,
+        choice,
+        count,
+        count_or_zero,
+        option,
+        path,
+        positive,
+    )
+    from keras_qrnn.training.plots import pyplot, save_figure
+    from keras_qrnn.training.run_directory import check_directory
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 TEST_SEQUENCES = 1000
 MODELS = {"qrnn": "QRNN", "chrono": "QRNN, ChronoBias", "lstm": "LSTM"}

@@ -15,21 +15,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_qrnn._files import atomic_write
-from keras_qrnn.data.multi30k import Pairs, ParallelText, load_parallel_text
-from keras_qrnn.models.translator import Translator
-from keras_qrnn.training import command_line as shared
-from keras_qrnn.training.options import count, named_fields, not_negative
-from keras_qrnn.training.options import path as path_option
-from keras_qrnn.training.translation import (
-    PRESETS,
-    Translation,
-    TranslationOptions,
-    accuracy,
-    bleu,
-    load_translation,
-    need_sacrebleu,
-)
+try:
+    from keras_qrnn._files import atomic_write
+    from keras_qrnn.data.multi30k import Pairs, ParallelText, load_parallel_text
+    from keras_qrnn.models.translator import Translator
+    from keras_qrnn.training import command_line as shared
+    from keras_qrnn.training.options import count, named_fields, not_negative
+    from keras_qrnn.training.options import path as path_option
+    from keras_qrnn.training.translation import (
+        PRESETS,
+        Translation,
+        TranslationOptions,
+        accuracy,
+        bleu,
+        load_translation,
+        need_sacrebleu,
+    )
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,12 +14,15 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from keras_qrnn.models.translator import Translator
-from keras_qrnn.training.command_line import Parser, run_command
-from keras_qrnn.training.options import count, not_negative
-from keras_qrnn.training.options import path as path_option
-from keras_qrnn.training.plots import plot_attention
-from keras_qrnn.training.translation import load_translation
+try:
+    from keras_qrnn.models.translator import Translator
+    from keras_qrnn.training.command_line import Parser, run_command
+    from keras_qrnn.training.options import count, not_negative
+    from keras_qrnn.training.options import path as path_option
+    from keras_qrnn.training.plots import plot_attention
+    from keras_qrnn.training.translation import load_translation
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:
