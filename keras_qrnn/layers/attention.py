@@ -189,9 +189,9 @@ class AttentionQRNN(QRNN):
         The gates z and f alone make the cell state, by f-pooling.
         """
         kernel, bias = self._weights(inputs.dtype, training, context)
-        pooled = slice(2 * self.units), slice(2 * self.units, None)
+        parts = slice(2 * self.units), slice(2 * self.units, None)
         (kernel_zf, kernel_o), (bias_zf, bias_o) = (
-            [None if weight is None else weight[..., part] for part in pooled]
+            [None if weight is None else weight[..., part] for part in parts]
             for weight in (kernel, bias)
         )
         cells, cell = self._pool(inputs, kernel_zf, bias_zf, cell, update_scale, "f")

@@ -197,3 +197,27 @@ def test_the_summary_of_the_speed_tables():
             assert ratio >= 1
         else:
             assert ratio >= (0.95 if batch * time > 1024 else 0.73)
+
+
+def test_the_long_memories():
+    """The table of docs/choosing.md is made of the runs in results/long_memory."""
+    found = {}
+    for path in sorted((ROOT / "results" / "long_memory").glob("*.json")):
+        record = json.loads(path.read_text("utf-8"))
+        task = record["options"]["task"]
+        for name, run in record["runs"].items():
+            found.setdefault((task, name), []).append(run["result"])
+    text = text_of("choosing")
+    for task, title in (
+        ("copy", "copy memory: accuracy, more is better"),
+        ("adding", "adding: mean squared error, less is better"),
+    ):
+        cells = []
+        for name in ("qrnn", "chrono", "lstm"):
+            results = found[task, name]
+            cell = f"{statistics.mean(results):.3g}"
+            if len(results) > 1:
+                cell += f" ({min(results):.3g} to {max(results):.3g})"
+            cells.append(cell)
+        assert f"| {title} | {' | '.join(cells)} |" in text
+        assert len(found[task, "chrono"]) == len(found[task, "qrnn"])
