@@ -133,7 +133,15 @@ def test_places_in_the_design():
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("script", ["examples/train_lm.py", "tuning/search.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "examples/train_lm.py",
+        "examples/train_translation.py",
+        "examples/translate.py",
+        "tuning/search.py",
+    ],
+)
 def test_options_of_commands(script):
     """The options that the pages' commands have are options of the script."""
     known = subprocess.run(
