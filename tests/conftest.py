@@ -1,3 +1,5 @@
+"""Shared by all tests: settings, a small corpus, tests that run on one backend."""
+
 import atexit
 import os
 import shutil

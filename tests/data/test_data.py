@@ -1,3 +1,5 @@
+"""Corpora, vocabulary, the hub, and the sample with its entropy."""
+
 import hashlib
 import itertools
 import json

@@ -1,3 +1,5 @@
+"""Batches of random lengths: their mean, their spread, their order."""
+
 import keras
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""EmbeddingDropout: what is dropped, and the scale of the rest."""
+
 import keras
 import numpy as np
 import pytest

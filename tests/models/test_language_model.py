@@ -1,3 +1,5 @@
+"""The language model: loss, perplexity, states, regularization, precision, copies."""
+
 import contextlib
 import math
 

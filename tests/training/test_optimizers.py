@@ -1,3 +1,5 @@
+"""The optimizers: late averages, scheduled momenta, files."""
+
 import keras
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""The one-cycle schedule of learning rate and momentum."""
+
 import math
 
 import keras

@@ -1,3 +1,5 @@
+"""Fixtures of the search's tests: a fake training, a finished search."""
+
 import contextlib
 import io
 from pathlib import Path
