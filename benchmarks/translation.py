@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
     batch, time, vocab, sizes = 16, 80, 100, {}
     if options.quick:
-        sizes = {"units": 4, "emb_dim": 3, "layers": 2, "first_window": 3}
+        sizes = {"units": 4, "emb_dim": 3, "layers": 1, "first_window": 3}
         batch, time, vocab, options.steps, options.seconds = 2, 6, 9, 2, 0.01
     recipe = TranslationOptions(dtype_policy=policy, batch_size=batch, **sizes)
     spreads, calls = {}, {}
