@@ -1,12 +1,13 @@
 """Batches of an epoch: for any data, and for backpropagation through time in a text."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_qrnn._checks import positive_integer
+from keras_qrnn._checks import integer, positive_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -173,6 +174,82 @@ class BPTTBatches(EpochBatches):
         """Inputs, targets (int32) and weights (float32), each `(batch, time)`."""
         at = slice(self._ends[index] - self._lengths[index], self._ends[index])
         return self._inputs[:, at], self._targets[:, at], self._weights[:, at]
+
+
+class LengthBatches(EpochBatches):
+    """Batches of sequences of similar lengths, so that little is padded.
+
+    The sequences are sorted by their lengths. Sequences of equal lengths are in random
+    order. The sorted sequences are cut in batches, and the batches are in random order.
+    Each epoch draws both orders anew. All epochs have the same number of batches.
+
+    All batches have `batch_size` rows. The last rows of the longest batch repeat
+    earlier sequences; give them weights of zero.
+
+    A subclass gives `batch`, which takes the batch's sequences from `rows`.
+
+    Args:
+        lengths: int array of shape `(sequences,)`, or `(sequences, sides)` for
+            sequences that come in pairs. Round lengths make groups whose order is
+            random, and few shapes: JAX compiles each shape anew, which takes seconds.
+        batch_size: rows of a batch.
+        seed: of the random orders. None: the order is that of the lengths.
+
+    Raises:
+        ValueError: if there are no sequences, or an argument is out of its range.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int | None = None
+    ) -> None:
+        super().__init__()
+        self.batch_size = positive_integer("batch_size", batch_size)
+        self.seed = seed if seed is None else integer("seed", seed, 0)
+        if not len(lengths):
+            raise ValueError("There must be at least one sequence. Received: none")
+        self._lengths = np.reshape(lengths, (len(lengths), -1))
+        self.total = -(-len(lengths) // batch_size)
+        self.epoch = 0
+
+    def draw(self) -> None:
+        count = len(self._lengths)
+        ties, batches = np.arange(count), np.arange(self.total)
+        if self.seed is not None:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            ties, batches = rng.permutation(count), rng.permutation(self.total)
+        self._order = np.lexsort((ties, *self._lengths.T))
+        self._batches = batches
+
+    def rows(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences of batch `index` of the present epoch.
+
+        Returns:
+            Their indices and their weights, 1 or 0, of shape `(batch_size,)`.
+        """
+        first = self._batches[index] * self.batch_size
+        chosen = self._order[first : first + self.batch_size]
+        weights = np.zeros(self.batch_size, "float32")
+        weights[: len(chosen)] = 1
+        return np.resize(chosen, self.batch_size), weights
+
+
+def padded(rows: Sequence[np.ndarray], length: int, padding: int = 0) -> np.ndarray:
+    """The sequences as an int32 array of shape `(rows, length)`, padded at the end."""
+    array = np.full((len(rows), length), padding, "int32")
+    for n, row in enumerate(rows):
+        array[n, : len(row)] = row
+    return array
+
+
+def round_lengths(lengths: np.ndarray, parts: int = 8) -> np.ndarray:
+    """Lengths, each rounded up to one of `parts` lengths between two powers of two.
+
+    So few lengths are left, and at most `1 / parts` of a sequence is padding.
+    """
+    lengths = np.asarray(lengths)
+    step = 2 ** np.floor(np.log2(np.maximum(lengths, 1)))
+    step = np.maximum(step // parts, 1).astype(int)
+    return -(-lengths // step) * step
 
 
 def random_lengths(steps: int, seq_len: int, seed: int | list[int]) -> np.ndarray:

@@ -105,17 +105,28 @@ class Vocabulary:
         Raises:
             ValueError: if a word is unknown and `<unk>` is not in the vocabulary.
         """
-        eos = self._ids[EOS]
-        ids: list[int] = []
+        eos = np.array([self._ids[EOS]], "int32")
+        parts: list[np.ndarray] = []
         for line in lines:
             try:
-                ids.extend(self.id_of(word) for word in line.split())
+                parts += [self.ids_of(line), eos]
             except ValueError as error:
                 if split is None:
                     raise
                 raise ValueError(f"In the {split} split: {error}") from error
-            ids.append(eos)
-        return np.array(ids, "int32")
+        return np.concatenate(parts) if parts else np.zeros(0, "int32")
+
+    def ids_of(self, line: str) -> np.ndarray:
+        """The ids of a line's words, without `<eos>`: an int32 array.
+
+        Raises:
+            ValueError: if a word is unknown and `<unk>` is not in the vocabulary.
+        """
+        words = line.split()
+        if UNK not in self._ids:
+            return np.array([self.id_of(word) for word in words], "int32")
+        ids, unknown = self._ids, self._ids[UNK]
+        return np.array([ids.get(word, unknown) for word in words], "int32")
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The words of `ids`."""

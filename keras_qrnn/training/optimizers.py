@@ -1,5 +1,6 @@
 """The optimizer of a run: Keras's, with late averages and a scheduled momentum."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -73,8 +74,56 @@ class TriggeredAverage:
         return {**super().get_config(), "triggered_average": self.triggered_average}
 
 
+class LayerRates:
+    """A mixin for optimizers that train some variables slower, or later, than others.
+
+    Args:
+        rates: for each trainable variable, in their order, a factor on the learning
+            rate. Defaults to 1.
+        first_steps: likewise, the step from which the variable is trained. It stays as
+            it is before. Defaults to 0.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rates: Sequence[float] | None = None,
+        first_steps: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates = None if rates is None else list(rates)
+        self.first_steps = None if first_steps is None else list(first_steps)
+
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
+        index = self._get_variable_index(variable)
+        if self.rates is not None:
+            learning_rate = learning_rate * self.rates[index]
+        if self.first_steps is not None:
+            step = ops.cast(self.iterations, "int32")
+            is_trained = ops.cast(step >= self.first_steps[index], "float32")
+            learning_rate = learning_rate * is_trained
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self) -> dict:
+        config = {"rates": self.rates, "first_steps": self.first_steps}
+        return {**super().get_config(), **config}
+
+
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class SGD(TriggeredAverage, keras.optimizers.SGD):
+class RMSprop(LayerRates, keras.optimizers.RMSprop):
+    """`keras.optimizers.RMSprop` with a rate for each variable.
+
+    Args:
+        rates, first_steps: as in `LayerRates`.
+        *args, **kwargs: those of `keras.optimizers.RMSprop`.
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_qrnn")
+class SGD(LayerRates, TriggeredAverage, keras.optimizers.SGD):
     """`keras.optimizers.SGD` that can average the weights from a step on.
 
     With `triggered_average=True` and `AverageAfterStall` it is the NT-ASGD of arXiv
@@ -83,12 +132,13 @@ class SGD(TriggeredAverage, keras.optimizers.SGD):
     Args:
         triggered_average: Boolean, whether the averages of the weights are means since
             `start_average` was called. `use_ema` is then set. Defaults to `False`.
+        rates, first_steps: as in `LayerRates`.
         *args, **kwargs: those of `keras.optimizers.SGD`.
     """
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class AdamW(TriggeredAverage, keras.optimizers.AdamW):
+class AdamW(LayerRates, TriggeredAverage, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` with a scheduled momentum and a late average.
 
     Args:
@@ -96,6 +146,7 @@ class AdamW(TriggeredAverage, keras.optimizers.AdamW):
             it for each step. The correction of the first steps' bias uses the present
             step's momentum for all steps.
         triggered_average: as in `SGD`.
+        rates, first_steps: as in `LayerRates`.
         *args, **kwargs: those of `keras.optimizers.AdamW`.
     """
 
@@ -125,13 +176,17 @@ class AdamW(TriggeredAverage, keras.optimizers.AdamW):
 
 
 def build_optimizer(
-    options: RunOptions, steps_per_epoch: int | None = None
+    options: RunOptions,
+    steps_per_epoch: int | None = None,
+    rates: Sequence[float] | None = None,
+    first_steps: Sequence[int] | None = None,
 ) -> keras.optimizers.Optimizer:
     """The optimizer of `options`.
 
     Args:
         options: of a training.
         steps_per_epoch: number of batches of an epoch. A one-cycle schedule needs it.
+        rates, first_steps: of the trainable variables: see `LayerRates`.
 
     Raises:
         ValueError: if a one-cycle schedule gets no `steps_per_epoch`.
@@ -161,9 +216,13 @@ def build_optimizer(
         "use_ema": bool(options.weight_average),
         "ema_momentum": options.weight_average,
     }
+    if rates is not None or first_steps is not None:
+        common |= {"rates": rates, "first_steps": first_steps}
     # Keras multiplies the weight decay by the learning rate and does not clip it.
     if options.optimizer == "rmsprop":
-        return keras.optimizers.RMSprop(
+        # On PyTorch, Keras's own updates all variables in a few operations.
+        kind = RMSprop if "rates" in common else keras.optimizers.RMSprop
+        return kind(
             rho=options.rho,
             epsilon=options.epsilon,
             weight_decay=options.weight_decay or None,

@@ -1,4 +1,4 @@
-"""The pictures of a run: its training, and the gates over a text."""
+"""The pictures of a run: its training, and gates and states over a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 from keras_qrnn._files import atomic_write
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 
@@ -89,6 +90,39 @@ def plot_history(path: Path, history: list[dict], panels: Sequence[Panel]) -> No
         axis.set_ylabel(panel.title)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("epoch")
+    save_figure(figure, path)
+
+
+def plot_states(
+    path: Path, states: "np.ndarray", words: list[str], title: str, max_units: int = 256
+) -> None:
+    """Draws a heat map of a layer's states: a row a word, a column a unit.
+
+    Args:
+        path: the PNG to write.
+        states: float array of shape `(time, units)`.
+        words: the word of each time step.
+        title: a line above.
+        max_units: number of units shown, from the first on.
+    """
+    shown = states[:, :max_units]
+    figure, axis = pyplot().subplots(
+        figsize=(9, max(4, 1 + 0.14 * len(words))), layout="constrained"
+    )
+    most = abs(shown).max() or 1
+    image = axis.imshow(
+        shown,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="RdBu_r",
+        vmin=-most,
+        vmax=most,
+    )
+    figure.colorbar(image, ax=axis, pad=0.01)
+    axis.set_title(title, parse_math=False)
+    axis.set_xlabel("unit")
+    axis.set_yticks(range(len(words)))
+    axis.set_yticklabels(words, fontsize=7, parse_math=False)
     save_figure(figure, path)
 
 

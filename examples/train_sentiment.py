@@ -1,0 +1,185 @@
+"""Trains the QRNN sentiment classifier of arXiv 1611.01576 on IMDb.
+
+    python examples/train_sentiment.py --data_dir aclImdb --embeddings glove.6B.50d.txt
+    python examples/train_sentiment.py --dataset sample \
+        --config examples/sample_sentiment.json
+
+The defaults are the paper's recipe. A run can be killed at any moment; --resume
+continues it.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+try:
+    import keras
+    import numpy as np
+
+    from keras_qrnn.data.imdb import CLASSES, Reviews, load_reviews, write_text
+    from keras_qrnn.data.review_batches import encode_reviews
+    from keras_qrnn.training import command_line as shared
+    from keras_qrnn.training.options import count, count_or_zero, named_fields
+    from keras_qrnn.training.options import path as path_option
+    from keras_qrnn.training.plots import plot_states
+    from keras_qrnn.training.sentiment import (
+        SentimentAnalysis,
+        SentimentOptions,
+        confusion_matrix,
+        load_sentiment,
+        logits_of,
+    )
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = shared.Parser(
+        "train_sentiment.py",
+        description="Trains the QRNN sentiment classifier of arXiv 1611.01576.",
+    )
+    parser.add_argument("--lstm", action="store_true", help="Keras LSTMs, not QRNNs")
+    names = [name for name in named_fields(SentimentOptions) if name != "cell"]
+    shared.add_options(parser, SentimentOptions, names)
+    parser.add_argument("--dataset", choices=("imdb", "sample"), default="imdb")
+    parser.add_argument(
+        "--data_dir", help="directory, or tar archive, with {train,test}/{neg,pos}"
+    )
+    parser.add_argument(
+        "--valid_size", type=int, metavar="N",
+        help="training reviews of the development set (default: a tenth of them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--valid_seed", type=int, default=0, metavar="N",
+        help="seed of the choice of the development set (default 0)",
+    )  # fmt: skip
+    shared.add_flag(parser, "cased", False, "keep capitals")
+    parser.add_argument(
+        "--draw", type=int, default=0, metavar="N",
+        help="draw the states of the last layer over test review N (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write_text", metavar="DIR",
+        help="train nothing; write the reviews, and those without a label, as a corpus "
+        "for train_lm.py",
+    )  # fmt: skip
+    shared.add_run_arguments(
+        parser,
+        "sentiment-qrnn_model for the paper's recipe on IMDb from the hub; other "
+        "cells, recipes and data have names of their own",
+        "the test split",
+    )
+    return parser
+
+
+def options_from(arguments: argparse.Namespace) -> SentimentOptions:
+    """The recipe. Options on the command line override --config."""
+    cell = {"cell": "lstm"} if arguments.lstm else {}
+    return shared.chosen_options(arguments, SentimentOptions, {}, **cell)
+
+
+def save_path_of(arguments: argparse.Namespace, options: SentimentOptions) -> Path:
+    """`--save_path`, or a directory named after cell, recipe and data."""
+    data = arguments.dataset if arguments.dataset != "imdb" else None
+    if arguments.data_dir is not None:
+        data = Path(arguments.data_dir).resolve().name
+    parts = (
+        Path(arguments.config).stem if arguments.config is not None else None,
+        data,
+        "pretrained" if options.pretrained is not None else None,
+    )
+    return shared.save_path_of(arguments, f"sentiment-{options.cell}", parts)
+
+
+def reviews_from(arguments: argparse.Namespace) -> Reviews:
+    """The reviews that the command line names."""
+    for name in ("data_dir", "write_text"):
+        if getattr(arguments, name) is not None:
+            path_option(name, getattr(arguments, name))
+    if arguments.valid_size is not None:
+        count("valid_size", arguments.valid_size)
+    count_or_zero("valid_seed", arguments.valid_seed)
+    count_or_zero("draw", arguments.draw)
+    return load_reviews(
+        arguments.dataset,
+        arguments.data_dir,
+        arguments.valid_size,
+        arguments.valid_seed,
+        arguments.cased,
+        unlabelled=arguments.write_text is not None,
+    )
+
+
+def evaluate(
+    path: Path,
+    reviews: Reviews,
+    options: SentimentOptions,
+    splits: list[str],
+    drawn: int,
+    say: Callable[[str], None],
+) -> dict:
+    """Prints accuracy and confusion matrix of the model in `path`, and draws states.
+
+    Returns:
+        What it prints, by name.
+    """
+    model, vocabulary = load_sentiment(path, "save_path")
+    weights = sum(math.prod(variable.shape) for variable in model.weights)
+    found: dict = {"weights": weights}
+    for split in splits:
+        labelled = getattr(reviews, split)
+        tokens = encode_reviews(labelled.texts, vocabulary, options.max_len)
+        logits = logits_of(model, tokens, options.batch_size)
+        accuracy = float(np.mean((logits > 0) == labelled.labels))
+        line = f"{split} accuracy: {accuracy:.2%} of {len(labelled)} reviews"
+        found[split] = accuracy
+        if reviews.best_accuracy is not None:
+            best = reviews.best_accuracy[split]
+            line += f" (best reachable: {best:.2%})"
+            found[f"{split}_best_reachable"] = best
+        say(line)
+        matrix = found[f"{split}_confusion"] = confusion_matrix(labelled.labels, logits)
+        for name, row in zip(CLASSES, matrix, strict=True):
+            pairs = zip(CLASSES, row, strict=True)
+            counts = ", ".join(f"{n} as {label}" for label, n in pairs)
+            say(f"  {split} {name}: {counts}")
+    if "test" in splits:
+        n = min(drawn, len(tokens) - 1)
+        label, logit = CLASSES[labelled.labels[n]], logits[n]
+        states = keras.ops.convert_to_numpy(model.states(tokens[n][None]))[0]
+        words = vocabulary.decode(tokens[n] - 1)
+        title = f"last layer's states over test review {n}: {label}, logit {logit:.1f}"
+        plot_states(path / "states.png", states, words, title)
+        say(f"States of the last layer: {path / 'states.png'}")
+    return found
+
+
+def run(arguments: argparse.Namespace, argv: list[str]) -> None:
+    options = options_from(arguments)
+    path = save_path_of(arguments, options)
+    reviews = reviews_from(arguments)
+    if arguments.write_text is not None:
+        write_text(reviews, Path(arguments.write_text))
+        return
+    splits = ["valid", "test"] if arguments.test else ["valid"]
+    experiment = SentimentAnalysis(reviews, options)
+    if arguments.verbose:
+        print(experiment.summary, flush=True)
+    shared.train_and_evaluate(
+        "examples/train_sentiment.py",
+        arguments,
+        argv,
+        experiment,
+        path,
+        lambda say: evaluate(path, reviews, options, splits, arguments.draw, say),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    return shared.run_training_command("train_sentiment.py", parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

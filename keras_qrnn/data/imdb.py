@@ -1,0 +1,293 @@
+"""Reviews and their labels: IMDb, any corpus in its layout, or the generated sample."""
+
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from keras_qrnn._checks import integer, positive_integer
+from keras_qrnn._files import atomic_write
+from keras_qrnn.data import hub, sentiment_sample
+from keras_qrnn.data.tokens import tokenize
+
+HUB_NAME = "stanfordnlp/imdb"
+HUB_REVISION = "main"
+CLASSES = ("neg", "pos")  # labels 0 and 1
+UNLABELLED = "unsup"
+LAYOUT = "train/pos, train/neg, test/pos and test/neg, a review a file, NAME.txt"
+ADVICE = (
+    f"Use --data_dir with a directory or a .tar archive that holds {LAYOUT}, "
+    "--dataset sample for the generated reviews"
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Reviews and their labels.
+
+    Attributes:
+        texts: reviews, tokens separated by blanks: see `tokenize`.
+        labels: int array of shape `(reviews,)`: 0 for a bad review, 1 for a good one.
+    """
+
+    texts: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def chosen(self, indices: np.ndarray) -> "Labelled":
+        """The reviews of these indices."""
+        return Labelled([self.texts[n] for n in indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Reviews in three splits.
+
+    Attributes:
+        name: the source that they were loaded from.
+        train: reviews to train on.
+        valid: the development set, held out of the training split.
+        test: reviews to test with.
+        unlabelled: further reviews, tokens separated by blanks.
+        best_accuracy: for each split the accuracy of the rules that wrote the reviews.
+            No model can expect a higher one. None if it is not known.
+    """
+
+    name: str
+    train: Labelled
+    valid: Labelled
+    test: Labelled
+    unlabelled: list[str] = field(default_factory=list)
+    best_accuracy: Mapping[str, float] | None = None
+
+
+def load_reviews(
+    dataset: str = "imdb",
+    data_dir: str | os.PathLike | None = None,
+    valid_size: int | None = None,
+    valid_seed: int = 0,
+    cased: bool = False,
+    unlabelled: bool = False,
+) -> Reviews:
+    """Loads IMDb, any corpus in its layout, or the generated sample.
+
+    Args:
+        dataset: `"imdb"`, from `data_dir` or else the Hugging Face hub, or `"sample"`,
+            which the package generates.
+        data_dir: a directory with `train/pos`, `train/neg`, `test/pos` and `test/neg`,
+            a review a file, UTF-8, or a tar archive of it (`.tar`, `.tar.gz`,
+            `.tar.xz`), which is read in place. Reviews without a label are in
+            `train/unsup`.
+        valid_size: training reviews to hold out as development set. Defaults to a tenth
+            of them.
+        valid_seed: seed of the choice of these reviews.
+        cased: whether capitals stay as they are.
+        unlabelled: whether to read the reviews without a label too.
+
+    Raises:
+        ValueError: for an unknown dataset; for an archive that is damaged, holds a link
+            or a name outside itself; for a review that is not UTF-8 or has less than
+            two characters; if `valid_size` leaves nothing to train on.
+        FileNotFoundError: if `data_dir` or a part of its layout is missing.
+        ConnectionError: if the hub cannot be reached.
+        ImportError: if `datasets` is needed and not installed.
+    """
+    if dataset not in ("imdb", "sample"):
+        raise ValueError(
+            "Argument `dataset` must be 'imdb' or 'sample'. "
+            f"Received: dataset={dataset!r}"
+        )
+    if dataset == "sample" and data_dir is not None:
+        raise ValueError(
+            "Argument `data_dir` goes with dataset='imdb'; the sample is generated. "
+            f"Received: data_dir={str(data_dir)!r}"
+        )
+    if valid_size is not None:
+        positive_integer("valid_size", valid_size)
+    integer("valid_seed", valid_seed, 0)
+    opinions = None
+    if dataset == "sample":
+        name = "sample"
+        sample = sentiment_sample.generate()
+        splits = {s: Labelled(t, np.array(y)) for s, (t, y, _) in sample.items()}
+        opinions = {s: np.array(opinion) for s, (_, _, opinion) in sample.items()}
+        others: list[str] = []
+    elif data_dir is not None:
+        name = str(data_dir)
+        splits, others = _from_files(Path(data_dir), cased, unlabelled)
+    else:
+        name = HUB_NAME
+        splits, others = _from_hub(cased, unlabelled)
+    train = splits["train"]
+    if valid_size is None:
+        valid_size = max(1, len(train) // 10)
+    if valid_size >= len(train):
+        raise ValueError(
+            f"Argument `valid_size` must be below {len(train)}, the number of training "
+            f"reviews. Received: valid_size={valid_size}"
+        )
+    order = np.random.default_rng(valid_seed).permutation(len(train))
+    held_out, kept = np.sort(order[:valid_size]), np.sort(order[valid_size:])
+    best = None
+    if opinions is not None:
+        is_right = {s: opinions[s] == splits[s].labels for s in splits}
+        best = {
+            "valid": float(is_right["train"][held_out].mean()),
+            "test": float(is_right["test"].mean()),
+        }
+    return Reviews(
+        name, train.chosen(kept), train.chosen(held_out), splits["test"], others, best
+    )
+
+
+def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
+    """Writes the reviews as a corpus for `train_lm.py`, a review a line.
+
+    `train.txt` has the training reviews and those without a label. `valid.txt` has the
+    first `eval_size` reviews of the development set, `test.txt` the next as many. No
+    review of the test split is written: what is learned from the text has not seen it.
+
+    Raises:
+        ValueError: if the development set has no two reviews.
+        OSError: if the files cannot be written.
+    """
+    if len(reviews.valid) < 2:
+        raise ValueError(
+            "The development set must have at least 2 reviews. "
+            f"Received: {len(reviews.valid)}"
+        )
+    size = min(eval_size, len(reviews.valid) // 2)
+    splits = {
+        "train": [*reviews.train.texts, *reviews.unlabelled],
+        "valid": reviews.valid.texts[:size],
+        "test": reviews.valid.texts[size : 2 * size],
+    }
+    for split, texts in splits.items():
+        with (
+            atomic_write(directory / f"{split}.txt") as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            file.writelines(f"{text}\n" for text in texts)
+
+
+def _clean(text: str, where: str, cased: bool) -> str:
+    """The tokens of a review, separated by blanks."""
+    tokens = tokenize(text, cased)
+    if sum(map(len, tokens)) < 2:
+        raise ValueError(
+            "A review must have at least 2 characters beside blanks. "
+            f"Received: {text!r} in {where}"
+        )
+    return " ".join(tokens)
+
+
+def _from_files(
+    path: Path, cased: bool, unlabelled: bool
+) -> tuple[dict[str, Labelled], list[str]]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Argument `data_dir` must hold {LAYOUT}. Received: {path}, which does not "
+            "exist"
+        )
+    wanted = {(s, c) for s in ("train", "test") for c in CLASSES}
+    if unlabelled:
+        wanted.add(("train", UNLABELLED))
+    files = _directory_files if path.is_dir() else _archive_files
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for split, group, name, content in files(path, wanted):
+        where = f"{path}: {split}/{group}/{name}"
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 text: {error}") from error
+        found.setdefault((split, group), []).append((name, _clean(text, where, cased)))
+    for split in ("train", "test"):
+        for group in CLASSES:
+            if (split, group) not in found:
+                raise FileNotFoundError(
+                    f"Argument `data_dir` must hold {LAYOUT}. Received: {path}, which "
+                    f"has no review in {split}/{group}"
+                )
+    # By name, so that a directory and its archive give the same order.
+    texts = {key: [text for _, text in sorted(each)] for key, each in found.items()}
+    splits = {}
+    for split in ("train", "test"):
+        groups = [texts[split, group] for group in CLASSES]
+        labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        splits[split] = Labelled([text for each in groups for text in each], labels)
+    return splits, texts.get(("train", UNLABELLED), [])
+
+
+Files = Iterator[tuple[str, str, str, bytes]]
+
+
+def _directory_files(path: Path, wanted: set[tuple[str, str]]) -> Files:
+    for split, group in sorted(wanted):
+        for file in sorted((path / split / group).glob("*.txt")):
+            yield split, group, file.name, file.read_bytes()
+
+
+def _archive_files(path: Path, wanted: set[tuple[str, str]]) -> Files:
+    """The reviews in a tar archive. Nothing is unpacked."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                place = _place(path, member)
+                if member.isfile() and place[:2] in wanted and len(place) == 3:
+                    file = archive.extractfile(member)
+                    assert file is not None  # a regular file
+                    yield *place, file.read()
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not a whole tar archive of reviews. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _place(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
+    """The parts of a member's name from its `train` or `test` on."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+        raise ValueError(
+            f"{path} must hold names inside of itself. Received: {member.name!r}"
+        )
+    if not (member.isfile() or member.isdir()):
+        raise ValueError(
+            f"{path} must hold files and directories only, no links and no devices. "
+            f"Received: {member.name!r}"
+        )
+    parts = name.parts
+    # One directory, such as aclImdb, may hold all others.
+    return parts if parts[:1] in (("train",), ("test",)) else parts[1:]
+
+
+def _from_hub(cased: bool, unlabelled: bool) -> tuple[dict[str, Labelled], list[str]]:
+    hub.need_datasets("IMDb")
+    columns = ["text", "label"]
+    found = hub.load_columns(HUB_NAME, HUB_REVISION, columns, ADVICE)
+    splits = ["train", "test", *["unsupervised"] * unlabelled]
+    if missing := [split for split in splits if split not in found]:
+        raise ValueError(
+            f"{HUB_NAME} must have the splits {', '.join(splits)}. It has no "
+            f"{missing[0]}. Received: {', '.join(found)}"
+        )
+
+    def texts(split: str) -> list[str]:
+        rows = found[split]["text"]
+        return [
+            _clean(text, f"{HUB_NAME}: {split}, row {n}", cased)
+            for n, text in enumerate(rows)
+        ]
+
+    labelled = {
+        split: Labelled(texts(split), np.array(found[split]["label"]))
+        for split in ("train", "test")
+    }
+    return labelled, texts("unsupervised") if unlabelled else []

@@ -1,0 +1,65 @@
+"""Batches of reviews of similar lengths."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_qrnn.data.batches import LengthBatches, padded, round_lengths
+from keras_qrnn.data.imdb import Labelled
+from keras_qrnn.data.vocabulary import Vocabulary
+
+PADDING = 0  # the token behind the end of a review
+
+
+def encode_reviews(
+    texts: Sequence[str], vocabulary: Vocabulary, max_len: int | None = None
+) -> list[np.ndarray]:
+    """The tokens of each review: ids of the vocabulary plus 1. 0 stands for padding.
+
+    Args:
+        texts: reviews, words separated by blanks.
+        vocabulary: of the words, `<unk>` among them.
+        max_len: words that are kept of a longer review, its last ones. None: all.
+
+    Returns:
+        int32 arrays of shape `(words,)`.
+    """
+    last = slice(None) if max_len is None else slice(-max_len, None)
+    return [vocabulary.ids_of(text)[last] + 1 for text in texts]
+
+
+class ReviewBatches(LengthBatches):
+    """Batches of reviews: tokens, labels and weights.
+
+    Tokens are int32 of shape `(batch, time)`. Labels are float32 of shape `(batch, 1)`,
+    weights float32 of shape `(batch,)`.
+
+    Args:
+        reviews: their labels are taken.
+        tokens: those of each review: see `encode_reviews`.
+        batch_size, seed: see `LengthBatches`.
+    """
+
+    def __init__(
+        self,
+        reviews: Labelled,
+        tokens: Sequence[np.ndarray],
+        batch_size: int,
+        seed: int | None = None,
+    ) -> None:
+        self._tokens = tokens
+        self._labels = reviews.labels.astype("float32")[:, None]
+        self._time = round_lengths(np.array([len(each) for each in tokens]))
+        super().__init__(self._time, batch_size, seed)
+        self.spec = (
+            keras.KerasTensor((batch_size, None), "int32"),
+            keras.KerasTensor((batch_size, 1), "float32"),
+            keras.KerasTensor((batch_size,), "float32"),
+        )
+
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen, weights = self.rows(index)
+        tokens = [self._tokens[n] for n in chosen]
+        time = int(self._time[chosen].max())
+        return padded(tokens, time, PADDING), self._labels[chosen], weights

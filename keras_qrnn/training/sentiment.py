@@ -1,0 +1,428 @@
+"""Training of a sentiment classifier: its options, its model and its data."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qrnn._checks import integer
+from keras_qrnn.data import Vocabulary, fingerprint
+from keras_qrnn.data.imdb import Labelled, Reviews
+from keras_qrnn.data.review_batches import ReviewBatches, encode_reviews
+from keras_qrnn.data.vocabulary import UNK
+from keras_qrnn.data.word_vectors import read_word_vectors
+from keras_qrnn.models.language_model import LanguageModel
+from keras_qrnn.models.sentiment import CELLS, ENCODINGS, SentimentModel
+from keras_qrnn.ops.equations import GATES
+from keras_qrnn.training.evaluation import load_run, weight_averages
+from keras_qrnn.training.experiment import Experiment, check_memory
+from keras_qrnn.training.language_model import load_trained
+from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.optimizers import build_optimizer
+from keras_qrnn.training.options import (
+    MOST,
+    RunOptions,
+    choice,
+    count,
+    count_or_zero,
+    flag,
+    fraction,
+    not_negative,
+    option,
+    path,
+    positive,
+    redefault,
+    takes_older_names,
+    windows,
+)
+from keras_qrnn.training.plots import Panel
+
+OBJECTIVE = Objective("val_accuracy", "max")
+EMB_DIM = 300  # without word vectors
+
+
+@takes_older_names
+@dataclass(frozen=True)
+class SentimentOptions(RunOptions):
+    """The recipe of a sentiment classifier; the defaults are those of the paper.
+
+    That is arXiv 1611.01576, section 3.1. The paper does not state the number of
+    epochs, the pooling, zoneout and the vocabulary. `SentimentModel` explains the
+    options that are its arguments. Others are:
+
+    - `embeddings` is a file of word vectors that the embedding starts from: see
+      `read_word_vectors`. `emb_dim` is then their size.
+    - `pretrained` is the `save_path` of a finished run of `train_lm.py`. The embedding
+      and the recurrent layers start from its weights. Their sizes, and zoneout if no
+      other is given, are those of that run. They are not densely connected.
+    - `layer_rate` multiplies the learning rate of each lower layer: of the layer below
+      the logit once, of the one below it twice, and so on down to the embedding.
+    - With `unfreeze_epochs` above 0 the logit alone is trained in the first so many
+      epochs. After each further so many, one more layer is trained, from the last one
+      to the embedding.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    cell: str = option("qrnn", "qrnn or lstm", choice(*CELLS))
+    epochs: int = redefault("epochs", 10)
+    batch_size: int = redefault("batch_size", 24)
+    optimizer: str = redefault("optimizer", "rmsprop")
+    learning_rate: float = redefault("learning_rate", 0.001)
+    learning_rate_decay: float = redefault("learning_rate_decay", 1.0)
+    epsilon: float = redefault("epsilon", 1e-8)
+    units: int = option(256, "units of each layer", count)
+    layers: int = option(4, "number of layers", count)
+    window: int = option(2, "window of the convolution", count)
+    first_window: int | None = option(
+        None, "window of the first layer, if another one", count, "first_qrnn_k"
+    )
+    dense: bool = option(True, "densely connected layers", flag)
+    emb_dim: int | None = option(
+        None, f"size of the embedding; without word vectors {EMB_DIM}", count
+    )
+    vocab_size: int = option(
+        30000,
+        "words kept at most, the most frequent",
+        lambda name, value: integer(name, value, 3, MOST, "Option"),
+    )
+    max_len: int | None = option(
+        None, "words kept of a longer review, its last ones", count
+    )
+    pooling: str = option("fo", "f, fo or ifo", choice(*GATES))
+    zoneout: float | None = option(
+        None, "zoneout rate; without a language model 0", fraction
+    )
+    dropout: float = option(0.3, "dropout rate", fraction)
+    embedding_dropout: float = option(0.0, "rate at which words are dropped", fraction)
+    kernel_dropout: float = option(
+        0.0, "rate at which elements of the QRNN's kernels are dropped", fraction
+    )
+    l2: float = option(4e-6, "L2 regularization of the kernels", not_negative)
+    encoding: str = option("last", "last or last_mean_max", choice(*ENCODINGS))
+    embedding_scale: float = option(
+        0.1, "the embedding starts uniform in plus and minus this", positive
+    )
+    train_embedding: bool = option(True, "train the embedding", flag)
+    embeddings: str | None = option(
+        None, "file of word vectors that the embedding starts from", path
+    )
+    pretrained: str | None = option(
+        None, "save_path of a language model that this run starts from", path
+    )
+    layer_rate: float = option(
+        1.0, "factor on the learning rate of each lower layer", positive
+    )
+    unfreeze_epochs: int = option(
+        0, "epochs after which one more layer is trained; 0: all at once", count_or_zero
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("zoneout", "kernel_dropout", "pretrained"):
+            value = getattr(self, name)
+            if value and self.cell != "qrnn":
+                raise ValueError(
+                    f"Option `{name}` goes with the QRNN. "
+                    f"Received: {name}={value!r}, cell={self.cell!r}"
+                )
+        if self.embeddings is not None and self.pretrained is not None:
+            raise ValueError(
+                "Options `embeddings` and `pretrained` exclude each other. Received: "
+                f"embeddings={self.embeddings!r}, pretrained={self.pretrained!r}"
+            )
+        if self.weight_decay and (self.layer_rate != 1 or self.unfreeze_epochs):
+            raise ValueError(
+                "Option `weight_decay` does not go with `layer_rate` and "
+                "`unfreeze_epochs`: it would also change a layer that is not trained. "
+                f"Received: weight_decay={self.weight_decay!r}"
+            )
+
+    @property
+    def seeds(self) -> int:
+        return 2 * self.layers + 2
+
+
+class SentimentAnalysis(Experiment):
+    """A sentiment classifier on reviews.
+
+    Args:
+        reviews: the training and development splits are used.
+        options: the recipe.
+
+    Raises:
+        FileNotFoundError: if there is no such file of word vectors or such a run.
+        ValueError: if the file or the run is damaged, or does not fit the options.
+    """
+
+    objective = OBJECTIVE
+    panels = (
+        Panel(
+            "loss (nats per review)",
+            {
+                "training": lambda row: row["loss"],
+                "validation": lambda row: row["val_loss"],
+            },
+        ),
+        Panel(
+            "accuracy",
+            {
+                "training": lambda row: row["accuracy"],
+                "validation": lambda row: row["val_accuracy"],
+            },
+        ),
+    )
+    runs = ("embeddings", "pretrained")
+    scales = ("embedding_scale",)
+    options: SentimentOptions
+
+    def __init__(self, reviews: Reviews, options: SentimentOptions) -> None:
+        super().__init__(options)
+        self.reviews = reviews
+        self.trained: LanguageModel | None = None
+        self.vectors: dict[str, np.ndarray] = {}
+        self.emb_dim = options.emb_dim or EMB_DIM
+        if options.pretrained is not None:
+            self.trained, self.vocabulary = load_trained(
+                options.pretrained, "pretrained"
+            )
+            if self.trained.cell != "qrnn":
+                raise ValueError(
+                    "Option `pretrained` must be a run with the QRNN. "
+                    f"Received: cell={self.trained.cell!r}"
+                )
+            self.emb_dim = self._same_size(
+                "emb_dim", self.trained.get_config()["emb_dim"], "of that run"
+            )
+        else:
+            self.vocabulary = vocabulary_of(reviews, options.vocab_size)
+        if options.embeddings is not None:
+            size, self.vectors = read_word_vectors(
+                options.embeddings, self.vocabulary.words
+            )
+            self.emb_dim = self._same_size("emb_dim", size, "of the word vectors")
+        self.tokens = {
+            split: self.encoded(getattr(reviews, split)) for split in ("train", "valid")
+        }
+
+    def _same_size(self, name: str, expected: int, what: str) -> int:
+        if getattr(self.options, name) not in (None, expected):
+            raise ValueError(
+                f"Option `{name}` must be {expected}, the size {what}. "
+                f"Received: {name}={getattr(self.options, name)}"
+            )
+        return expected
+
+    def encoded(self, reviews: Labelled) -> list[np.ndarray]:
+        """The tokens of each review: see `encode_reviews`."""
+        return encode_reviews(reviews.texts, self.vocabulary, self.options.max_len)
+
+    @property
+    def summary(self) -> str:
+        """The data in a line."""
+        sizes = [len(getattr(self.reviews, s)) for s in ("train", "valid", "test")]
+        text = "{} reviews to train on, {} held out, {} to test with; ".format(*sizes)
+        text += f"{len(self.vocabulary)} words"
+        if self.options.embeddings is not None:
+            found = f"{len(self.vectors)} of them found in {self.options.embeddings}"
+            text += f", {found}, {self.emb_dim} dimensions"
+        return text
+
+    def data(self) -> dict[str, Any]:
+        reviews = self.reviews
+        labels = [map(str, each.labels) for each in (reviews.train, reviews.valid)]
+        return {
+            "vocabulary": len(self.vocabulary),
+            "data": fingerprint(
+                self.vocabulary.words, reviews.train.texts, reviews.valid.texts, *labels
+            ),
+        }
+
+    def prepare(self, goes_on: bool) -> None:
+        options = self.options
+        weights, width = self.emb_dim * (len(self.vocabulary) + 1), self.emb_dim
+        for n in range(options.layers):
+            if options.cell == "qrnn":
+                window = (options.first_window if not n else None) or options.window
+                gates = len(GATES[options.pooling])
+                weights += gates * options.units * (window * width + 1)
+            else:
+                weights += 4 * options.units * (width + options.units + 1)
+            width = options.units + width * options.dense
+            if width > MOST:
+                break
+        gates = 4 * options.units * options.batch_size
+        longest = max(map(len, self.tokens["train"]))
+        check_memory(
+            {
+                "`units`, `layers` and `window`: the weights": 4 * weights,
+                "`units` and `batch_size`: the gates of a batch": 4 * gates * longest,
+            }
+        )
+
+    def batches(self) -> ReviewBatches:
+        return ReviewBatches(
+            self.reviews.train,
+            self.tokens["train"],
+            self.options.batch_size,
+            self.options.seed,
+        )
+
+    def model(self, steps_per_epoch: int | None = None) -> SentimentModel:
+        options = self.options
+        sizes: dict[str, Any] = {
+            "units": options.units,
+            "layers": options.layers,
+            "window": windows(options.window, options.first_window, options.layers),
+            "dense": options.dense,
+            "pooling": options.pooling,
+        }
+        zoneout = options.zoneout or 0.0
+        if self.trained is not None:
+            layers = self.trained.recurrent
+            if options.zoneout is None:
+                zoneout = layers[0].zoneout
+            sizes = {
+                "units": [layer.units for layer in layers],
+                "layers": len(layers),
+                "window": [layer.window for layer in layers],
+                "dense": False,
+                "pooling": layers[0].pooling,
+            }
+        model = SentimentModel(
+            len(self.vocabulary),
+            self.emb_dim,
+            **sizes,
+            zoneout=zoneout,
+            dropout=options.dropout,
+            embedding_dropout=options.embedding_dropout,
+            kernel_dropout=options.kernel_dropout,
+            l2=options.l2,
+            cell=options.cell,
+            encoding=options.encoding,
+            embedding_scale=options.embedding_scale,
+            train_embedding=options.train_embedding,
+            seed=options.seed,
+            vocabulary=self.vocabulary.fingerprint,
+            dtype=options.dtype_policy,
+        )
+        model.build()
+        model.compile(
+            build_optimizer(
+                options, steps_per_epoch, **self._layer_rates(model, steps_per_epoch)
+            )
+        )
+        # With mixed_float16 the optimizer is a wrapper with variables of its own.
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def _layer_rates(
+        self, model: SentimentModel, steps_per_epoch: int | None
+    ) -> dict[str, Any]:
+        """Each variable's factor on the learning rate, and its first step."""
+        options = self.options
+        if options.layer_rate == 1 and not options.unfreeze_epochs:
+            return {}
+        layers = [model.logit, *model.recurrent[::-1], model.embedding]
+        depth = {
+            id(variable): n
+            for n, layer in enumerate(layers)
+            for variable in layer.trainable_variables
+        }
+        depths = [depth[id(variable)] for variable in model.trainable_variables]
+        wait = options.unfreeze_epochs * (steps_per_epoch or 0)
+        return {
+            "rates": [options.layer_rate**n for n in depths],
+            "first_steps": [n * wait for n in depths],
+        }
+
+    def start(self, model: SentimentModel) -> SentimentModel:
+        matrix = keras.ops.convert_to_numpy(model.embedding.embeddings).copy()
+        if self.vectors:
+            known = np.stack(list(self.vectors.values()))
+            # Words without a vector start as large as those with one.
+            matrix *= known.std() / matrix.std()
+            for n, word in enumerate(self.vocabulary.words, 1):
+                if word in self.vectors:
+                    matrix[n] = self.vectors[word]
+        if self.trained is not None:
+            matrix[1:] = keras.ops.convert_to_numpy(self.trained.embedding.embeddings)
+            pairs = zip(model.recurrent, self.trained.recurrent, strict=True)
+            for layer, trained in pairs:
+                layer.set_weights(trained.get_weights())
+        matrix[0] = 0
+        model.embedding.embeddings.assign(matrix)
+        return model
+
+    def validation(self, model: SentimentModel) -> Callable[[], dict[str, float]]:
+        twin = model.copy()
+        twin.compile()
+        batches = evaluation_batches(
+            self.reviews.valid, self.tokens["valid"], self.options.batch_size
+        )
+
+        def validate() -> dict[str, float]:
+            twin.copy_weights(weight_averages(model) or model.weights)
+            logs = twin.evaluate(batches.for_fit(), verbose=0, return_dict=True)
+            loss, accuracy = logs["loss"], logs["accuracy"]
+            # A model that has diverged is not right on half of the reviews.
+            accuracy = accuracy if math.isfinite(loss) else math.nan
+            return {"val_loss": loss, "val_accuracy": accuracy}
+
+        return validate
+
+    def kept(self, model: SentimentModel) -> SentimentModel:
+        kept = model.copy()
+        kept.copy_weights(weight_averages(model) or model.weights)
+        return kept
+
+    def save(self, directory: Path) -> None:
+        self.vocabulary.save(directory / "vocabulary.json")
+
+
+def vocabulary_of(reviews: Reviews, size: int) -> Vocabulary:
+    """The most frequent words of the training reviews, and `<unk>`."""
+    words = Vocabulary.build(reviews.train.texts, size).words
+    return Vocabulary(words if UNK in words else [*words, UNK])
+
+
+def evaluation_batches(
+    reviews: Labelled, tokens: list[np.ndarray], batch_size: int
+) -> ReviewBatches:
+    """The batches of an evaluation, in the order of their lengths."""
+    return ReviewBatches(reviews, tokens, batch_size)
+
+
+def load_sentiment(directory: Path, option: str) -> tuple[SentimentModel, Vocabulary]:
+    """The best sentiment model of a run: see `load_run` for the arguments."""
+    return load_run(directory, option, SentimentModel, "train_sentiment.py")
+
+
+def logits_of(
+    model: SentimentModel, tokens: list[np.ndarray], batch_size: int
+) -> np.ndarray:
+    """The logit of each review, float32 of shape `(reviews,)`.
+
+    Args:
+        model: a built model.
+        tokens: of each review: see `encode_reviews`.
+        batch_size: rows of a batch. It changes speed and memory, not the result.
+    """
+    nothing = Labelled([""] * len(tokens), np.zeros(len(tokens)))
+    batches = evaluation_batches(nothing, tokens, batch_size)
+    logits = np.zeros(len(tokens), "float32")
+    for index in range(len(batches)):
+        chosen, _ = batches.rows(index)
+        logits[chosen] = model.predict_on_batch(batches[index][0])[:, 0]
+    return logits
+
+
+def confusion_matrix(labels: np.ndarray, logits: np.ndarray) -> list[list[int]]:
+    """Numbers of reviews: a row for each label, a column for each prediction."""
+    predicted = logits > 0
+    return [[int((predicted[labels == y] == p).sum()) for p in (0, 1)] for y in (0, 1)]

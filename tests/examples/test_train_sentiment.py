@@ -1,0 +1,103 @@
+"""The program that trains the sentiment classifier, on a few reviews of the sample."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import keras
+import pytest
+
+from keras_qrnn.data import load_corpus, sentiment_sample
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location(
+    "train_sentiment", ROOT / "examples" / "train_sentiment.py"
+)
+train_sentiment = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(train_sentiment)
+TINY = [
+    "--dataset", "sample", "--units", "3", "--layers", "2", "--emb_dim", "2",
+    "--batch_size", "40", "--epochs", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_reviews(monkeypatch):
+    monkeypatch.setattr(sentiment_sample, "REVIEWS", {"train": 80, "test": 40})
+
+
+@pytest.mark.one_backend("torch")
+def test_train_evaluate_and_draw(tmp_path, capsys):
+    path = tmp_path / "run"
+    arguments = [*TINY, "--save_path", str(path), "--draw", "3"]
+    assert train_sentiment.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy: " in printed and "(best reachable: " in printed
+    record = json.loads((path / "run.json").read_text())
+    (a, b), (c, d) = record["test_confusion"]
+    assert a + b + c + d == 40 and record["test"] == (a + d) / 40
+    assert record["options"]["units"] == 3 and "keras" in record["versions"]
+    names = {"model.keras", "vocabulary.json", "checkpoint.npz", "log.csv"}
+    names |= {"training.png", "states.png", "run.json", "logs"}
+    assert names <= {file.name for file in path.iterdir()}
+    # Again: refused, resumed, only evaluated.
+    assert train_sentiment.main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert train_sentiment.main([*arguments, "--resume"]) == 0
+    assert train_sentiment.main([*arguments, "--notrain", "--verbose", "0"]) == 0
+    evaluated = capsys.readouterr().out
+    assert f"test accuracy: {record['test']:.2%} of 40 reviews" in evaluated
+
+
+@pytest.mark.one_backend
+def test_text_is_written_for_a_language_model(tmp_path):
+    directory = tmp_path / "text"
+    arguments = ["--dataset", "sample", "--valid_size", "20"]
+    assert train_sentiment.main([*arguments, "--write_text", str(directory)]) == 0
+    corpus = load_corpus(data_dir=directory)
+    assert [len(corpus.train), len(corpus.valid), len(corpus.test)] == [60, 10, 10]
+
+
+@pytest.mark.one_backend
+def test_names_of_run_directories():
+    def name(*given):
+        parsed = train_sentiment.parser().parse_args(given)
+        options = train_sentiment.options_from(parsed)
+        return str(train_sentiment.save_path_of(parsed, options))
+
+    assert name() == "sentiment-qrnn_model"
+    assert name("--lstm", "--dataset", "sample") == "sentiment-lstm_sample"
+    assert name("--data_dir", "x/aclImdb", "--pretrained", "y") == (
+        "sentiment-qrnn_aclImdb_pretrained"
+    )
+    assert name("--first_qrnn_k", "4", "--save_path", "z") == "z"
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data_dir", "nowhere"], "must hold train/pos"),
+        (["--data_dir", "", "--dataset", "imdb"], "`data_dir` must be a path"),
+        (["--embeddings", "nowhere.txt"], "nowhere.txt"),
+        (["--pretrained", "nowhere"], "`pretrained` must be a directory that train_lm"),
+        (["--valid_size", "0"], "`valid_size` must be a positive integer"),
+        (["--valid_size", "80"], "`valid_size` must be below 80"),
+        (["--valid_seed", "-1"], "`valid_seed` must be"),
+        (["--draw", "-1"], "`draw` must be"),
+        (["--write_text", ""], "`write_text` must be a path"),
+        (["--lstm", "--zoneout", "0.1"], "`zoneout` goes with the QRNN"),
+        (["--units", "100000000"], "must fit in the memory"),
+        (["--notrain"], "`save_path` must be a directory that train_sentiment.py"),
+        (["--config", "nowhere.json"], "`config` cannot be read"),
+        (["--encoding", "first"], "`encoding` must be one of"),
+    ],
+)
+def test_bad_options(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras.Model, "fit", None)
+    data = ["--dataset", "sample"] if "--data_dir" not in options else []
+    assert train_sentiment.main([*data, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,229 @@
+"""Training of the sentiment classifier: what it starts from, its rates, resuming."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_qrnn.data import Corpus, Vocabulary
+from keras_qrnn.data.imdb import Labelled, Reviews
+from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.experiment import has_diverged, train_experiment
+from keras_qrnn.training.language_model import LanguageModelling
+from keras_qrnn.training.sentiment import (
+    SentimentAnalysis,
+    SentimentOptions,
+    confusion_matrix,
+    load_sentiment,
+    logits_of,
+)
+from tests.training.test_recipe import Interrupt, final_state
+
+trains = pytest.mark.skipif(
+    keras.config.backend() == "numpy", reason="the NumPy backend does not train"
+)
+TINY = {
+    "units": 3, "layers": 2, "emb_dim": 2, "batch_size": 4, "epochs": 2,
+    "save_every": 2, "learning_rate": 0.05, "dropout": 0.2,
+}  # fmt: skip
+
+
+def reviews():
+    """16 reviews, which all have 4 or 8 words: few shapes to compile."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 16)
+    texts = [
+        " ".join([("bad", "good")[y], *rng.choice(["a", "b", "c"], 3 + 4 * (n % 2))])
+        for n, y in enumerate(labels)
+    ]
+    both = Labelled(texts, labels)
+    return Reviews("tiny", both, both.chosen(np.arange(8)), both.chosen(np.arange(9)))
+
+
+def weights_of(model):
+    return {w.path.partition("/")[2]: ops.convert_to_numpy(w) for w in model.weights}
+
+
+@trains
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw"])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer):
+    if optimizer == "adamw" and keras.config.backend() != "torch":
+        pytest.skip("one optimizer is enough where each run compiles")
+    options = SentimentOptions(
+        **TINY, optimizer=optimizer, layer_rate=0.5, unfreeze_epochs=1,
+        weight_average=0.9, embedding_dropout=0.1, kernel_dropout=0.1,
+    )  # fmt: skip
+
+    def run(name, *callbacks):
+        experiment = SentimentAnalysis(reviews(), options)
+        return train_experiment(
+            experiment, tmp_path / name, resume=True, callbacks=callbacks, verbose=0
+        )
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", Interrupt(1, 2))
+    cut = run("cut")
+    expected, found = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+    for row, other in zip(whole, cut, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    # The best epoch's model predicts what validation saw.
+    model, vocabulary = load_sentiment(tmp_path / "cut", "save_path")
+    experiment = SentimentAnalysis(reviews(), options)
+    assert vocabulary.words == experiment.vocabulary.words
+    logits = logits_of(model, experiment.tokens["valid"], 3)
+    accuracy = np.mean((logits > 0) == experiment.reviews.valid.labels)
+    assert accuracy == max(row["val_accuracy"] for row in whole)
+
+
+@trains
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "sgd"])
+def test_layers_are_unfrozen_from_the_last_to_the_first(optimizer):
+    options = SentimentOptions(
+        **TINY | {"dropout": 0.0}, optimizer=optimizer, unfreeze_epochs=1
+    )
+    experiment = SentimentAnalysis(reviews(), options)
+    batches = experiment.batches()
+    model = experiment.model(1)  # an epoch is one step
+    names = ["logit", "qrnn_1", "qrnn_0", "embedding"]
+    for step in range(4):
+        before = weights_of(model)
+        model.train_on_batch(*batches[0])
+        moved = {
+            name for name, weight in weights_of(model).items()
+            if not np.array_equal(weight, before[name])
+        }  # fmt: skip
+        for n, layer in enumerate(names):
+            assert any(layer in name for name in moved) == (n <= step), (step, layer)
+
+
+@trains
+def test_lower_layers_learn_at_lower_rates():
+    def steps(rate):
+        options = SentimentOptions(
+            **TINY | {"dropout": 0.0}, optimizer="sgd", layer_rate=rate, l2=0.0
+        )
+        experiment = SentimentAnalysis(reviews(), options)
+        keras.utils.set_random_seed(1)
+        model = experiment.model(1)
+        before = weights_of(model)
+        model.train_on_batch(*experiment.batches()[0])
+        return {name: w - before[name] for name, w in weights_of(model).items()}
+
+    whole, scaled = steps(1.0), steps(0.5)
+    depths = {"logit": 0, "qrnn_1": 1, "qrnn_0": 2, "embedding": 3}
+    for name, step in whole.items():
+        (depth,) = (n for layer, n in depths.items() if layer in name)
+        np.testing.assert_allclose(
+            scaled[name], step * 0.5**depth, rtol=1e-3, atol=1e-7
+        )
+        assert np.abs(step).max() > 0
+
+
+@trains
+def test_a_run_starts_from_a_language_model(tmp_path):
+    texts = reviews().train.texts
+    corpus = Corpus("tiny", texts, texts[:4], texts[:4])
+    vocabulary = Vocabulary.build([*corpus.train, "<unk>"])
+    recipe = TrainingOptions(
+        units=3, emb_dim=2, layers=2, tied=True, first_window=3, batch_size=4,
+        seq_len=8, epochs=1, pooling="ifo", zoneout=0.3,
+    )  # fmt: skip
+    language_model = LanguageModelling(corpus, vocabulary, recipe)
+    train_experiment(language_model, tmp_path / "lm", verbose=0)
+    options = SentimentOptions(
+        **TINY | {"emb_dim": None}, pretrained=str(tmp_path / "lm")
+    )
+    experiment = SentimentAnalysis(reviews(), options)
+    model = experiment.start(experiment.model(1))
+    trained = experiment.trained
+    expected = ops.convert_to_numpy(trained.embedding.embeddings)
+    found = ops.convert_to_numpy(model.embedding.embeddings)
+    assert np.array_equal(found[1:], expected) and not found[0].any()
+    for layer, other in zip(model.recurrent, trained.recurrent, strict=True):
+        assert (layer.units, layer.window) == (other.units, other.window)
+        for one, two in zip(layer.get_weights(), other.get_weights(), strict=True):
+            assert np.array_equal(one, two)
+    assert [layer.window for layer in model.recurrent] == [3, 2]
+    # The recurrent layers read the review as the language model does.
+    tokens = experiment.tokens["train"][0][None]
+    for layer in trained.recurrent:
+        layer.reset_state()
+    expected = trained.with_batch_size(1).hidden(ops.convert_to_tensor(tokens - 1))
+    outputs = model.embedding(tokens)
+    for layer in model.recurrent:
+        layer.return_sequences = True
+        outputs = layer(outputs)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(outputs), ops.convert_to_numpy(expected), rtol=1e-4
+    )
+    other = SentimentOptions(**TINY | {"emb_dim": 3}, pretrained=str(tmp_path / "lm"))
+    with pytest.raises(ValueError, match="`emb_dim` must be 2, the size of that run"):
+        SentimentAnalysis(reviews(), other)
+    with pytest.raises(FileNotFoundError, match="`pretrained` must be a directory"):
+        SentimentAnalysis(
+            reviews(), SentimentOptions(pretrained=str(tmp_path / "nowhere"))
+        )
+
+
+@pytest.mark.one_backend("torch")
+def test_a_run_starts_from_word_vectors(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("good 3 4\nbad -3 -4\nelse 1 1\n")
+    options = SentimentOptions(**TINY | {"emb_dim": None}, embeddings=str(path))
+    experiment = SentimentAnalysis(reviews(), options)
+    assert "2 of them found" in experiment.summary and experiment.emb_dim == 2
+    model = experiment.start(experiment.model(1))
+    matrix = ops.convert_to_numpy(model.embedding.embeddings)
+    words = experiment.vocabulary.words
+    assert matrix[1 + words.index("good")].tolist() == [3, 4]
+    assert matrix[1 + words.index("bad")].tolist() == [-3, -4]
+    assert not matrix[0].any() and matrix[1 + words.index("a")].any()
+    with pytest.raises(ValueError, match="`emb_dim` must be 2, the size of the word"):
+        SentimentAnalysis(reviews(), SentimentOptions(emb_dim=50, embeddings=str(path)))
+
+
+@pytest.mark.one_backend("torch")
+def test_a_divergence_is_no_accuracy(tmp_path):
+    options = SentimentOptions(**TINY, optimizer="sgd", l2=1e30, seed=1)
+    experiment = SentimentAnalysis(reviews(), options)
+    history = train_experiment(experiment, tmp_path, verbose=0)
+    assert len(history) == 1 and np.isnan(history[0]["val_accuracy"])
+    assert has_diverged(experiment, history)
+    assert "a smaller --learning_rate" in experiment.why_diverged()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"cell": "lstm", "zoneout": 0.1}, "`zoneout` goes with the QRNN"),
+        ({"cell": "lstm", "pretrained": "x"}, "`pretrained` goes with the QRNN"),
+        ({"embeddings": "x", "pretrained": "y"}, "exclude each other"),
+        ({"weight_decay": 0.1, "layer_rate": 0.5}, "`weight_decay` does not go with"),
+        ({"optimizer": "rmsprop", "average_trigger": 2}, "`average_trigger` goes with"),
+        ({"vocab_size": 2}, "`vocab_size`"),
+        ({"l2": -1.0}, "`l2` must not be negative"),
+        ({"unfreeze_epochs": -1}, "`unfreeze_epochs`"),
+    ],
+)
+def test_bad_options(changed, message):
+    with pytest.raises(ValueError, match=message):
+        SentimentOptions(**changed)
+
+
+@pytest.mark.one_backend
+def test_options_that_the_machine_cannot_hold():
+    experiment = SentimentAnalysis(reviews(), SentimentOptions(units=10**6))
+    with pytest.raises(ValueError, match="must fit in the memory of this machine"):
+        experiment.prepare(False)
+
+
+@pytest.mark.one_backend
+def test_confusion_matrix():
+    labels = np.array([0, 0, 0, 1, 1])
+    logits = np.array([-1.0, 2.0, 0.0, 1.0, -3.0])
+    assert confusion_matrix(labels, logits) == [[2, 1], [1, 1]]
