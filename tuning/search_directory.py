@@ -201,6 +201,7 @@ def tidy(directory: Path) -> None:
     models = []
     for execution in sorted(directory.glob("execution_*")):
         run = RunDirectory(execution)
+        run.settle(0)  # a killed run may have left a model newer than its checkpoint
         run.checkpoint.unlink(missing_ok=True)
         if run.model.exists():
             models.append((_rank(run.log), run.model))

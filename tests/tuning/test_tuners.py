@@ -55,7 +55,7 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     """Hyperband's trials begin with the model of the trial before."""
     execution = tmp_path / "execution_0"
     execution.mkdir()
-    for name in ("model.keras", "checkpoint.npz"):
+    for name in ("model.keras", "model.epoch3.keras", "checkpoint.npz"):
         (execution / name).write_bytes(b"copied")
     search_directory.write_error(tmp_path, "MemoryError")
     search_directory.tidy(tmp_path)
