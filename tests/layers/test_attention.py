@@ -100,6 +100,7 @@ def expected_of(
     return result
 
 
+@hypothesis.settings(max_examples=max(6, EXAMPLES // 2))
 @given(cases())
 def test_values(case):
     config, (x, source), (mask, source_mask), state, context = case
