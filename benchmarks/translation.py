@@ -112,7 +112,9 @@ def parts(
     vocab, units, embedded = model.logits_bias.shape[0], options.units, options.emb_dim
     tokens = ops.convert_to_tensor(rng.integers(3, vocab, (batch, time)), "int32")
     memory = ops.stop_gradient(values(units))
-    embedding = model.source_embedding
+    # JAX's calls pass `training`, which these two layers do not take themselves.
+    embedding = keras.Sequential([model.source_embedding])
+    logits = keras.Sequential([model.logits])
     found = {
         "one embedding": layer_calls(
             embedding,
@@ -126,7 +128,7 @@ def parts(
             values(units if options.layers > 1 else embedded),
             values(units),
         ),
-        "softmax's logits": layer_calls(model.logits, values(units), values(vocab)),
+        "softmax's logits": layer_calls(logits, values(units), values(vocab)),
     }
     if options.layers > 1:
         found["other decoder layers"] = layer_calls(

@@ -16,7 +16,9 @@ from keras_qrnn import (
     linear_scan,
 )
 from keras_qrnn.convert import from_lstm, load_torch_weights, torch_state_dict
+from keras_qrnn.data import CharacterVocabulary
 from keras_qrnn.initializers import ChronoBias
+from keras_qrnn.models import TranslationModel, Translator
 
 if TYPE_CHECKING:
     import jax
@@ -98,3 +100,10 @@ def in_a_stack(inputs: np.ndarray) -> "tuple[list[QRNN], list[keras.Variable] | 
     stack(outputs, initial_state=states[::2], mask=None)
     stack.reset_state()
     return stack.qrnns, stack.states
+
+
+def translated(sentences: list[str]) -> list[str]:
+    vocabulary = CharacterVocabulary.build(sentences, min_count=1)
+    model = TranslationModel(len(vocabulary), units=8, layers=1, cell="lstm")
+    model.build()
+    return Translator(model, vocabulary, beam=2).translate(sentences)
