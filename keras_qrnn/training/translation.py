@@ -292,7 +292,7 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> tuple[float,
         ImportError: if sacrebleu is not installed.
     """
     need_sacrebleu()
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()
     score = metric.corpus_score(list(translations), [list(references)]).score
