@@ -56,6 +56,21 @@ def outputs_of(gates: Gates, cells: Sequence) -> Sequence:
     return cells if gates.o is None else gates.o * cells
 
 
+def one_step(
+    gates: Gates, state: Sequence, update_scale: Sequence | float | None
+) -> tuple[Sequence, Sequence]:
+    """The output and the cell state of one step, each `(batch, units)`.
+
+    Args:
+        gates: the activated gates, each `(batch, units)`.
+        state: the cell state before the step.
+        update_scale: as in `decay_and_inputs`, for one step.
+    """
+    decay, inputs = decay_and_inputs(gates, update_scale)
+    cell = decay * state + inputs
+    return outputs_of(gates, cell), cell
+
+
 def gate_gradients(
     gates: Gates,
     update_scale: Sequence | float | None,

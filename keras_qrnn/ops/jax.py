@@ -355,8 +355,35 @@ def _conv_pool_at_once(
     update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
+    # In an export, sizes may be symbols. In half precision a step would be rounded in
+    # other places than in a sequence.
+    time = inputs.shape[1] - kernel.shape[0] + 1
+    exact = inputs.dtype in (jnp.float32, jnp.float64)
+    if isinstance(time, int) and time == 1 and exact:
+        return _one_step(inputs, kernel, bias, initial_state, update_scale, pooling)
     gates = causal_conv(inputs, kernel, bias)
     return pool(gates, initial_state, update_scale, pooling, True)
+
+
+def _one_step(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    update_scale: jax.Array | float | None,
+    pooling: str,
+) -> tuple[jax.Array, jax.Array]:
+    """`conv_pool` on one step: a product, no loop, and the gradient is JAX's own."""
+    window, features, channels = kernel.shape
+    seen = inputs.reshape(inputs.shape[0], 1, window * features)
+    gates = causal_conv(seen, kernel.reshape(1, window * features, channels), bias)
+    activated = _activated(gates[:, 0], pooling, True)
+    scale = _scale(update_scale, activated.z.dtype)
+    if scale is not None and scale.ndim:
+        scale = scale[:, 0]
+    state = initial_state.astype(activated.z.dtype)
+    outputs, cell = equations.one_step(activated, state, scale)
+    return outputs.astype(gates.dtype)[:, None], cell
 
 
 def _conv_pool_in_pieces(

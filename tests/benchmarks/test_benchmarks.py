@@ -48,6 +48,7 @@ def rows_of(path):
         ),
         ("memory", "what", {"kept", "training peak"}),
         ("length", "mode", {"training", "inference"}),
+        ("streaming", "name", {"QRNN", "keras LSTM"}),
     ],
 )
 def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):

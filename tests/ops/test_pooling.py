@@ -222,3 +222,41 @@ def test_a_batch_without_rows(pooling):
     assert tuple(last.shape) == (0, 3)
     states = keras_qrnn.linear_scan(*gates[:2])
     assert tuple(states.shape) == (0, 4, 3)
+
+
+@differentiable
+@pytest.mark.parametrize("pooling", POOLS)
+def test_one_step(pooling):
+    """It has a path of its own. Under fo-pooling each sequence has its own bias."""
+    rng = np.random.default_rng(7)
+    batch, window, features, units = 3, 2, 4, 5
+    channels = len(reference.GATES[pooling]) * units
+    scale = {"f": None, "fo": rng.uniform(size=(batch, 1, units)) < 0.6, "ifo": 0.7}
+    scale = scale[pooling]
+    bias = (batch, channels) if pooling == "fo" else (channels,)
+    shapes = (batch, window, features), (window, features, channels), bias
+    shapes = (*shapes, (batch, units))
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    weights = [
+        rng.normal(size=(batch, *s, units)).astype("float32") for s in ((1,), ())
+    ]
+
+    def loss(*tensors):
+        given = ops.convert_to_tensor(scale) if pooling == "fo" else scale
+        results = active.conv_pool(*tensors, given, pooling)
+        pairs = zip(results, weights, strict=True)
+        return sum(ops.sum(x * ops.convert_to_tensor(w)) for x, w in pairs)
+
+    value, gradients = value_and_gradients(loss, arrays)
+    inputs, kernel, bias, cell = (a.astype("float64") for a in arrays)
+    want = reference.qrnn(
+        inputs[:, 1:], kernel, bias, pooling, cell, inputs[:, :1],
+        update_scale=scale, d_outputs=weights[0], d_cell=weights[1],
+    )  # fmt: skip
+    total = np.sum(want.outputs * weights[0]) + np.sum(want.cell * weights[1])
+    assert_close("loss", value, total)
+    found = want.gradients
+    found["inputs"] = np.concatenate([found["window"], found["x"]], axis=1)
+    names = ("inputs", "kernel", "bias", "cell")
+    for name, gradient in zip(names, gradients, strict=True):
+        assert_close(f"d_{name}", gradient, found[name])

@@ -18,6 +18,7 @@ ends. `linear_scan` alone keeps the memory order of its arguments.
 
 import torch
 
+from keras_qrnn.ops import equations
 from keras_qrnn.ops.torch import plain
 from keras_qrnn.ops.torch.choice import is_recorded
 from keras_qrnn.ops.torch.convolution import (
@@ -30,6 +31,10 @@ from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
 from keras_qrnn.ops.torch.softmax import cross_entropy
+
+# On a CPU, one step of up to this many sequences is faster as one matrix product than
+# as a convolution, which first brings the kernel into another order.
+FEW_ROWS = 64
 
 __all__ = ["causal_conv", "conv_pool", "cross_entropy", "linear_scan", "pool"]
 
@@ -51,6 +56,10 @@ def conv_pool(
         return plain.pool(gates, initial_state, update_scale, pooling, activate=True)
     window, units = kernel.shape[0], initial_state.shape[1]
     batch, time = inputs.shape[0], inputs.shape[1] - window + 1
+    # In half precision a step would be rounded in other places than in a sequence.
+    exact = inputs.dtype in (torch.float32, torch.float64)
+    if time == 1 and batch <= FEW_ROWS and inputs.is_cpu and exact:
+        return _one_step(inputs, kernel, bias, initial_state, update_scale, pooling)
     # A gradient needs the gates of all steps. Without one they exist for a piece of
     # time only.
     cuts = None if torch.is_grad_enabled() else pieces(time, batch, inputs.is_cpu)
@@ -65,3 +74,24 @@ def conv_pool(
         scale = scale_at(update_scale, (slice(None), at))
         outputs[:, at], state = pool(gates, state, scale, pooling, activate=True)
     return outputs, state
+
+
+def _one_step(
+    inputs: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    initial_state: torch.Tensor,
+    update_scale: torch.Tensor | float | None,
+    pooling: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`conv_pool` on one step: no loop, and the gradient is PyTorch's own."""
+    seen, weights = inputs.flatten(1), kernel.flatten(0, 1)
+    gates = seen @ weights if bias is None else torch.addmm(bias, seen, weights)
+    activated = plain.activations(gates, pooling, activate=True)
+    if isinstance(update_scale, torch.Tensor):
+        update_scale = update_scale[:, 0].to(activated.z.dtype)
+    state = initial_state.to(activated.z.dtype)
+    outputs, cell = equations.one_step(activated, state, update_scale)
+    if outputs is cell:  # the two may share no memory
+        outputs = cell.clone()
+    return outputs.to(gates.dtype).unsqueeze(1), cell
