@@ -1,5 +1,6 @@
 """Every Python example of README.md and docs/ runs, on each backend."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -29,9 +30,13 @@ def run(page):
     """The names that the examples of a page define, run in one namespace in order."""
     names = {}
     for number, block in enumerate(PAGES[page], 1):
-        # "# backend: torch" in its first line: the example is of that backend only.
+        # In its first line, "# backend: torch": the example is of that backend only;
+        # "# needs: onnxruntime": it runs where that is, as in `make test-export`.
         only = re.match(r"# backend: (\w+)", block)
-        if only is None or only.group(1) == BACKEND:
+        needs = re.match(r"# .*needs: (\w+)", block)
+        if (only is None or only.group(1) == BACKEND) and (
+            needs is None or importlib.util.find_spec(needs.group(1))
+        ):
             exec(compile(block, f"<{page}, example {number}>", "exec"), names)
     return names
 
