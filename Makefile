@@ -1,7 +1,7 @@
 # make demo         train on the embedded corpus and write a sentence (one backend)
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
-# make test-export  exports run in ONNX Runtime, OpenVINO, LiteRT and others
+# make test-export  exports run in ONNX Runtime, OpenVINO and others
 # make lint         ruff, codespell, mypy
 # make types        mypy with each framework's own types, after lint
 # make docs         the documentation, in docs/_build/index.html; a warning is an error

@@ -107,33 +107,8 @@ def openvino(model, directory):
     path = str(directory / "model.xml")
     model.export(path, format="openvino", verbose=False)
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda arrays: list(compiled(arrays).values())
-
-
-def litert(model, directory):
-    if BACKEND == "tensorflow":
-        # The interpreter of TensorFlow has its operations too, for Keras's LSTM.
-        from tensorflow.lite import Interpreter
-    else:
-        from ai_edge_litert.interpreter import Interpreter
-    path = str(directory / "model.tflite")
-    model.export(path, format="litert", verbose=False)
-    interpreter = Interpreter(path)
-
-    def run(arrays):
-        # The names of inputs and outputs sort as the model's do.
-        given = sorted(interpreter.get_input_details(), key=lambda each: each["name"])
-        order = sorted(range(len(arrays)), key=lambda n: model.inputs[n].name)
-        for each, n in zip(given, order, strict=True):
-            interpreter.resize_tensor_input(each["index"], arrays[n].shape)
-        interpreter.allocate_tensors()
-        for each, n in zip(given, order, strict=True):
-            interpreter.set_tensor(each["index"], arrays[n])
-        interpreter.invoke()
-        found = sorted(interpreter.get_output_details(), key=lambda each: each["name"])
-        return [interpreter.get_tensor(each["index"]) for each in found]
-
-    return run
+    # From TensorFlow, further outputs come behind those of the model.
+    return lambda arrays: list(compiled(arrays).values())[: len(model.outputs)]
 
 
 def torch_export(model, directory):
@@ -161,9 +136,9 @@ def torch_export(model, directory):
 
 
 TOOLS = {
-    "tensorflow": [saved_model, onnx, openvino, litert],
-    "jax": [saved_model, onnx, openvino],
-    "torch": [torch_export, onnx, openvino, litert],
+    "tensorflow": [saved_model, onnx, openvino],
+    "jax": [saved_model, onnx],
+    "torch": [torch_export, onnx, openvino],
 }
 
 

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
     if BACKEND == "torch"
-    else pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated"),
+    else pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
 
