@@ -205,13 +205,27 @@ class SentimentModel(keras.Model):
 
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         mask = ops.not_equal(tokens, 0)
-        outputs = self._embed(tokens, training)
-        if self.stack is not None:
-            outputs = self.stack(outputs, mask=mask, training=training)
-        for lstm, inputs in self._through_lstms(outputs, mask, training):
-            outputs = lstm(inputs, mask=mask, training=training)
-        encoding = self.last_dropout(self._encode(outputs, mask), training=training)
+        encoding = self.encode(self._embed(tokens, training), mask, training)
+        encoding = self.last_dropout(encoding, training=training)
         return self.logit(ops.cast(encoding, self.variable_dtype))
+
+    def encode(self, embedded: Tensor, mask: Tensor, training: bool = False) -> Tensor:
+        """The encodings of embedded reviews, which the classifier takes.
+
+        Args:
+            embedded: tensor of shape `(batch, time, emb_dim)`.
+            mask: bool tensor of shape `(batch, time)`.
+            training: whether zoneout and the dropouts between layers act.
+
+        Returns:
+            Tensor of shape `(batch, units of the last layer)`, or three times as wide.
+        """
+        outputs = embedded
+        if self.stack is not None:
+            outputs = self.stack(embedded, mask=mask, training=training)
+        for lstm, inputs in self._through_lstms(embedded, mask, training):
+            outputs = lstm(inputs, mask=mask, training=training)
+        return self._encode(outputs, mask)
 
     def _embed(self, tokens: Tensor, training: bool = False) -> Tensor:
         x = ops.cast(self.embedding(tokens), self.compute_dtype)

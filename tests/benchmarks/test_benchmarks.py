@@ -46,6 +46,7 @@ def rows_of(path):
             "part",
             {"training", "encoder layers", "attention layer", "greedy", "beam 8"},
         ),
+        ("sentiment", "part", {"training", "evaluation", "embedding", "layers"}),
         ("memory", "what", {"kept", "training peak"}),
         ("length", "mode", {"training", "inference"}),
         ("streaming", "name", {"QRNN", "keras LSTM"}),
@@ -56,7 +57,7 @@ def test_quick_run_writes_its_rows(script, tmp_path, name, column, values):
         pytest.skip("memory is read from Linux's /proc")
     run = script(name).main
     options = ["--quick", "--results", str(tmp_path)]
-    if name == "translation" and BACKEND != "torch":
+    if name in ("sentiment", "translation") and BACKEND != "torch":
         options += ["--cells", "qrnn"]  # each part of each cell is compiled
     run(options)
     rows = rows_of(tmp_path / f"{name}.csv")
@@ -288,3 +289,12 @@ def test_report_refuses(script, tmp_path):
     readme.write_text("<!-- speed:begin -->")
     with pytest.raises(ValueError, match="Expected one"):
         report.write_section(readme, "speed", "")
+
+
+@pytest.mark.one_backend
+def test_the_linear_model_is_below_the_best_reachable(script, monkeypatch):
+    from keras_qrnn.data import sentiment_sample
+
+    monkeypatch.setattr(sentiment_sample, "REVIEWS", {"train": 1500, "test": 500})
+    accuracy = script("bigrams").main(["--dataset", "sample", "--strengths", "1,10"])
+    assert 0.55 < accuracy < 0.85

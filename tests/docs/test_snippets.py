@@ -142,6 +142,7 @@ def test_places_in_the_design():
     "script",
     [
         "examples/train_lm.py",
+        "examples/train_sentiment.py",
         "examples/train_translation.py",
         "examples/translate.py",
         "tuning/search.py",

@@ -1,0 +1,122 @@
+"""Times the paper's sentiment classifier and its parts, QRNN beside LSTM.
+
+    KERAS_BACKEND=jax python benchmarks/sentiment.py --dtype float32
+
+A training step is that of a batch of 24 reviews of 200 to 240 words, with RMSprop. The
+words are random: the speed does not depend on them.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from _timing import BACKEND, layer_calls, measure, merge_rows, parse, tensor
+from keras import ops
+from lm import Stopwatch
+
+from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.data.imdb import Labelled
+from keras_qrnn.data.review_batches import ReviewBatches
+from keras_qrnn.models.sentiment import CELLS, SentimentModel
+from keras_qrnn.training.environment import environment
+from keras_qrnn.training.optimizers import build_optimizer
+from keras_qrnn.training.sentiment import SentimentOptions
+
+KEY = ("cell", "dtype", "part", "batch", "time")
+
+
+class Embedding(keras.layers.Layer):
+    """The embedding of a model, in the form of a layer with `training`."""
+
+    def __init__(self, model: SentimentModel) -> None:
+        super().__init__(dtype=model.dtype_policy)
+        self.embedding = model.embedding
+
+    def build(self, shape: Shape) -> None:
+        """The embedding is built already."""
+
+    def call(self, tokens: Tensor, training: bool = False) -> Tensor:
+        return self.embedding(tokens)
+
+
+class Layers(keras.layers.Layer):
+    """The recurrent layers of a model, of embedded words."""
+
+    def __init__(self, model: SentimentModel, mask: Tensor) -> None:
+        super().__init__(dtype=model.dtype_policy)
+        self.recurrent = list(model.recurrent)  # their weights get a gradient
+        self.encode = model.encode
+        self.mask = mask
+
+    def build(self, shape: Shape) -> None:
+        """The layers are built already."""
+
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        return self.encode(x, self.mask, training=training)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
+    options = parse(parser, arguments, quick="a tiny model")
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
+    time, vocab, sizes = 240, 30000, {}
+    if options.quick:
+        sizes = {"units": 4, "layers": 2, "batch_size": 2}
+        time, vocab, options.steps, options.seconds = 8, 9, 2, 0.01
+    recipe = SentimentOptions(dtype_policy=policy, **sizes)
+    batch, emb_dim = recipe.batch_size, 4 if options.quick else 300
+    rng = np.random.default_rng(0)
+    count = batch * (options.steps + 2)
+    lengths = rng.integers(5 * time // 6, time + 1, count)
+    words = [rng.integers(1, vocab, n).astype("int32") for n in lengths]
+    for each in words[::batch]:
+        each.resize(time, refcheck=False)
+        each[each == 0] = 1  # a batch has a review of all steps
+    reviews = Labelled([""] * count, rng.integers(0, 2, count))
+    batches = ReviewBatches(reviews, words, batch, seed=0)
+    spreads, calls = {}, {}
+    for cell in options.cells.split(","):
+        model = SentimentModel(
+            vocab, emb_dim, recipe.units, recipe.layers, cell=cell, dtype=policy
+        )
+        model.build()
+        model.compile(build_optimizer(recipe))
+        for part, run in (("training", model.fit), ("evaluation", model.evaluate)):
+            watch = Stopwatch()
+            shuffle = {"shuffle": False} if part == "training" else {}
+            run(batches.for_fit(), verbose=0, callbacks=[watch], **shuffle)
+            spreads[cell, part] = watch.spread(skip=2)
+        tokens = ops.convert_to_tensor(batches[0][0])
+        steps = tokens.shape[1]
+        embedded = tensor(rng.normal(size=(batch, steps, emb_dim)).astype("float32"))
+        gradient = tensor(rng.normal(size=(batch, recipe.units)).astype("float32"))
+        found: dict[str, Callable] = {
+            "embedding": layer_calls(Embedding(model), tokens, embedded, False)[
+                "training"
+            ],
+            "layers": layer_calls(
+                Layers(model, ops.not_equal(tokens, 0)), embedded, gradient
+            )["training"],
+        }
+        calls |= {(cell, part): call for part, call in found.items()}
+    spreads |= measure(calls, options.seconds)
+    rows = []
+    for (cell, part), spread in spreads.items():
+        row = {"cell": cell, "dtype": options.dtype, "part": part}
+        row |= {"batch": batch, "time": time, **spread}
+        rows.append(row | environment())
+        print(
+            f"{BACKEND} {cell:5}{options.dtype:9}{part:12}"
+            f"{1e3 * spread['median']:9.1f} ms ({1e3 * spread['min']:.1f} to "
+            f"{1e3 * spread['max']:.1f})"
+        )
+    merge_rows(options.results / "sentiment.csv", rows, KEY)
+
+
+if __name__ == "__main__":
+    main()
