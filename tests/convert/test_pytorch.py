@@ -159,7 +159,7 @@ def test_two_stacks_side_by_side():
     halves = [built(qrnn(2)), built(qrnn(), UNITS)]
     load_torch_weights(halves, given, prefix="layers_bwd.")
     for layer, one in zip(halves, both.backward_layer.qrnns, strict=True):
-        assert_close(layer.name, layer.kernel, one.kernel, 0)
+        assert_close(layer.name, layer.get_weights()[0], one.get_weights()[0], 0)
 
 
 def test_directions_that_meet_after_each_layer():
@@ -268,7 +268,7 @@ def test_safetensors(tmp_path):
     layer, other = built(qrnn(2)), built(qrnn(2))
     save_file(torch_state_dict(layer, "awd-lstm-lm"), tmp_path / "a.safetensors")
     load_torch_weights(other, str(tmp_path / "a.safetensors"))
-    assert_close("kernel", other.kernel, layer.kernel, 0)
+    assert_close("kernel", other.get_weights()[0], layer.get_weights()[0], 0)
     (tmp_path / "b.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
         load_torch_weights(other, tmp_path / "b.safetensors")
@@ -297,11 +297,11 @@ def test_files_of_pytorch(tmp_path):
     for content in (tensors, {"model": tensors, "opt": {"lr": 0.1}}):
         torch.save(content, tmp_path / "a.pt")
         load_torch_weights(other, tmp_path / "a.pt")
-        assert_close("kernel", other.kernel, layer.kernel, 0)
+        assert_close("kernel", other.get_weights()[0], layer.get_weights()[0], 0)
         other = built(qrnn(2))
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     load_torch_weights(other, halves)
-    assert_close("kernel", other.kernel, layer.kernel, 0.01)
+    assert_close("kernel", other.get_weights()[0], layer.get_weights()[0], 0.01)
     opened = Opened()
     opened.path = str(tmp_path / "was_run")
     torch.save({"linear.weight": opened}, tmp_path / "a.pt")
