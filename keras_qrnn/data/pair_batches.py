@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_qrnn._checks import integer, positive_integer
-from keras_qrnn.data.batches import EpochBatches
+from keras_qrnn._checks import positive_integer
+from keras_qrnn.data.batches import LengthBatches
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.data.multi30k import Pairs
 
@@ -62,7 +62,7 @@ def _rounded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-class PairBatches(EpochBatches):
+class PairBatches(LengthBatches):
     """Batches for teacher forcing. The pairs of a batch have similar lengths.
 
     The pairs are sorted by their lengths, each rounded up to a multiple of `multiple`.
@@ -100,54 +100,36 @@ class PairBatches(EpochBatches):
         seed: int | None = None,
         multiple: int = 16,
     ) -> None:
-        super().__init__()
-        positive_integer("batch_size", batch_size)
         positive_integer("multiple", multiple)
-        if seed is not None:
-            integer("seed", seed, 0)
         if not len(source) or len(source) != len(target):
             raise ValueError(
                 "Arguments `source` and `target` must have equal numbers of sentences, "
                 f"at least 1. Received: {len(source)} and {len(target)}"
             )
         self._source, self._target = source, target
-        self._seed, self._multiple = seed, multiple
-        self._lengths = [
-            np.array([_rounded(len(ids), multiple) for ids in side])
-            for side in (source, target)
+        self._multiple = multiple
+        lengths = [
+            [_rounded(len(ids), multiple) for ids in side] for side in (source, target)
         ]
-        self.batch_size = batch_size
-        self.total = -(-len(source) // batch_size)
+        super().__init__(np.array(lengths).T, batch_size, seed)
         shape = (batch_size, None)
         ids = keras.KerasTensor(shape, "int32")
         self.spec = ((ids, ids), ids, keras.KerasTensor(shape, "float32"))
-        self.epoch = 0
 
     @property
     def num_targets(self) -> int:
         """Characters to predict in an epoch, each sentence's `<eos>` included."""
         return sum(map(len, self._target))
 
-    def draw(self) -> None:
-        count = len(self._source)
-        ties, batches = np.arange(count), np.arange(self.total)
-        if self._seed is not None:
-            rng = np.random.default_rng([self._seed, self.epoch])
-            ties, batches = rng.permutation(count), rng.permutation(self.total)
-        self._order = np.lexsort(np.stack([ties, *self._lengths]))
-        self._batches = batches
-
     def batch(
         self, index: int
     ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-        first = self._batches[index] * self.batch_size
-        chosen = self._order[first : first + self.batch_size]
-        rows = np.resize(chosen, self.batch_size).tolist()
+        chosen, is_new = self.rows(index)
+        rows = chosen.tolist()
         source = [self._source[n] for n in rows]
         target = [self._target[n] for n in rows]
         targets = padded(target, self._multiple)
         inputs = np.roll(targets, 1, axis=1)
         inputs[:, 0] = EOS
-        weights = (targets != PAD).astype("float32")
-        weights[len(chosen) :] = 0
+        weights = (targets != PAD).astype("float32") * is_new[:, None]
         return (source_batch(source, self._multiple), inputs), targets, weights
