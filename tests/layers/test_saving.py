@@ -196,6 +196,10 @@ def test_a_bias_that_only_one_of_the_two_has(tmp_path, in_file):
     assert f"Expected: {expected}. Received: {received}" in message
 
 
+@pytest.mark.skipif(
+    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15),
+    reason="Keras 3.15 wrote the file: an older Keras does not know its initializers",
+)
 def test_reads_files_of_version_0_1_0():
     """The file is of a version that saved only "kernel" and "bias"."""
     path = Path(__file__).parent / "files" / "version_0.1.0.keras"
