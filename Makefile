@@ -19,7 +19,7 @@ PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
 .PHONY: demo test test-export test-numpy lint docs types figure dist dist/built test-oldest clean
-.PHONY: $(foreach what,test test-export environment types dist oldest,$(BACKENDS:%=$(what)-%))
+.PHONY: $(foreach what,test test-export environment dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/train_lm.py \
@@ -74,10 +74,9 @@ docs:
 	@echo "Documentation: docs/_build/index.html"
 
 # The package and what callers write, checked against the types of a framework.
-types: $(BACKENDS:%=types-%)
-
-$(BACKENDS:%=types-%): types-%: environment-% lint
-	.venv-lint/bin/mypy --python-executable .venv-test-$*/bin/python
+# One after another, because they share mypy's cache.
+types: $(BACKENDS:%=environment-%) lint
+	$(foreach backend,$(BACKENDS),.venv-lint/bin/mypy --python-executable .venv-test-$(backend)/bin/python &&) true
 
 figure: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/draw_qrnn.py
