@@ -101,7 +101,8 @@ def parts(
         return forward_backward(loss, ops.ones(()))
 
     def of_keras(logits: Tensor, tokens: Tensor) -> Tensor:
-        return ops.sparse_categorical_crossentropy(tokens, logits, from_logits=True)
+        loss = ops.sparse_categorical_crossentropy(tokens, logits, from_logits=True)
+        return ops.cast(loss, logits.dtype)  # float64 on JAX where that is enabled
 
     recurrent = []
     for layer, dropout in zip(model.recurrent, model.dropouts[1:], strict=True):
