@@ -82,6 +82,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer):
 @trains
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "sgd"])
 def test_layers_are_unfrozen_from_the_last_to_the_first(optimizer):
+    if optimizer != "rmsprop" and keras.config.backend() != "torch":
+        pytest.skip("one optimizer is enough where each step compiles")
     options = SentimentOptions(
         **TINY | {"dropout": 0.0}, optimizer=optimizer, unfreeze_epochs=1
     )
@@ -100,7 +102,7 @@ def test_layers_are_unfrozen_from_the_last_to_the_first(optimizer):
             assert any(layer in name for name in moved) == (n <= step), (step, layer)
 
 
-@trains
+@pytest.mark.one_backend("torch")
 def test_lower_layers_learn_at_lower_rates():
     def steps(rate):
         options = SentimentOptions(
