@@ -164,7 +164,7 @@ class AttentionQRNN(QRNN):
             output_gates * mixed, mask, valid, previous_output
         )
         if self.stateful:
-            self._keep([*states, last_output])
+            self._keep(states, last_output)
         results = [outputs]
         if return_attention_scores:
             if mask is not None:
@@ -196,7 +196,8 @@ class AttentionQRNN(QRNN):
         )
         cells, cell = self._pool(inputs, kernel_zf, bias_zf, cell, update_scale, "f")
         logits = backend.causal_conv(inputs, kernel_o, bias_o)
-        return (cells, self.recurrent_activation(logits)), cell
+        output_gates = ops.cast(self.recurrent_activation(logits), logits.dtype)
+        return (cells, output_gates), cell
 
     def _source(
         self, sequences: Tensor, encoder_outputs: Tensor, mask: Tensor | None

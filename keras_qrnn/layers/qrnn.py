@@ -432,7 +432,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         outputs, states = self._steps(sequences, valid, states, training, context)
         outputs, last_output = self._in_place(outputs, mask, valid, previous_output)
         if self.stateful:
-            self._keep([*states, last_output])
+            self._keep(states, last_output)
         if not self.return_state:
             return outputs
         return (outputs, *self._returned(states))
@@ -533,7 +533,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         if not ops.is_tensor(sequences):
             sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
         if not self.built:
-            shape = None if context is None else tuple(context.shape)
+            shape = _shape_of(context)
+            if context is not None:
+                _check_context_shape(shape, (sequences.shape[0], None))
             self.build(tuple(sequences.shape), context_shape=shape)
         sequences, mask = self._in_scan_order(sequences, mask)
         self._check_context(sequences, context)
@@ -647,7 +649,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         step = ops.zeros_like(sequences[:, :1])
         return joined([*[step] * before, sequences, *[step] * after])
 
-    def _keep(self, states: list[Tensor]) -> None:
+    def _keep(self, states: list[Tensor], last_output: Tensor) -> None:
+        if self._keeps_output:
+            states = [*states, last_output]
         for variable, state in zip(self.kept, states, strict=True):
             variable.assign(ops.cast(state, variable.dtype))
 
@@ -706,7 +710,9 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _activate(self, gates: Tensor, pooling: str) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[pooling]), axis=-1)
-        return [self.activation(z), *map(self.recurrent_activation, others)]
+        activated = [self.activation(z), *map(self.recurrent_activation, others)]
+        # An activation may compute in another dtype, such as float32.
+        return [ops.cast(gate, gates.dtype) for gate in activated]
 
     def _convolve_and_pool(
         self,

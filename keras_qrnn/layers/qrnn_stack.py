@@ -153,7 +153,8 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         self.stateful = stateful
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        self.layers = layers
+        # Keras takes an attribute `layers` for a list of layers.
+        self._count = layers
         for n in range(layers):
             is_last = n == layers - 1
             layer = QRNN(
@@ -198,7 +199,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         """
         batch, time, features = sequences_shape
         if context_shape is not None and not isinstance(context_shape[0], Sequence):
-            context_shape = [context_shape] * self.layers
+            context_shape = [context_shape] * self._count
         contexts = self._contexts(context_shape)
         sizes = self._features(features)
         for layer, size, shape in zip(self.qrnns, sizes, contexts, strict=True):
@@ -208,7 +209,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     @property
     def qrnns(self) -> list[QRNN]:
         """The layers of the stack, in their order."""
-        return [getattr(self, f"qrnn_{n}") for n in range(self.layers)]
+        return [getattr(self, f"qrnn_{n}") for n in range(self._count)]
 
     @property
     def return_sequences(self) -> bool:
@@ -268,8 +269,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         outputs, last_output = layer._in_place(outputs, mask, valid, repeated)
         if self.stateful:
             for layer, after in zip(layers, states, strict=True):
-                output = [last_output] if layer is layers[-1] else []
-                layer._keep([*after, *output])
+                layer._keep(after, last_output)
         if not self.return_state:
             return outputs
         pairs = zip(layers, states, strict=True)
@@ -299,16 +299,16 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             ValueError: if there is neither one for each layer nor all states.
         """
         if initial_state is None:
-            return [None] * self.layers
+            return [None] * self._count
         is_list = isinstance(initial_state, (list, tuple))
         states = list(initial_state) if is_list else [initial_state]
         shapes = [layer._state_shapes(None, None) for layer in self.qrnns]
-        if len(states) == self.layers:
+        if len(states) == self._count:
             return [[state] for state in states]
         if len(states) == sum(map(len, shapes)):
             rest = iter(states)
             return [[next(rest) for _ in each] for each in shapes]
-        if self.layers == 1:  # then the message of a QRNN fits
+        if self._count == 1:  # then the message of a QRNN fits
             return [states]
         names = "; ".join(
             f"{layer.name}: {', '.join(each)}"
@@ -316,7 +316,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         )
         raise ValueError(
             "Argument `initial_state` of a QRNNStack must be a list of the "
-            f"{self.layers} cell states, one for each layer, or of all states, layer "
+            f"{self._count} cell states, one for each layer, or of all states, layer "
             f"by layer ({names}). Received: {len(states)} states"
         )
 
@@ -327,11 +327,11 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             ValueError: if a list has not one for each layer.
         """
         if not isinstance(context, (list, tuple)):
-            return [context] * self.layers
-        if len(context) != self.layers:
+            return [context] * self._count
+        if len(context) != self._count:
             raise ValueError(
                 "Argument `context` of a QRNNStack must be a tensor, or a list with "
-                f"one for each of the {self.layers} layers. Received: a list of "
+                f"one for each of the {self._count} layers. Received: a list of "
                 f"{len(context)}"
             )
         return list(context)
@@ -401,7 +401,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = {
             "units": [layer.units for layer in self.qrnns],
-            "layers": self.layers,
+            "layers": self._count,
             "window": [layer.window for layer in self.qrnns],
             "dense": self.dense,
             "dropout": self.dropout,

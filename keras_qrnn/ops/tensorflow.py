@@ -473,6 +473,8 @@ def _one_step(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`conv_pool` on one step: a product, no loop, the gradient is TensorFlow's own."""
     window, features, channels = kernel.shape
+    # As in `_scan`. A loop must not change the shape of its state.
+    inputs = tf.ensure_shape(inputs, (initial_state.shape[0], None, None))
     seen = tf.reshape(inputs, (-1, window * features))
     seen.set_shape((inputs.shape[0], None))
     gates = tf.matmul(seen, tf.reshape(kernel, (-1, channels)))[:, None]

@@ -160,6 +160,16 @@ def test_gates_of_a_context(activation):
             assert_close(name, g[n], w[0])
 
 
+def test_gates_refuse_a_context_without_a_shape():
+    """Whether the layer is built or not. A refused call does not build it."""
+    layer = QRNN(5)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`context` must be a tensor or an array"):
+            layer.compute_gates(X, context=CONTEXT.tolist())
+        assert layer.kernel is None or layer.context_kernel is not None
+        layer.compute_gates(X, context=CONTEXT)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_a_context_is_cast(policy):
     if BACKEND == "numpy" and policy == "mixed_bfloat16":

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, AttentionQRNN
 from tests import reference
 from tests.assertions import assert_close
 from tests.gradients import value_and_gradients
@@ -400,6 +400,24 @@ def test_dtype_policies(dtype):
     tolerance = {"float16": 5e-3, "bfloat16": 4e-2, "float64": 1e-12}[compute]
     expected = expected_of(layer, x, None, None)
     assert_close("outputs", outputs, expected.outputs, tolerance)
+
+
+@pytest.mark.parametrize("return_sequences", [True, False])
+@pytest.mark.parametrize("layer_of", [QRNN, AttentionQRNN])
+def test_activations_that_compute_in_another_dtype(layer_of, return_sequences):
+    """The output has the compute dtype, and the mask works."""
+    layer = layer_of(
+        UNITS,
+        activation=lambda x: ops.tanh(ops.cast(x, "float32")),
+        recurrent_activation=lambda x: ops.sigmoid(ops.cast(x, "float32")),
+        return_sequences=return_sequences,
+        dtype="mixed_float16",
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, FEATURES)).astype("float32")
+    mask = np.array([[True, False, True], [False, True, False]])
+    source = [np.ones((2, 3, UNITS), "float32")] if layer_of is AttentionQRNN else []
+    for output in (layer(x, *source, mask=mask), *layer.compute_gates(x, mask=mask)):
+        assert keras.backend.standardize_dtype(output.dtype) == "float16"
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,27 @@ def test_a_stateful_stack():
     assert not any(ops.convert_to_numpy(v).any() for v in stack.kept)
 
 
+def test_a_layer_of_a_stateful_stack_alone():
+    """It keeps its states, as a stateful QRNN does."""
+    stack = QRNNStack(4, 2, stateful=True)
+    stack.build(X.shape)
+    layer = stack.qrnns[0]
+    expected = QRNN(4, stateful=True, return_sequences=True)
+    expected.build(X.shape)
+    expected.set_weights(layer.get_weights())
+    for n in range(2):
+        assert_close(f"outputs of piece {n}", layer(X), expected(X))
+
+
+@pytest.mark.one_backend
+def test_summary_of_nested_layers():
+    """Keras takes an attribute `layers` for a list of layers."""
+    model = keras.Sequential([keras.Input((None, FEATURES)), QRNNStack(3, 2)])
+    lines = []
+    model.summary(expand_nested=True, print_fn=lines.append)
+    assert "qrnn_stack" in "\n".join(lines)
+
+
 def operations(call):
     """How often each operation runs in `call(x, mask)`, by name."""
     names = []

@@ -207,6 +207,35 @@ def test_shapes_that_a_graph_knows_stay_known():
     assert run(tf.zeros((4, 4, 6))).shape == (4, 3, 5)
 
 
+@pytest.mark.parametrize("pooling", GATES)
+def test_one_step_in_a_graph_of_unknown_batch_size(pooling):
+    """The state's batch size is that of the inputs: in a loop, and if they differ."""
+    kernel = tf.ones((1, 2, len(GATES[pooling]) * 3))
+
+    def step(inputs, state):
+        return active.conv_pool(inputs, kernel, None, state, None, pooling)[1]
+
+    specs = [tf.TensorSpec((None, 1, 2)), tf.TensorSpec((1, 3))]
+
+    @partial(tf.function, input_signature=specs, autograph=False)
+    def decode(inputs, state):
+        (state,) = tf.while_loop(
+            lambda state: True,
+            lambda state: (step(inputs, state),),
+            (state,),
+            maximum_iterations=2,
+        )
+        return state
+
+    inputs, state = tf.ones((1, 1, 2)), tf.zeros((1, 3))
+    expected = step(inputs, step(inputs, state))
+    assert_close("state", decode(inputs, state), expected)
+    graph = tf.function(step, input_signature=specs, autograph=False)
+    for run in (step, graph):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[4,1,2\]"):
+            run(tf.ones((4, 1, 2)), state)
+
+
 @pytest.mark.parametrize("time", [6, None])
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_batch_without_rows(window, time):
