@@ -12,7 +12,9 @@ def from_lstm(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer
 
     It is meant as the `clone_function` of `keras.models.clone_model`. An LSTM gives a
     QRNN of the same name and arguments. Another layer gives a new one of its class;
-    LSTMs that it wraps, as `Bidirectional` does, become QRNNs.
+    LSTMs in it, as in a `Bidirectional` or a model, become QRNNs. LSTM means
+    `keras.layers.LSTM` itself. A subclass may compute something else: it stays as it
+    is, alone and in another layer.
 
     Args:
         layer: any layer that `get_config` describes.
@@ -32,7 +34,7 @@ def from_lstm(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer
     >>> type(qrnn.layers[0]).__name__
     'QRNN'
     """
-    if isinstance(layer, keras.layers.LSTM):
+    if type(layer) is keras.layers.LSTM:
         return QRNN.from_config(layer.get_config() | arguments)
     return type(layer).from_config(_with_qrnns(layer.get_config(), arguments))
 
@@ -46,5 +48,7 @@ def _with_qrnns(config: Any, arguments: dict[str, Any]) -> Any:
     is_layer = config.get("module") == "keras.layers"
     if is_layer and config.get("class_name") == "LSTM":
         layer = QRNN.from_config(config["config"] | arguments)
-        return keras.saving.serialize_keras_object(layer)
+        # In the config of a functional model a layer has these two beside.
+        beside = {n: config[n] for n in ("name", "inbound_nodes") if n in config}
+        return beside | keras.saving.serialize_keras_object(layer)
     return {name: _with_qrnns(value, arguments) for name, value in config.items()}

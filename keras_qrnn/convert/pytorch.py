@@ -23,7 +23,7 @@ from keras import activations, ops
 
 from keras_qrnn._files import reading
 from keras_qrnn._types import Tensor
-from keras_qrnn.layers import QRNN
+from keras_qrnn.layers import QRNN, QRNNStack
 
 FORWARD, BACKWARD = "layers", "layers_bwd"  # as in the names of torchqrnn and fastai
 _POOLINGS = ("f", "fo")
@@ -90,6 +90,12 @@ def load_torch_weights(
     Their `QRNN` with `bidirectional=True` is two stacks whose last outputs are
     concatenated: that is a `Bidirectional` of a stack, not a stack of `Bidirectional`.
 
+    Layers that compute something else than theirs do are refused. They have pooling
+    "f" or "fo", window 1 or 2, tanh and sigmoid as activations, and a bias. They have
+    no `padding="same"`, context, attention or dense connections. Their `Bidirectional`
+    concatenates, its forward layer has `go_backwards=False` and its backward layer
+    `go_backwards=True`; outside of it no layer goes backwards.
+
     Args:
         layers: what gets the weights, built: a `QRNN`, a `Bidirectional`, a model or
             stack of such layers, or a list of such layers. Other layers in a model are
@@ -101,9 +107,9 @@ def load_torch_weights(
             names are left out.
 
     Raises:
-        ValueError: if a layer is not built or computes something else than theirs do,
-            if a name is missing, unknown or left over, if a shape does not fit, or if a
-            file is no file of tensors. No weight has changed then.
+        ValueError: if a layer is not built or is refused as said above, if a name is
+            missing, unknown or left over, if a shape does not fit, or if a file is no
+            file of tensors. No weight has changed then.
         ImportError: if `source` is a `.safetensors` file and safetensors is not
             installed.
     """
@@ -112,7 +118,7 @@ def load_torch_weights(
     linears, is_one_module = _parsed(source, prefix)
     found = _qrnns(layers)
     _check_places(found, linears, prefix)
-    _check_directions(layers, found, is_one_module)
+    _check_directions(layers, is_one_module)
     values = [_of_linear(linears[place], layer) for place, layer in found.items()]
     for layer, (kernel, bias) in zip(found.values(), values, strict=True):
         layer.kernel.assign(kernel)
@@ -135,7 +141,8 @@ def torch_state_dict(layers: Any, layout: str = "torchqrnn") -> dict[str, np.nda
         `safetensors.numpy.save_file` a file of all.
 
     Raises:
-        ValueError: if a layer is not built, or computes what theirs cannot.
+        ValueError: if a layer is not built, or is one that `load_torch_weights`
+            refuses.
     """
     if layout not in _LAYOUTS:
         raise ValueError(
@@ -143,7 +150,7 @@ def torch_state_dict(layers: Any, layout: str = "torchqrnn") -> dict[str, np.nda
             f"Received: layout={layout!r}"
         )
     found = _qrnns(layers)
-    _check_directions(layers, found, is_one_module=layout == "torchqrnn")
+    _check_directions(layers, is_one_module=layout == "torchqrnn")
     arrays = {}
     for place, layer in found.items():
         names = _LAYOUTS[layout]
@@ -224,12 +231,22 @@ def _parsed(
 def _qrnns(layers: Any) -> dict[Place, QRNN]:
     """The QRNN layers by place, checked for what PyTorch's layers can compute."""
     found: dict[Place, QRNN] = {}
-    for number, layer in enumerate(_in_order(layers)):
-        for direction, each in _directions(layer):
-            # A stack in a Bidirectional has several places.
-            for depth, qrnn in enumerate(_in_order(each), number):
-                _check_equations(qrnn)
-                found[Place(depth, direction)] = qrnn
+    depth = 0
+    for layer in _in_order(layers):
+        # A stack in a Bidirectional has several places.
+        inner = {direction: _in_order(each) for direction, each in _directions(layer)}
+        counts = {direction: len(qrnns) for direction, qrnns in inner.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                "A bidirectional PyTorch QRNN has as many layers in each direction, "
+                f"layer '{layer.name}' has not. Received: {counts}"
+            )
+        for direction, qrnns in inner.items():
+            for n, qrnn in enumerate(qrnns):
+                # The first layer of a stack that goes backwards hands on its order.
+                _check_equations(qrnn, direction == BACKWARD and n == 0)
+                found[Place(depth + n, direction)] = qrnn
+        depth += counts[FORWARD]
     if not found:
         raise ValueError(
             "Argument `layers` must be a QRNN, a Bidirectional, or a model, stack or "
@@ -245,20 +262,36 @@ def _directions(layer: keras.layers.Layer) -> Iterable[tuple[str, keras.layers.L
 
 
 def _in_order(layers: Any) -> list[keras.layers.Layer]:
-    """The QRNN and Bidirectional layers in `layers`, in models in it too."""
-    if isinstance(layers, (QRNN, keras.layers.Bidirectional)):
+    """The QRNNs in `layers`, and the Bidirectional layers of QRNNs, in models too."""
+    if isinstance(layers, QRNN):
         return [layers]
+    if isinstance(layers, keras.layers.Bidirectional):
+        both = [layers.forward_layer, layers.backward_layer]
+        return [layers] if _in_order(both) else []
     inner = layers if isinstance(layers, (list, tuple)) else _inner(layers)
     return [each for layer in inner for each in _in_order(layer)]
 
 
 def _inner(layer: Any) -> list[keras.layers.Layer]:
     """The layers of a stack or of a model."""
-    return getattr(layer, "qrnns", None) or getattr(layer, "layers", [])
+    if isinstance(layer, QRNNStack):
+        if layer.dense:
+            raise ValueError(
+                "A PyTorch QRNN has no dense connections, layer "
+                f"'{layer.name}' has. Received: dense=True"
+            )
+        return layer.qrnns
+    inner = getattr(layer, "layers", None)
+    return list(inner) if isinstance(inner, (list, tuple)) else []
 
 
-def _check_equations(layer: QRNN) -> None:
-    """Raises an error if a PyTorch QRNN computes something else than `layer`."""
+def _check_equations(layer: QRNN, go_backwards: bool) -> None:
+    """Raises an error if a PyTorch QRNN computes something else than `layer`.
+
+    Args:
+        layer: the layer.
+        go_backwards: what its `go_backwards` must be where it stands.
+    """
     if layer.kernel is None:
         raise ValueError(
             f"Layer '{layer.name}' must be built first: call `build` or the model."
@@ -268,7 +301,7 @@ def _check_equations(layer: QRNN) -> None:
         "window": (layer.window, (1, 2)),
         "activation": (layer.activation, (activations.tanh,)),
         "recurrent_activation": (layer.recurrent_activation, (activations.sigmoid,)),
-        "padding": (getattr(layer, "padding", "causal"), ("causal",)),
+        "padding": (layer.padding, ("causal",)),
         "use_bias": (layer.use_bias, (True,)),
     }
     for name, (value, allowed) in has.items():
@@ -277,6 +310,12 @@ def _check_equations(layer: QRNN) -> None:
                 f"A PyTorch QRNN has {name} {' or '.join(map(str, allowed))}, layer "
                 f"'{layer.name}' has not. Received: {name}={value!r}"
             )
+    if layer.go_backwards != go_backwards:
+        raise ValueError(
+            f"Layer '{layer.name}' must have go_backwards={go_backwards}: the backward "
+            "layer of a Bidirectional goes backwards, and no other layer does. "
+            f"Received: go_backwards={layer.go_backwards}"
+        )
     if len(layer.weights) != 2:
         raise ValueError(
             f"Layer '{layer.name}' must have a kernel and a bias, and no other weight. "
@@ -284,14 +323,11 @@ def _check_equations(layer: QRNN) -> None:
         )
 
 
-def _check_directions(
-    layers: Any, found: Mapping[Place, QRNN], is_one_module: bool
-) -> None:
+def _check_directions(layers: Any, is_one_module: bool) -> None:
     """Tells two stacks side by side from a stack of bidirectional layers."""
+    outer = _in_order(layers)
     bidirectional = [
-        layer
-        for layer in _in_order(layers)
-        if isinstance(layer, keras.layers.Bidirectional)
+        layer for layer in outer if isinstance(layer, keras.layers.Bidirectional)
     ]
     for layer in bidirectional:
         if layer.merge_mode != "concat":
@@ -299,8 +335,8 @@ def _check_directions(
                 "A bidirectional PyTorch QRNN concatenates its outputs. Received: "
                 f"merge_mode={layer.merge_mode!r} of layer '{layer.name}'"
             )
-    depth = 1 + max(place.depth for place in found)
-    if bidirectional and depth > 1 and is_one_module != (len(_in_order(layers)) == 1):
+    has_stack = any(len(_in_order(layer.forward_layer)) > 1 for layer in bidirectional)
+    if bidirectional and (len(outer) > 1 if is_one_module else has_stack):
         expected = (
             "one Bidirectional around a stack: the two directions meet after the last "
             "layer"
@@ -309,7 +345,7 @@ def _check_directions(
         )
         raise ValueError(
             f"Argument `layers` must be {expected}, with names of this form. Received: "
-            f"{len(bidirectional)} Bidirectional layers"
+            f"{', '.join(layer.name for layer in outer)}"
         )
 
 

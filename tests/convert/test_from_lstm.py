@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from keras_qrnn import QRNN
 from keras_qrnn.convert import from_lstm
+from keras_qrnn.layers import StatefulLSTM
 from tests.assertions import assert_close
 
 X = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
@@ -118,6 +119,35 @@ def test_further_arguments_and_models_in_models():
     qrnns = keras.models.clone_model(model, clone_function=to_qrnn, recursive=True)
     assert type(qrnns.layers[0].layers[0]) is QRNN
     assert ops.shape(qrnns(X)) == (2, 2)
+
+
+@pytest.mark.one_backend
+def test_functional_models_in_models():
+    """In their configs a layer stands with its name and its inbound nodes."""
+    inputs = keras.Input((5, 3))
+    x = layers.LSTM(4, return_sequences=True, name="reader")(inputs)
+    x = layers.Bidirectional(layers.LSTM(2))(x)
+    inside = keras.Model(inputs, layers.Dense(2)(x), name="inside")
+    model = keras.Sequential([keras.Input((5, 3)), inside])
+    qrnns = keras.models.clone_model(model, clone_function=from_lstm)
+    inner = qrnns.get_layer("inside")
+    assert type(inner.get_layer("reader")) is QRNN
+    assert type(inner.layers[2].forward_layer) is QRNN
+    assert ops.shape(qrnns(X)) == (2, 2)
+    assert len(qrnns.weights) == 2 * 3 + 2
+
+
+@keras.saving.register_keras_serializable("tests")
+class OtherLSTM(layers.LSTM):
+    """Might compute something else."""
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("kind", [OtherLSTM, StatefulLSTM])
+def test_subclasses_stay(kind):
+    assert type(from_lstm(kind(4))) is kind
+    assert type(from_lstm(layers.Bidirectional(kind(4))).forward_layer) is kind
+    assert type(from_lstm(layers.Bidirectional(layers.LSTM(4))).forward_layer) is QRNN
 
 
 @pytest.mark.one_backend

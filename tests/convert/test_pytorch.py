@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn.convert import load_torch_weights, torch_state_dict
 from tests.assertions import assert_close
 from tests.reference import sigmoid
@@ -140,7 +140,6 @@ def test_two_stacks_side_by_side():
         for name, arrays in linears.items()
         for part, array in zip(("weight", "bias"), arrays, strict=True)
     }
-    QRNNStack = pytest.importorskip("keras_qrnn.layers.qrnn_stack").QRNNStack
     stack = QRNNStack(UNITS, 2, window=[2, 1], return_sequences=True, dtype="float64")
     both = built(layers.Bidirectional(stack, dtype="float64"))
     load_torch_weights(both, given)
@@ -240,6 +239,7 @@ def test_what_a_state_dict_lacks(change, prefix, message):
         ({"activation": "relu"}, "activation"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation"),
         ({"padding": "same"}, "padding causal"),
+        ({"go_backwards": True}, "must have go_backwards=False"),
     ],
 )
 def test_layers_that_pytorch_has_not(arguments, message):
@@ -248,6 +248,110 @@ def test_layers_that_pytorch_has_not(arguments, message):
         load_torch_weights(layer, state_dict_of())
     with pytest.raises(ValueError, match=message):
         torch_state_dict([layer])
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (QRNNStack(UNITS, 2, dense=True), "dense=True"),
+        (QRNNStack(UNITS, 2, go_backwards=True), "must have go_backwards=False"),
+        (layers.Bidirectional(QRNNStack(UNITS, 2, dense=True)), "dense=True"),
+        (
+            layers.Bidirectional(
+                qrnn(2, go_backwards=True), backward_layer=qrnn(2, name="back")
+            ),
+            "must have go_backwards=False",
+        ),
+        (
+            layers.Bidirectional(
+                qrnn(2),
+                backward_layer=layers.LSTM(
+                    UNITS, return_sequences=True, go_backwards=True, dtype="float64"
+                ),
+            ),
+            "as many layers in each direction",
+        ),
+    ],
+)
+def test_stacks_and_directions_that_pytorch_has_not(layer, message):
+    built(layer)
+    with pytest.raises(ValueError, match=message):
+        load_torch_weights(layer, state_dict_of())
+    with pytest.raises(ValueError, match=message):
+        torch_state_dict(layer)
+
+
+@pytest.mark.one_backend
+def test_backward_layer_that_goes_forwards():
+    """`Bidirectional` compares the two when it is made, so here it is set later."""
+    both = built(layers.Bidirectional(qrnn(2)))
+    both.backward_layer.go_backwards = False
+    with pytest.raises(ValueError, match="must have go_backwards=True"):
+        torch_state_dict(both)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("layout", FORMS)
+def test_layer_after_a_bidirectional_stack(layout):
+    """No form has it: the stack's layers are not lost."""
+    stack = QRNNStack(UNITS, 2, return_sequences=True, dtype="float64")
+    given = [
+        built(layers.Bidirectional(stack, dtype="float64")),
+        built(qrnn(), 2 * UNITS),
+    ]
+    with pytest.raises(ValueError, match="the two directions meet after"):
+        torch_state_dict(given, layout)
+    names = {f"layers.{n}": linear(UNITS) for n in range(2)}
+    source = {
+        f"{name}.linear.{part}": array
+        for name, arrays in names.items()
+        for part, array in zip(("weight", "bias"), arrays, strict=True)
+    }
+    expected = "layers.0, layers_bwd.0, layers.1, layers_bwd.1, layers.2"
+    with pytest.raises(ValueError, match=f"Expected: {expected}"):
+        load_torch_weights(given, source)
+
+
+class Counted(layers.Layer):
+    """A layer with an attribute that only looks like a list of layers."""
+
+    layers = 3
+
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.one_backend
+def test_other_layers_are_left_out():
+    """They take no place, and are no stack."""
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES), dtype="float64"),
+            layers.Bidirectional(
+                layers.LSTM(2, return_sequences=True), dtype="float64"
+            ),
+            Counted(dtype="float64"),
+            qrnn(),
+            QRNNStack(UNITS, 2, window=1, return_sequences=True, dtype="float64"),
+        ]
+    )
+    qrnns = [model.layers[2], *model.layers[3].qrnns]
+    got = torch_state_dict(model)
+    assert list(got) == [
+        f"layers.{n}.linear.{part}" for n in range(3) for part in ("weight", "bias")
+    ]
+    for n, layer in enumerate(qrnns):
+        (kernel,) = layer.get_weights()[0]
+        shown = got[f"layers.{n}.linear.weight"].T
+        np.testing.assert_array_equal(np.abs(shown), np.abs(kernel))
+    load_torch_weights(model, {name: array * 2 for name, array in got.items()})
+    assert_close(
+        "weights",
+        torch_state_dict(model)["layers.2.linear.weight"],
+        got["layers.2.linear.weight"] * 2,
+        0,
+    )
 
 
 @pytest.mark.one_backend
