@@ -89,7 +89,6 @@ dist/built:
 	.venv-dist/$(PINNED) build twine
 	.venv-dist/bin/python -m build --outdir dist
 	.venv-dist/bin/python -m twine check --strict dist/*
-	touch $@
 
 # From another directory, in which the wheel alone can be imported.
 $(BACKENDS:%=dist-%): dist-%: dist/built

@@ -262,7 +262,9 @@ def trained(name: str, options: Options, test: tuple, verbose: int) -> dict:
     if verbose:
         print(f"\n{MODELS[name]}: {model.count_params():,} weights", flush=True)
     start = time.perf_counter()
-    history = model.fit(Batches(options), epochs=options.epochs, verbose=verbose)
+    history = model.fit(
+        Batches(options), epochs=options.epochs, shuffle=False, verbose=verbose
+    )
     seconds = time.perf_counter() - start
     outputs = model.predict(test[0], batch_size=100, verbose=0)
     return {

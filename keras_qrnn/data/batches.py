@@ -151,9 +151,9 @@ class BPTTBatches(EpochBatches):
                 keras.KerasTensor((batch_size, None), dtype)
                 for dtype in ("int32", "int32", "float32")
             )
-        padded = int(self._lengths.sum())
+        length = int(self._lengths.sum())
         self._inputs, self._targets, self._weights = (
-            _rows(part, batch_size, steps, padded)
+            _rows(part, batch_size, steps, length)
             for part in (
                 np.asarray(ids[:-1], "int32"),
                 np.asarray(ids[1:], "int32"),

@@ -3,7 +3,7 @@
 import importlib.util
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 TIMEOUT = 10  # seconds
 
@@ -22,14 +22,19 @@ def need_datasets(what: str) -> None:
 
 
 def load_columns(
-    name: str, revision: str, columns: Sequence[str], advice: str
+    name: str,
+    revision: str,
+    splits: Sequence[str],
+    columns: Sequence[str],
+    advice: str,
 ) -> Mapping[str, Mapping[str, list]]:
-    """Columns of each split of a data set on the hub.
+    """Columns of the splits of a data set on the hub.
 
     Args:
         name: name of the data set, `owner/name`.
         revision: revision of the data set. `refs/convert/parquet` has the files that
             the hub made with a loading script.
+        splits: names of the splits.
         columns: names of the columns.
         advice: what a user can do instead if the hub cannot be reached.
 
@@ -37,7 +42,7 @@ def load_columns(
         For each split the values of each column.
 
     Raises:
-        ValueError: if the data set lacks a column.
+        ValueError: if the data set lacks a split or a column.
         ConnectionError: if the hub or the data set cannot be reached.
     """
     from datasets import load_dataset
@@ -58,13 +63,20 @@ def load_columns(
             f"{type(error).__name__}: {error}. {advice}, or HF_HUB_OFFLINE=1 for a "
             "copy that was downloaded before."
         ) from error
-    for table in found.values():
-        if missing := set(columns) - set(table.column_names):
-            raise ValueError(
-                f"{name} must have the columns {', '.join(columns)}. It has no "
-                f"{min(missing)}. Received: {', '.join(table.column_names)}"
-            )
+    _check_names(name, "splits", splits, found)
+    for split in splits:
+        _check_names(name, "columns", columns, found[split].column_names)
     return {
-        split: {column: list(table[column]) for column in columns}
-        for split, table in found.items()
+        split: {column: list(found[split][column]) for column in columns}
+        for split in splits
     }
+
+
+def _check_names(
+    name: str, what: str, expected: Sequence[str], found: Iterable[str]
+) -> None:
+    if missing := set(expected) - set(found):
+        raise ValueError(
+            f"{name} must have the {what} {', '.join(expected)}. It has no "
+            f"{min(missing)}. Received: {', '.join(found)}"
+        )

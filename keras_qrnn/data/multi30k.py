@@ -179,7 +179,8 @@ def _lines(path: Path) -> list[str]:
 
 def _from_hub(languages: tuple[str, str]) -> ParallelText:
     hub.need_datasets("Multi30k")
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, languages, ADVICE)
+    names = ("train", "validation", "test")
+    found = hub.load_columns(HUB_NAME, HUB_REVISION, names, languages, ADVICE)
     splits = {
         name: Pairs(*([line.strip() for line in columns[n]] for n in languages))
         for name, columns in found.items()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_qrnn._checks import positive_integer
-from keras_qrnn.data.batches import LengthBatches
+from keras_qrnn.data.batches import LengthBatches, padded
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.data.multi30k import Pairs
 
@@ -46,16 +46,13 @@ def source_batch(sentences: Sequence[np.ndarray], multiple: int) -> np.ndarray:
     Returns:
         int32 array of shape `(sentences, time)`.
     """
-    return padded([ids[::-1] for ids in sentences], multiple)
+    return target_batch([ids[::-1] for ids in sentences], multiple)
 
 
-def padded(rows: Sequence[np.ndarray], multiple: int) -> np.ndarray:
-    """The rows in one int32 array, filled with `<pad>` to a multiple of `multiple`."""
-    time = _rounded(max(map(len, rows)), multiple)
-    array = np.full((len(rows), time), PAD, "int32")
-    for n, ids in enumerate(rows):
-        array[n, : len(ids)] = ids
-    return array
+def target_batch(sentences: Sequence[np.ndarray], multiple: int) -> np.ndarray:
+    """Sentences as they are, padded at their ends. The rest is as in `source_batch`."""
+    time = _rounded(max(map(len, sentences)), multiple)
+    return padded(sentences, time, PAD)
 
 
 def _rounded(length: int, multiple: int) -> int:
@@ -65,16 +62,8 @@ def _rounded(length: int, multiple: int) -> int:
 class PairBatches(LengthBatches):
     """Batches for teacher forcing. The pairs of a batch have similar lengths.
 
-    The pairs are sorted by their lengths, each rounded up to a multiple of `multiple`.
-    Pairs of equal rounded lengths are in random order. The sorted pairs are cut in
-    batches, and the batches are in random order. Each epoch draws both orders anew. All
-    epochs have the same number of batches.
-
-    JAX compiles each shape of a batch anew, which takes seconds. A large `multiple`
-    makes few shapes, a small one little padding.
-
-    All batches have `batch_size` rows. The last rows of the last batch repeat earlier
-    pairs with weights of zero.
+    `LengthBatches` says in which order they come. Lengths are rounded up to multiples
+    of `multiple`: a large one makes few shapes, a small one little padding.
 
     A batch is `((source, inputs), targets, weights)`. All four have shape
     `(batch, time)`; the time of `source` is another one. `source` is reversed. `inputs`
@@ -83,8 +72,7 @@ class PairBatches(LengthBatches):
     Args:
         source: int arrays, one for each sentence, each ending with `<eos>`.
         target: likewise, the translations.
-        batch_size: rows of a batch.
-        seed: of the random orders. None: the order is that of the lengths.
+        batch_size, seed: see `LengthBatches`.
         multiple: the number of steps of each array is a multiple of this.
 
     Raises:
@@ -128,7 +116,7 @@ class PairBatches(LengthBatches):
         rows = chosen.tolist()
         source = [self._source[n] for n in rows]
         target = [self._target[n] for n in rows]
-        targets = padded(target, self._multiple)
+        targets = target_batch(target, self._multiple)
         inputs = np.roll(targets, 1, axis=1)
         inputs[:, 0] = EOS
         weights = (targets != PAD).astype("float32") * is_new[:, None]

@@ -62,7 +62,8 @@ def from_hub() -> Corpus:
         ImportError: if `datasets` is not installed.
     """
     hub.need_datasets("Penn Treebank")
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, ["sentence"], ADVICE)
+    splits = ("train", "validation", "test")
+    found = hub.load_columns(HUB_NAME, HUB_REVISION, splits, ["sentence"], ADVICE)
     return Corpus(
         HUB_NAME,
         train=found["train"]["sentence"],

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_qrnn._checks import positive_integer
 from keras_qrnn.data.characters import CharacterVocabulary
-from keras_qrnn.data.pair_batches import padded, source_batch
+from keras_qrnn.data.pair_batches import source_batch, target_batch
 from keras_qrnn.models.beam_search import BeamSearch, Hypothesis, compiled
 from keras_qrnn.models.translation import TranslationModel
 
@@ -96,7 +96,7 @@ class Translator:
         """The best translation of a sentence and the attention of each character."""
         ids = self.search([sentence])[0][0].ids
         source = source_batch(self.vocabulary.encode_each([sentence]), self._multiple)
-        tokens = padded([np.array([self.vocabulary.eos, *ids])], self._multiple)
+        tokens = target_batch([np.array([self.vocabulary.eos, *ids])], self._multiple)
         memory, states = self._encode(keras.ops.convert_to_tensor(source))
         *_, scores = self._decode(keras.ops.convert_to_tensor(tokens), states, memory)
         scores = keras.ops.convert_to_numpy(keras.ops.cast(scores, "float32"))[0]

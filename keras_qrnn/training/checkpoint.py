@@ -91,9 +91,8 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict:
 
 
 def _read(path: str | os.PathLike, take: Callable) -> tuple:
-    expected = "a whole checkpoint of this model, as train_lm.py writes it"
     with (
-        reading(path, expected),
+        reading(path, "a whole checkpoint of this model"),
         Path(path).open("rb") as file,
         np.load(file, allow_pickle=False) as archive,
     ):

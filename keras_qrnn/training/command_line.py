@@ -176,9 +176,10 @@ def chosen_options(
 def save_path_of(
     arguments: argparse.Namespace, prefix: str, parts: Iterable[str | None]
 ) -> Path:
-    """`--save_path`, or a directory named after what the command line chooses.
+    """`--save_path`, or a directory whose name is `prefix` and `parts`.
 
-    So two commands with different recipes or data use different directories.
+    Only they change the name. Commands that differ in other options have the same
+    directory: give one of them a `--save_path`.
 
     Args:
         arguments: of the command line.

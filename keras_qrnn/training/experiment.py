@@ -47,14 +47,14 @@ class Experiment(abc.ABC):
         objective: chooses the epoch whose model is kept.
         watched: the training metric that is no longer finite after a divergence.
         panels: the pictures of `training.png` beside the learning rate.
-        runs: the options that name the directory of another run.
+        paths: the options that are paths.
         scales: the options that a model starts too large with.
     """
 
     objective: ClassVar[Objective]
     watched: ClassVar[str] = "loss"
     panels: ClassVar[tuple[Panel, ...]] = ()
-    runs: ClassVar[tuple[str, ...]] = ()
+    paths: ClassVar[tuple[str, ...]] = ()
     scales: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any) -> None:
@@ -143,8 +143,8 @@ class Experiment(abc.ABC):
 
     def _absolute(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record with paths that are the same from any working directory."""
-        paths = {name: record[name] for name in self.runs if record[name] is not None}
-        return record | {name: str(Path(p).resolve()) for name, p in paths.items()}
+        given = {name: record[name] for name in self.paths if record[name] is not None}
+        return record | {name: str(Path(p).resolve()) for name, p in given.items()}
 
     def why_diverged(self) -> str:
         """Advice after a run whose loss was not finite from the first epoch on.
@@ -162,7 +162,7 @@ class Experiment(abc.ABC):
             options, learning_rate=1e-30, schedule="decay", weight_average=0.0
         )
         try:
-            model = self.model()
+            model = self.start(self.model())
         finally:
             self.options = options
         batch = self.batches()[0]

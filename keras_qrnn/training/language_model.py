@@ -99,7 +99,7 @@ class LanguageModelling(Experiment):
     objective = OBJECTIVE
     watched = "perplexity"
     panels = PANELS
-    runs = ("finetune",)
+    paths = ("finetune",)
     scales = ("embedding_scale",)
     options: TrainingOptions
 

@@ -168,11 +168,7 @@ class RunOptions:
     early_stopping: int = option(
         0, "stop after so many epochs without improvement; 0: never", count_or_zero
     )
-    optimizer: str = option(
-        "adamw",
-        "sgd, or with a smaller learning_rate, such as 0.002, adamw or rmsprop",
-        choice(*OPTIMIZERS),
-    )
+    optimizer: str = option("adamw", "sgd, adamw or rmsprop", choice(*OPTIMIZERS))
     learning_rate: float = option(0.001, "rate of the first epochs", positive)
     learning_rate_decay: float = option(
         0.95, "factor on the rate in each further epoch", positive
@@ -254,10 +250,14 @@ def named_fields(options: Any) -> dict[str, Field]:
     return {each.name: each for each in fields(options)}
 
 
-def redefault(name: str, default: Any, owner: Any = RunOptions) -> Any:
-    """The option `name` of `owner`, with another default."""
-    metadata = named_fields(owner)[name].metadata
-    return field(default=default, metadata=dict(metadata))
+def redefault(
+    name: str, default: Any, owner: Any = RunOptions, help: str | None = None
+) -> Any:
+    """The option `name` of `owner`, with another default and perhaps another help."""
+    metadata = dict(named_fields(owner)[name].metadata)
+    if help is not None:
+        metadata["help"] = help
+    return field(default=default, metadata=metadata)
 
 
 @takes_older_names
@@ -294,7 +294,11 @@ class TrainingOptions(RunOptions):
     pooling: str = option("fo", "f, fo or ifo", choice(*GATES))
     zoneout: float = option(0.1, "zoneout rate", fraction)
     dropout: float = option(0.5, "dropout rate", fraction)
-    optimizer: str = redefault("optimizer", "sgd")
+    optimizer: str = redefault(
+        "optimizer",
+        "sgd",
+        help="sgd, or with a smaller learning_rate, such as 0.002, adamw or rmsprop",
+    )
     learning_rate: float = redefault("learning_rate", 1.0)
     grad_clip: float = redefault("grad_clip", 10.0)
     weight_decay: float = option(2e-4, "L2 regularization", not_negative)

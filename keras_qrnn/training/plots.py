@@ -11,7 +11,6 @@ import numpy as np
 from keras_qrnn._files import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
 
 
@@ -94,7 +93,7 @@ def plot_history(path: Path, history: list[dict], panels: Sequence[Panel]) -> No
 
 
 def plot_states(
-    path: Path, states: "np.ndarray", words: list[str], title: str, max_units: int = 256
+    path: Path, states: np.ndarray, words: list[str], title: str, max_units: int = 256
 ) -> None:
     """Draws a heat map of a layer's states: a row a word, a column a unit.
 
@@ -187,6 +186,9 @@ def plot_attention(
     # As in `plot_gates`: text between two $ is not mathematics.
     style = {"fontsize": 8, "parse_math": False}
     axis.set_xticks(range(len(source)), source, **style)
+    for label in axis.get_xticklabels():
+        if len(label.get_text()) > 1:  # such as <eos>: wider than its column
+            label.set_rotation(90)
     axis.set_yticks(range(len(target)), target, **style)
     axis.set_xlabel("source")
     axis.set_ylabel("translation")

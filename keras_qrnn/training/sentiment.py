@@ -177,7 +177,7 @@ class SentimentAnalysis(Experiment):
             },
         ),
     )
-    runs = ("embeddings", "pretrained")
+    paths = ("embeddings", "pretrained")
     scales = ("embedding_scale",)
     options: SentimentOptions
 

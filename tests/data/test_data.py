@@ -1,6 +1,7 @@
 """Corpora, vocabulary, the hub, and the sample with its entropy."""
 
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -18,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
+from keras_qrnn.data.imdb import load_reviews
+from keras_qrnn.data.multi30k import load_parallel_text
 from tests.data.hub import Hub, penn_treebank
 
 pytestmark = pytest.mark.one_backend
@@ -149,6 +152,17 @@ def test_hub(tmp_path):
     assert name == "ptb-text-only/ptb_text_only"
     assert loaded == list(SPLITS.values())
     assert any("refs/convert/parquet" in path for path in hub.requests)
+
+
+@pytest.mark.parametrize("load", [load_corpus, load_reviews, load_parallel_text])
+def test_a_split_that_the_hub_lacks(load, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    names = ("sentence", "text", "label", "de", "en")
+    train = datasets.Dataset.from_dict({name: ["a"] for name in names})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": train})
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+    with pytest.raises(ValueError, match=r"must have the splits train, .*has no test"):
+        load()
 
 
 @pytest.mark.parametrize("listening", [False, True])

@@ -50,13 +50,26 @@ def test_batches():
 
 @pytest.mark.one_backend("torch")
 @pytest.mark.parametrize("task", ["adding", "copy"])
-def test_a_short_run(task, tmp_path, capsys):
+def test_a_short_run(task, tmp_path, capsys, monkeypatch):
+    class Recorded(long_memory.Batches):
+        def __init__(self, options):
+            super().__init__(options)
+            taken.append([])
+
+        def __getitem__(self, index):
+            taken[-1].append((self.epoch, index))
+            return super().__getitem__(index)
+
+    taken = []
+    monkeypatch.setattr(long_memory, "Batches", Recorded)
     argv = [
         "--task", task, "--length", "5", "--units", "4", "--layers", "2", "--epochs",
-        "2", "--steps", "2", "--batch_size", "4", "--models", "qrnn,chrono,lstm",
+        "2", "--steps", "4", "--batch_size", "4", "--models", "qrnn,chrono,lstm",
         "--pooling", "ifo", "--save_path", str(tmp_path / "run"),
     ]  # fmt: skip
     assert long_memory.main(argv) == 0
+    one, other, third = taken
+    assert one == other == third == sorted(one)  # each model has the same batches
     record = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
     chance = {"adding": 1 / 6, "copy": 1 / 8}[task]

@@ -189,13 +189,23 @@ def test_a_run_starts_from_word_vectors(tmp_path):
 
 
 @pytest.mark.one_backend("torch")
-def test_a_divergence_is_no_accuracy(tmp_path):
+def test_a_divergence_is_no_accuracy(tmp_path, monkeypatch):
     options = SentimentOptions(**TINY, optimizer="sgd", l2=1e30, seed=1)
     experiment = SentimentAnalysis(reviews(), options)
     history = train_experiment(experiment, tmp_path, verbose=0)
     assert len(history) == 1 and np.isnan(history[0]["val_accuracy"])
     assert has_diverged(experiment, history)
     assert "a smaller --learning_rate" in experiment.why_diverged()
+    # What a run starts from is tried too.
+    start = experiment.start
+
+    def start_infinite(model):
+        model.copy_weights([weight * float("inf") for weight in model.weights])
+        return start(model)
+
+    assert "with a finite loss" in experiment.why_diverged()
+    monkeypatch.setattr(experiment, "start", start_infinite)
+    assert "with no finite loss" in experiment.why_diverged()
 
 
 @pytest.mark.one_backend
