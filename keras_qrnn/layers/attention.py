@@ -21,8 +21,8 @@ class AttentionQRNN(QRNN):
 
     It is the last layer of the paper's decoder (section 2.1, "Encoder-Decoder
     Models"). Convolution, gates and states are those of `QRNN` with fo-pooling. The
-    state c is not multiplied by the output gate at once. It first attends to the
-    outputs h~ of the encoder, by dot products without a scale:
+    output gate is applied last. Before it, the state c attends to the outputs h~ of the
+    encoder, by dot products without a scale:
 
         a[s, t] = softmax over s of (c[t] . h~[s])
         k[t]    = sum over s of a[s, t] * h~[s]
@@ -160,7 +160,7 @@ class AttentionQRNN(QRNN):
         attended = ops.cast(attended, cells.dtype)
         # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
         mixed = attended @ kernel[: self.units] + cells @ kernel[self.units :]
-        outputs, last_output = self._in_place(
+        outputs, last_output = self._at_their_steps(
             output_gates * mixed, mask, valid, previous_output
         )
         if self.stateful:

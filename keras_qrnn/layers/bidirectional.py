@@ -28,7 +28,7 @@ class Bidirectional(keras.layers.Bidirectional):
         context: tensor of shape `(batch, features)`, as in `QRNN`. Defaults to `None`.
 
     Raises:
-        ValueError: as the two layers; if the states cannot be halved.
+        ValueError: as the two layers; if `initial_state` is no list of even length.
 
     Example:
 

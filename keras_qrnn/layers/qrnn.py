@@ -110,7 +110,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         use_bias: Boolean, whether the convolution has a bias. Defaults to `True`.
         kernel_initializer: Initializer of the `(window, features, gates * units)`
             kernel, gates in the order z, f, o, i. Defaults to
-            `"glorot_uniform"`.
+            `"glorot_uniform"`. The kernel of the context has the same initializer. One
+            with a seed draws the same values for two kernels of the same size.
         bias_initializer: Initializer of the bias. Defaults to `"zeros"`.
             `keras_qrnn.initializers.ChronoBias` is for long memories.
         kernel_regularizer: Regularizer of the kernel. Defaults to `None`.
@@ -182,17 +183,19 @@ class QRNN(KeptStates, keras.layers.Layer):
         Both have the dtype of the weights, so under a mixed policy they are float32.
         With `padding="same"` the cell state is the only one.
 
-        A sequence may be read in pieces. Each piece starts with the states that the
-        piece before returned. The outputs are then those of the whole sequence. Under
-        a pure half-precision policy, such as `"float16"`, each cut rounds the float32
-        cell state once: by up to 1 part in 2,048 (float16) or in 256 (bfloat16). A
-        `Bidirectional` around the layer casts the states that it gets to its own
-        compute dtype.
+        Except with `padding="same"`, a sequence may be read in pieces. Each piece
+        starts with the states that the piece before returned. The outputs are then
+        those of the whole sequence. Under a pure half-precision policy, such as
+        `"float16"`, each cut rounds the float32 cell state once: by up to 1 part in
+        2,048 (float16) or in 256 (bfloat16). A `keras.layers.Bidirectional` around the
+        layer casts the states that it gets to its own compute dtype. A
+        `keras_qrnn.Bidirectional` does not.
 
         The states are not those of an LSTM, `[h, c]`. A decoder starts from the
         encoder's cell state: `initial_state=cell`. The window state holds inputs of
         the layer that returned it. A layer of another name refuses it with an error.
-        Arrays, copies and tensors in loops do not tell their layer: they are taken.
+        The check works on tensors that a layer returned. Arrays, copies and tensors in
+        loops are not checked.
 
         A decoder that runs one step at a time must pass both states on. With the cell
         state alone, each step would begin with an empty window::
@@ -210,9 +213,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             if inputs, masks, states or the context have a wrong shape; if the window
             state is that of another layer; if the layer was built without a context
             and gets one, or the reverse; if a stateful layer gets another batch size.
-            (A graph of
-            TensorFlow that does not know its batch size raises a
-            `tf.errors.InvalidArgumentError` for the last when it runs.)
+            For the last, a graph of TensorFlow that does not know its batch size
+            raises a `tf.errors.InvalidArgumentError` when it runs.
 
     Example:
 
@@ -430,7 +432,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         if mask is not None:
             sequences, valid = compact(sequences, mask)
         outputs, states = self._steps(sequences, valid, states, training, context)
-        outputs, last_output = self._in_place(outputs, mask, valid, previous_output)
+        outputs, last_output = self._at_their_steps(
+            outputs, mask, valid, previous_output
+        )
         if self.stateful:
             self._keep(states, last_output)
         if not self.return_state:
@@ -473,7 +477,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             return outputs, [cell, last_steps(inputs, valid, self.window - 1)]
         return outputs, [cell]
 
-    def _in_place(
+    def _at_their_steps(
         self,
         outputs: Tensor,
         mask: Tensor | None,

@@ -25,12 +25,12 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     """A stack of QRNNs as one layer.
 
     Each layer reads the outputs of the layer before, at all steps. With `dense=True` it
-    reads the input of the layer before too: layer n sees the stack's input and the
-    outputs of all layers before it (arXiv 1611.01576, section 2.1, "Densely-Connected
+    reads the input of the layer before too: it sees the stack's input and the outputs
+    of all layers before it (arXiv 1611.01576, section 2.1, "Densely-Connected
     Layers"). The output of the last layer alone is the output of the stack.
 
-    The stack computes what its QRNNs give one after another, each with the same mask.
-    With a mask it is faster: the steps are sorted once for all layers.
+    The stack computes what its QRNNs give one after another. With a mask it is faster:
+    the steps are sorted once for all layers.
 
     Args:
         units: Positive integer, size of each layer's output; or a sequence with one
@@ -45,7 +45,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             As in LSTM and QRNN, all steps of a sequence drop the same features. Each
             layer draws its own; with `dense=True` also of the inputs of the layers
             before. Defaults to `0`.
-        seed: Random seed of the first layer. Layer n has `seed + n`.
+        seed: Random seed of the first layer, layer 0. Layer n has `seed + n`.
         activity_regularizer: Regularizer of the stack's output. Defaults to `None`.
         return_sequences: Boolean, whether to return the last layer's outputs of all
             steps or only its last output. Defaults to `False`.
@@ -61,7 +61,8 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         **each: Other arguments of `keras_qrnn.QRNN`, for each layer: `pooling`,
             `activation`, `recurrent_activation`, `use_bias`, `zoneout`,
             `kernel_dropout`, `padding`, and the initializers, regularizers and
-            constraints of the weights.
+            constraints of the weights. An initializer with a seed gives kernels of the
+            same size the same values in all layers.
 
     Call arguments:
         sequences: tensor of shape `(batch, time, features)`, cast to the layer's
@@ -92,15 +93,19 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         The states of the first layer, then those of the second, and so on, in one flat
         list. Each layer has its cell state, and for a window above 1 its window state,
         as described in `keras_qrnn.QRNN`. They have the dtype of the weights, so under
-        a mixed policy they are float32. Pieces of a sequence, cut anywhere, give the
-        outputs of the whole when the states are passed on.
+        a mixed policy they are float32. Except with `padding="same"`, pieces of a
+        sequence, cut anywhere, give the outputs of the whole when the states are passed
+        on.
 
         With `stateful=True` the stack keeps the states, and the last output, in
         variables that are not weights.
 
     Attributes:
         qrnns: The layers of the stack, a list of `keras_qrnn.QRNN` named `qrnn_0`,
-            `qrnn_1` and so on. Called one after another they give what the stack gives.
+            `qrnn_1` and so on. Each may be called alone. In the stack, each gets the
+            outputs of the layer before; with `dense=True` the input of the layer before
+            and its outputs, concatenated. With `go_backwards=True` the first layer
+            alone reverses the steps and its mask; the others get the mask reversed.
         states: The kept states of a built stateful stack, a flat list of variables,
             else None.
 
@@ -256,17 +261,19 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         if mask is not None:
             sequences, valid = compact(sequences, mask)
         states = []
+        last_layer = layers[-1]
         for layer, first, vector in zip(layers, given, contexts, strict=True):
-            is_last = layer is layers[-1]
             layer._check_context(sequences, vector)
-            before, repeated = layer._first_states(
-                sequences, first, previous_output if is_last else None
+            before, repeated_output = layer._first_states(
+                sequences, first, previous_output if layer is last_layer else None
             )
             outputs, after = layer._steps(sequences, valid, before, training, vector)
             states.append(after)
-            if not is_last:
+            if layer is not last_layer:
                 sequences = self._next(sequences, outputs, valid)
-        outputs, last_output = layer._in_place(outputs, mask, valid, repeated)
+        outputs, last_output = last_layer._at_their_steps(
+            outputs, mask, valid, repeated_output
+        )
         if self.stateful:
             for layer, after in zip(layers, states, strict=True):
                 layer._keep(after, last_output)
@@ -418,7 +425,11 @@ class QRNNStack(KeptStates, keras.layers.Layer):
 
 
 def _own(value: Any) -> Any:
-    """A copy of an initializer: it gives the same weights each time it is called."""
+    """A copy of an initializer, so that each layer gets other weights.
+
+    An initializer object draws the same values at each call. A copy draws others, if
+    the initializer has no seed.
+    """
     if not isinstance(value, Initializer):
         return value
     return value.clone()

@@ -34,7 +34,7 @@ from keras_qrnn.ops.torch.softmax import cross_entropy
 
 # On a CPU, one step of up to this many sequences is faster as one matrix product than
 # as a convolution, which first brings the kernel into another order.
-FEW_ROWS = 64
+FEW_SEQUENCES = 64
 
 __all__ = ["causal_conv", "conv_pool", "cross_entropy", "linear_scan", "pool"]
 
@@ -58,7 +58,7 @@ def conv_pool(
     batch, time = inputs.shape[0], inputs.shape[1] - window + 1
     # In half precision a step would be rounded in other places than in a sequence.
     exact = inputs.dtype in (torch.float32, torch.float64)
-    if time == 1 and batch <= FEW_ROWS and inputs.is_cpu and exact:
+    if time == 1 and batch <= FEW_SEQUENCES and inputs.is_cpu and exact:
         return _one_step(inputs, kernel, bias, initial_state, update_scale, pooling)
     # A gradient needs the gates of all steps. Without one they exist for a piece of
     # time only.
