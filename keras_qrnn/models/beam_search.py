@@ -49,7 +49,9 @@ class BeamSearch:
 
     The product is 1 for `T > T_trg`. With `alpha=0` the rank is the log-probability.
     The search of a sentence ends when no hypothesis can overtake the best that has
-    ended. With a beam of 1 the search is greedy: each step takes the likeliest token.
+    ended. Its hypotheses then stay as they are: they do not depend on the other
+    sentences, up to the rounding of `step`. With a beam of 1 the search is greedy: each
+    step takes the likeliest token.
 
     Args:
         step: the model: see `Step`.
@@ -138,6 +140,7 @@ class BeamSearch:
         totals[:, 0] = 0.0
         scores = totals.copy()
         ended = np.zeros((sentences, beam), bool)
+        over = np.zeros(sentences, bool)
         history: list[tuple[np.ndarray, np.ndarray]] = []  # tokens and parents' ranks
         for steps in range(1, int(max_steps.max()) + 1):
             logs, states = self._step(
@@ -150,9 +153,9 @@ class BeamSearch:
             logs[:, self._forbidden] = -np.inf
             further = totals[:, :, None] + logs.reshape(sentences, beam, -1)
             vocabulary = further.shape[-1]
-            # Each that has ended is one candidate, as it is. So is each that is as long
-            # as it may be.
-            done = ended | (steps > max_steps)[:, None]
+            # Each that has ended is one candidate, as it is. So is each of a sentence
+            # whose search is over.
+            done = ended | over[:, None]
             further[done] = -np.inf
             further[done, self._end] = totals[done]
             ranks = further * normalize[:, steps - 1, None, None]
@@ -166,7 +169,7 @@ class BeamSearch:
             ended |= goes_on & (tokens == self._end)
             history.append((tokens, origin))
             parents = first_row + origin
-            over = self._is_over(totals, scores, ended) | (steps >= max_steps)
+            over |= self._is_over(totals, scores, ended) | (steps >= max_steps)
             if over.all():
                 break
         return [
@@ -222,8 +225,11 @@ class BeamSearch:
 
 
 def _best(ranks: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the `count` largest values of each row, best first."""
-    found = np.argpartition(-ranks, count - 1, axis=1)[:, :count]
+    """The indices of the `count` largest values of each row, best first.
+
+    Equal values stay in their order.
+    """
+    found = np.sort(np.argpartition(-ranks, count - 1, axis=1)[:, :count], axis=1)
     order = np.argsort(-np.take_along_axis(ranks, found, axis=1), axis=1, kind="stable")
     return np.take_along_axis(found, order, axis=1)
 

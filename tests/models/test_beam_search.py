@@ -140,6 +140,22 @@ def test_narrow_beams(beam):
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("beam", [2, 3, 8])
+def test_other_sentences_of_the_batch(beam):
+    """A sentence alone has the same hypotheses, of all ranks."""
+    targets, steps = np.arange(1, 13), np.array([9, 5, 2, 1] * 3)
+    table = tables(12, seed=beam)
+    table[0, :, END] = -30.0  # the search goes on for this one
+    table[4:6] = -np.log(TOKENS)  # equal ranks
+    together = search(table, targets, beam, 0.6, steps)
+    for n, hypotheses in enumerate(together):
+        one = slice(n, n + 1)
+        (alone,) = search(table[one], targets[one], beam, 0.6, steps[one])
+        assert alone == hypotheses
+    assert len({len(each[0].ids) for each in together}) > 2
+
+
+@pytest.mark.one_backend
 def test_greedy():
     table = tables(5, seed=7)
     for n, hypotheses in enumerate(search(table, [4] * 5, 1, 0.6, 6)):
