@@ -1,5 +1,6 @@
 """Reviews and their labels: IMDb, any corpus in its layout, or the generated sample."""
 
+import gzip
 import lzma
 import os
 import tarfile
@@ -20,6 +21,10 @@ HUB_REVISION = "main"
 CLASSES = ("neg", "pos")  # labels 0 and 1
 UNLABELLED = "unsup"
 LAYOUT = "train/pos, train/neg, test/pos and test/neg, a review a file, NAME.txt"
+# What reading a damaged archive raises.
+DAMAGES = (
+    tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error,
+)  # fmt: skip
 ADVICE = (
     f"Use --data_dir with a directory or a .tar archive that holds {LAYOUT}, "
     "--dataset sample for the generated reviews"
@@ -93,8 +98,8 @@ def load_reviews(
 
     Raises:
         ValueError: for an unknown dataset; for an archive that is damaged, holds a link
-            or a name outside itself; for a review that is not UTF-8 or has less than
-            two characters; if `valid_size` leaves nothing to train on.
+            or a name outside itself, or a name twice; for a review that is not UTF-8
+            or has no word; if `valid_size` leaves nothing to train on.
         FileNotFoundError: if `data_dir` or a part of its layout is missing.
         ConnectionError: if the hub cannot be reached.
         ImportError: if `datasets` is needed and not installed.
@@ -150,9 +155,10 @@ def load_reviews(
 def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
     """Writes the reviews as a corpus for `train_lm.py`, a review a line.
 
-    `train.txt` has the training reviews and those without a label. `valid.txt` has the
-    first `eval_size` reviews of the development set, `test.txt` the next as many. No
-    review of the test split is written: what is learned from the text has not seen it.
+    `train.txt` has the training reviews and those without a label. `valid.txt` and
+    `test.txt` have at most `eval_size` reviews of the development set each, drawn by
+    chance and always the same. No review of the test split is written: what is learned
+    from the text has not seen it.
 
     Raises:
         ValueError: if the development set has no two reviews.
@@ -164,10 +170,12 @@ def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
             f"Received: {len(reviews.valid)}"
         )
     size = min(eval_size, len(reviews.valid) // 2)
+    # All bad reviews stand before the good ones.
+    order = np.random.default_rng(0).permutation(len(reviews.valid))
     splits = {
         "train": [*reviews.train.texts, *reviews.unlabelled],
-        "valid": reviews.valid.texts[:size],
-        "test": reviews.valid.texts[size : 2 * size],
+        "valid": reviews.valid.chosen(order[:size]).texts,
+        "test": reviews.valid.chosen(order[size : 2 * size]).texts,
     }
     for split, texts in splits.items():
         with (
@@ -180,10 +188,9 @@ def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
 def _clean(text: str, where: str, cased: bool) -> str:
     """The tokens of a review, separated by blanks."""
     tokens = tokenize(text, cased)
-    if sum(map(len, tokens)) < 2:
+    if not tokens:
         raise ValueError(
-            "A review must have at least 2 characters beside blanks. "
-            f"Received: {text!r} in {where}"
+            f"A review must have at least one word. Received: {text!r} in {where}"
         )
     return " ".join(tokens)
 
@@ -200,14 +207,19 @@ def _from_files(
     if unlabelled:
         wanted.add(("train", UNLABELLED))
     files = _directory_files if path.is_dir() else _archive_files
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for split, group, name, content in files(path, wanted):
         where = f"{path}: {split}/{group}/{name}"
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is not UTF-8 text: {error}") from error
-        found.setdefault((split, group), []).append((name, _clean(text, where, cased)))
+        texts_of = found.setdefault((split, group), {})
+        if name in texts_of:
+            raise ValueError(
+                f"{path} must hold each name once. Received twice: {where}"
+            )
+        texts_of[name] = _clean(text, where, cased)
     for split in ("train", "test"):
         for group in CLASSES:
             if (split, group) not in found:
@@ -216,7 +228,9 @@ def _from_files(
                     f"has no review in {split}/{group}"
                 )
     # By name, so that a directory and its archive give the same order.
-    texts = {key: [text for _, text in sorted(each)] for key, each in found.items()}
+    texts = {
+        key: [text for _, text in sorted(each.items())] for key, each in found.items()
+    }
     splits = {}
     for split in ("train", "test"):
         groups = [texts[split, group] for group in CLASSES]
@@ -240,15 +254,33 @@ def _archive_files(path: Path, wanted: set[tuple[str, str]]) -> Files:
         with tarfile.open(path) as archive:
             for member in archive:
                 place = _place(path, member)
-                if member.isfile() and place[:2] in wanted and len(place) == 3:
+                is_review = len(place) == 3 and place[2].endswith(".txt")
+                if member.isfile() and place[:2] in wanted and is_review:
                     file = archive.extractfile(member)
                     assert file is not None  # a regular file
-                    yield *place, file.read()
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+                    yield place[0], place[1], place[2], file.read()
+            _check_end(archive)
+    except DAMAGES as error:
         raise ValueError(
             f"{path} is not a whole tar archive of reviews. "
             f"Received: {type(error).__name__}: {error}"
         ) from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raises an error if the archive is damaged behind what was read of it.
+
+    `tarfile` takes a damaged header, and the end of a file that was cut, for the end of
+    the archive. That is a block of zeros. The checksum of a compressed file is compared
+    when all of it is read.
+    """
+    file = archive.fileobj
+    assert file is not None  # it is open
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header and no end at byte {archive.offset}")
+    while file.read(1 << 20):
+        pass
 
 
 def _place(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:

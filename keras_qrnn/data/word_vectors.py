@@ -16,6 +16,8 @@ def read_word_vectors(
 
     A word that is not in the file gets the vector of its lower-case form, if that is.
 
+    Blank lines of a text file are skipped.
+
     Args:
         path: a text file in GloVe's format, a word and its numbers a line, separated by
             blanks; or in word2vec's, which has a line before with the numbers of words
@@ -76,6 +78,8 @@ def _from_text(path: Path, words: set[str]) -> tuple[int, dict[str, np.ndarray]]
     dimensions = expected = count = 0
     for number, line in _lines(path):
         fields = line.split()
+        if not fields:
+            continue
         if number == 1 and len(fields) == 2 and all(map(bytes.isdigit, fields)):
             expected, dimensions = map(int, fields)  # word2vec's first line
             continue

@@ -24,8 +24,9 @@ class SentimentModel(keras.Model):
     the last word encodes the review. Dropout follows the embedding, each recurrent
     layer and the encoding; it drops the same features at all steps.
 
-    The loss of a batch is the mean cross-entropy in nats, plus `l2` times the sum of
-    the squares of all kernels. The embedding and the biases are not regularized.
+    The loss of a batch is the mean cross-entropy in nats, weighted by the sample
+    weights, plus `l2` times the sum of the squares of all kernels. The embedding and
+    the biases are not regularized. The metric `cross_entropy` has no such part.
 
     Args:
         vocab_size: Positive integer, number of words.
@@ -96,6 +97,7 @@ class SentimentModel(keras.Model):
         positive_integer("emb_dim", emb_dim)
         layers = positive_integer("layers", layers)
         sizes = for_each_layer("units", units, layers)
+        windows = for_each_layer("window", window, layers)
         rates = {"dropout": dropout, "embedding_dropout": embedding_dropout}
         only_qrnn = {"zoneout": zoneout, "kernel_dropout": kernel_dropout}
         for name, value in (rates | only_qrnn).items():
@@ -111,8 +113,8 @@ class SentimentModel(keras.Model):
         self._config: dict[str, Any] = {
             "vocab_size": vocab_size, "emb_dim": emb_dim,
             "units": units if isinstance(units, int) else list(sizes),
-            "layers": layers, "window": window if isinstance(window, int)
-            else list(window), "dense": dense, "pooling": pooling, "zoneout": zoneout,
+            "layers": layers, "window": window if isinstance(window, int) else windows,
+            "dense": dense, "pooling": pooling, "zoneout": zoneout,
             "dropout": dropout, "embedding_dropout": embedding_dropout,
             "kernel_dropout": kernel_dropout, "l2": l2, "cell": cell,
             "encoding": encoding, "embedding_scale": embedding_scale,
@@ -182,6 +184,7 @@ class SentimentModel(keras.Model):
             dtype=self.variable_dtype,
         )  # fmt: skip
         self._sizes = sizes
+        self.cross_entropy = keras.metrics.Mean(name="cross_entropy")
         self.accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
 
     @property
@@ -249,8 +252,11 @@ class SentimentModel(keras.Model):
         """The encoding of a review, from the outputs of the last layer."""
         if self.encoding == "last":
             return outputs
-        # A masked step repeats the output before it: the last step's is the last one.
-        last = outputs[:, -1]
+        # Behind a review cuDNN's LSTM gives zeros. Other layers repeat the last output.
+        steps = ops.arange(outputs.shape[1] or ops.shape(outputs)[1], dtype="int32")
+        index = ops.max(ops.where(mask, steps, 0), axis=1)[:, None, None]
+        index = ops.broadcast_to(index, (ops.shape(outputs)[0], 1, outputs.shape[-1]))
+        last = ops.take_along_axis(outputs, index, axis=1)[:, 0]
         is_word = mask[:, :, None]
         outputs = ops.cast(outputs, self.variable_dtype)
         total = ops.sum(ops.where(is_word, outputs, 0.0), axis=1)
@@ -298,15 +304,27 @@ class SentimentModel(keras.Model):
     ) -> None:
         super().compile(
             optimizer,
-            loss=keras.losses.BinaryCrossentropy(from_logits=True),
+            loss=keras.losses.BinaryCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            ),
             **kwargs,
         )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        config = keras.saving.deserialize_keras_object(config)
+        del config["loss"]
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         # Keras would make a metric of `compile` with the first batch. A checkpoint that
         # is loaded before holds its variables already.
+        each = keras.losses.binary_crossentropy(
+            y, ops.cast(y_pred, "float32"), from_logits=True
+        )
+        self.cross_entropy.update_state(each, sample_weight)
         self.accuracy.update_state(y, y_pred, sample_weight)
         return self.get_metrics_result()
 

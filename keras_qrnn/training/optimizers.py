@@ -189,7 +189,8 @@ def build_optimizer(
         rates, first_steps: of the trainable variables: see `LayerRates`.
 
     Raises:
-        ValueError: if a one-cycle schedule gets no `steps_per_epoch`.
+        ValueError: if a one-cycle schedule gets no `steps_per_epoch`; if RMSprop's
+            `epsilon` is so small that its square is 0.
     """
     one_cycle = options.schedule == "one_cycle"
     if one_cycle and steps_per_epoch is None:
@@ -222,9 +223,19 @@ def build_optimizer(
     if options.optimizer == "rmsprop":
         # On PyTorch, Keras's own updates all variables in a few operations.
         kind = RMSprop if "rates" in common else keras.optimizers.RMSprop
+        # Below, its square is 0 in float16, or else in float32. 0 / 0 is not a number.
+        least = 2.0**-12 if options.dtype_policy == "float16" else 2.0**-63
+        if options.epsilon < least:
+            raise ValueError(
+                f"Option `epsilon` must be at least {least:.3g} for rmsprop in "
+                f"{options.dtype_policy}. Received: epsilon={options.epsilon}"
+            )
         return kind(
             rho=options.rho,
-            epsilon=options.epsilon,
+            # Keras divides by sqrt(v + epsilon), where v is the mean square of the
+            # gradients. The option is that of sqrt(v) + epsilon, as in Chainer, which
+            # the paper used. With its square the two differ by at most sqrt(2).
+            epsilon=options.epsilon**2,
             weight_decay=options.weight_decay or None,
             **common,
         )

@@ -165,7 +165,7 @@ class SentimentAnalysis(Experiment):
         Panel(
             "loss (nats per review)",
             {
-                "training": lambda row: row["loss"],
+                "training": lambda row: row["cross_entropy"],
                 "validation": lambda row: row["val_loss"],
             },
         ),
@@ -369,10 +369,9 @@ class SentimentAnalysis(Experiment):
         def validate() -> dict[str, float]:
             twin.copy_weights(weight_averages(model) or model.weights)
             logs = twin.evaluate(batches.for_fit(), verbose=0, return_dict=True)
-            loss, accuracy = logs["loss"], logs["accuracy"]
             # A model that has diverged is not right on half of the reviews.
-            accuracy = accuracy if math.isfinite(loss) else math.nan
-            return {"val_loss": loss, "val_accuracy": accuracy}
+            accuracy = logs["accuracy"] if math.isfinite(logs["loss"]) else math.nan
+            return {"val_loss": logs["cross_entropy"], "val_accuracy": accuracy}
 
         return validate
 

@@ -8,6 +8,7 @@ import keras
 import pytest
 
 from keras_qrnn.data import load_corpus, sentiment_sample
+from keras_qrnn.data.imdb import load_reviews
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location(
@@ -56,6 +57,10 @@ def test_text_is_written_for_a_language_model(tmp_path):
     assert train_sentiment.main([*arguments, "--write_text", str(directory)]) == 0
     corpus = load_corpus(data_dir=directory)
     assert [len(corpus.train), len(corpus.valid), len(corpus.test)] == [60, 10, 10]
+    reviews = load_reviews("sample", valid_size=20).valid
+    labels = dict(zip(reviews.texts, reviews.labels, strict=True))
+    for split in (corpus.valid, corpus.test):
+        assert {labels[text] for text in split} == {0, 1}
 
 
 @pytest.mark.one_backend

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn.training.optimizers import SGD, AdamW
+from keras_qrnn.training.optimizers import SGD, AdamW, build_optimizer
+from keras_qrnn.training.options import RunOptions
 from keras_qrnn.training.schedules import OneCycle
 
 pytestmark = pytest.mark.skipif(
@@ -106,3 +107,34 @@ def test_saved_with_a_model(tmp_path, policy):
     steps = int(inner[1].iterations)  # in float16 the first ones may overflow
     assert steps > 0
     assert float(inner[1].learning_rate) == pytest.approx(float(rate(steps)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_the_epsilon_of_rmsprop_is_added_to_the_root(policy):
+    """To within sqrt(2), for gradients far above and far below it."""
+    options = RunOptions(
+        optimizer="rmsprop", epsilon=1e-6, learning_rate=1e-3, dtype_policy=policy
+    )
+    gradients = np.array([0.0, 1e-8, 1e-6, 1e-5, 1e-2], "float32")
+    variable = keras.Variable(np.zeros(5, "float32"))
+    optimizer = build_optimizer(options)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer.apply([keras.ops.convert_to_tensor(gradients)], [variable])
+    steps = -to_numpy(variable)
+    expected = 1e-3 * gradients / (np.sqrt(0.1 * gradients**2) + 1e-6)
+    assert steps[0] == 0
+    ratios = steps[1:] / expected[1:]
+    assert (ratios > 0.99).all() and (ratios < 1.42).all()
+
+
+@pytest.mark.one_backend("torch")
+@pytest.mark.parametrize(("policy", "epsilon"), [("float16", 2e-4), ("float32", 1e-19)])
+def test_the_square_of_the_epsilon_of_rmsprop_is_above_0(policy, epsilon):
+    def build(epsilon):
+        return build_optimizer(
+            RunOptions(optimizer="rmsprop", epsilon=epsilon, dtype_policy=policy)
+        )
+
+    with pytest.raises(ValueError, match=f"`epsilon` must be .* in {policy}"):
+        build(epsilon)
+    assert np.dtype(policy).type(build(10 * epsilon).epsilon) > 0
