@@ -11,6 +11,7 @@ from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
 from keras_qrnn.losses import replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
+from keras_qrnn.models._weights import copy_weights
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
 
@@ -328,6 +329,10 @@ class LanguageModel(keras.Model):
         for layer in self.recurrent:
             layer.reset_state()
 
+    def copy(self) -> "LanguageModel":
+        """A built model with copied weights, not compiled. Its state is zero."""
+        return self.with_batch_size(self.batch_size)
+
     def with_batch_size(self, batch_size: int) -> "LanguageModel":
         """A copy of this model for batches of another size. Its state is zero.
 
@@ -372,7 +377,7 @@ class LanguageModel(keras.Model):
         tokens = keras.Input((time,), batch_size, dtype="int32", name="tokens")
         embedding = keras.layers.Embedding.from_config(self.embedding.get_config())
         x = embedding(tokens)
-        _copy_weights(embedding, self.embedding.weights)
+        copy_weights(embedding, self.embedding.weights)
         inputs, outputs = [tokens], []
         for layer in self.recurrent:
             names = ("cell", "window") if self.cell == "qrnn" else ("h", "c")
@@ -385,7 +390,7 @@ class LanguageModel(keras.Model):
             ]  # fmt: skip
             twin = _without_state(layer)
             x, *new_states = twin(x, initial_state=states)
-            _copy_weights(twin, layer.weights)
+            copy_weights(twin, layer.weights)
             inputs += states
             outputs += new_states
         dense = keras.layers.Dense(
@@ -396,7 +401,7 @@ class LanguageModel(keras.Model):
             kernel = ops.transpose(self.embedding.embeddings)
         else:
             kernel = self.logits.kernel
-        _copy_weights(dense, [kernel, self.logits_bias])
+        copy_weights(dense, [kernel, self.logits_bias])
         return keras.Model(inputs, outputs, name=f"{self.name}_server")
 
     def copy_weights(self, values: Iterable[Tensor]) -> None:
@@ -405,7 +410,7 @@ class LanguageModel(keras.Model):
         Raises:
             ValueError: if the number of values or a shape differs.
         """
-        _copy_weights(self, values)
+        copy_weights(self, values)
 
     def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)
@@ -421,9 +426,3 @@ def _without_state(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, QRNN):
         return QRNN.from_config(config | {"kernel_dropout": 0.0})
     return keras.layers.LSTM.from_config(config | {"unroll": False})
-
-
-def _copy_weights(layer: keras.layers.Layer, values: Iterable[Tensor]) -> None:
-    for variable, value in zip(layer.weights, values, strict=True):
-        # A copy is needed: on JAX a training step frees the buffers of its weights.
-        variable.assign(ops.copy(value))

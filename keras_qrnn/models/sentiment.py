@@ -9,6 +9,7 @@ from keras import ops
 from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
+from keras_qrnn.models._weights import copy_weights
 from keras_qrnn.ops import f_pool, linear_scan
 
 CELLS = ("qrnn", "lstm")
@@ -341,9 +342,7 @@ class SentimentModel(keras.Model):
         Raises:
             ValueError: if the number of values or a shape differs.
         """
-        for variable, value in zip(self.weights, values, strict=True):
-            # A copy is needed: on JAX a training step frees the buffers of its weights.
-            variable.assign(ops.copy(value))
+        copy_weights(self, values)
 
     def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)

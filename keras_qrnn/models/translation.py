@@ -12,6 +12,7 @@ from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.layers import QRNN, AttentionQRNN
 from keras_qrnn.losses import replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
+from keras_qrnn.models._weights import copy_weights
 from keras_qrnn.ops.equations import GATES
 
 CELLS = ("qrnn", "lstm")
@@ -383,9 +384,7 @@ class TranslationModel(keras.Model):
         Raises:
             ValueError: if the number of values or a shape differs.
         """
-        for variable, value in zip(self.weights, values, strict=True):
-            # A copy is needed: on JAX a training step frees the buffers of its weights.
-            variable.assign(ops.copy(value))
+        copy_weights(self, values)
 
     def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)

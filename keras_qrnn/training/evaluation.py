@@ -37,17 +37,6 @@ def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
     return [averaged.get(id(variable), variable) for variable in model.weights]
 
 
-def kept_model(model: LanguageModel) -> LanguageModel:
-    """The model that a run keeps: a copy, with averaged weights if there are any.
-
-    The copy is not compiled: AdamW's moments would make its file three times as large.
-    The checkpoint holds what a resumed run needs.
-    """
-    kept = model.with_batch_size(model.batch_size)
-    kept.copy_weights(weight_averages(model) or model.weights)
-    return kept
-
-
 class Evaluator:
     """Computes the perplexity of one stream at each call.
 

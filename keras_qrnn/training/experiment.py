@@ -19,6 +19,7 @@ from keras_qrnn.training.callbacks import (
     learning_rate_at,
     learning_rate_schedule,
 )
+from keras_qrnn.training.evaluation import weight_averages
 from keras_qrnn.training.loop import train
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.options import RunOptions, defaults_of, with_current_names
@@ -44,6 +45,7 @@ class Experiment(abc.ABC):
 
     Attributes:
         options: of the training and the model.
+        vocabulary: that of the training data. A subclass sets it.
         objective: chooses the epoch whose model is kept.
         watched: the training metric that is no longer finite after a divergence.
         panels: the pictures of `training.png` beside the learning rate.
@@ -56,6 +58,8 @@ class Experiment(abc.ABC):
     panels: ClassVar[tuple[Panel, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ()
     scales: ClassVar[tuple[str, ...]] = ()
+
+    vocabulary: Any
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -94,13 +98,19 @@ class Experiment(abc.ABC):
         finite if the model has diverged.
         """
 
-    @abc.abstractmethod
-    def kept(self, model: keras.Model) -> keras.Model:
-        """The model to save: a copy, not compiled, with averages if there are any."""
+    def kept(self, model: Any) -> keras.Model:
+        """The model to save: a copy, with averaged weights if there are any.
 
-    @abc.abstractmethod
+        The copy is not compiled: AdamW's moments would make its file three times as
+        large. The checkpoint holds what a resumed run needs.
+        """
+        kept = model.copy()
+        kept.copy_weights(weight_averages(model) or model.weights)
+        return kept
+
     def save(self, directory: Path) -> None:
-        """Writes the files that the model needs beside its own, as its vocabulary."""
+        """Writes the files that the model needs beside its own: its vocabulary."""
+        self.vocabulary.save(directory / "vocabulary.json")
 
     def callbacks(self) -> Sequence[keras.callbacks.Callback]:
         """Further callbacks, called before the run's files are written."""

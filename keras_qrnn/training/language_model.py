@@ -13,7 +13,7 @@ import numpy as np
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.training.evaluation import Evaluator, kept_model, load_run
+from keras_qrnn.training.evaluation import Evaluator, load_run
 from keras_qrnn.training.experiment import Experiment, check_memory, train_experiment
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import build_optimizer
@@ -169,12 +169,6 @@ class LanguageModelling(Experiment):
             return {"val_perplexity": perplexity, "val_loss": math.log(perplexity)}
 
         return validate
-
-    def kept(self, model: LanguageModel) -> LanguageModel:
-        return kept_model(model)
-
-    def save(self, directory: Path) -> None:
-        self.vocabulary.save(directory / "vocabulary.json")
 
 
 def train_language_model(

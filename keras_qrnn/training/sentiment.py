@@ -375,14 +375,6 @@ class SentimentAnalysis(Experiment):
 
         return validate
 
-    def kept(self, model: SentimentModel) -> SentimentModel:
-        kept = model.copy()
-        kept.copy_weights(weight_averages(model) or model.weights)
-        return kept
-
-    def save(self, directory: Path) -> None:
-        self.vocabulary.save(directory / "vocabulary.json")
-
 
 def vocabulary_of(reviews: Reviews, size: int) -> Vocabulary:
     """The most frequent words of the training reviews, and `<unk>`."""

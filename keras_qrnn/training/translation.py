@@ -222,14 +222,6 @@ class Translation(Experiment):
 
         return validate
 
-    def kept(self, model: TranslationModel) -> TranslationModel:
-        kept = model.copy()
-        kept.copy_weights(weight_averages(model) or model.weights)
-        return kept
-
-    def save(self, directory: Path) -> None:
-        self.vocabulary.save(directory / "vocabulary.json")
-
 
 def count_weights(options: TranslationOptions, vocab_size: int) -> int:
     """Number of weights of the model of `options`. The model is not built."""
