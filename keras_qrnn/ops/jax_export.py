@@ -47,11 +47,11 @@ def valid_first(mask: jax.Array) -> jax.Array:
     search by halves finds how many these are, in a number of rounds that is enough for
     any length. Behind the valid steps the index is `time`.
     """
-    ones = jnp.where(mask, 1, 1).astype("int32")
+    ones = jnp.ones_like(mask, dtype="int32")
     step = jnp.cumsum(ones, axis=1) - 1
     time = jnp.sum(ones, axis=1, keepdims=True)
     count = jnp.cumsum(mask.astype("int32"), axis=1)
-    found = step * 0
+    found = jnp.zeros_like(step)
     steps = mask.shape[1]
     rounds = steps.bit_length() if isinstance(steps, int) else 31
     for k in reversed(range(rounds)):
