@@ -16,7 +16,6 @@ from keras import ops
 from lm import Stopwatch
 
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.data.imdb import Labelled
 from keras_qrnn.data.review_batches import ReviewBatches
 from keras_qrnn.models.sentiment import CELLS, SentimentModel
 from keras_qrnn.training.environment import environment
@@ -74,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     count = batch * (options.steps + 2)
     # All of one length: JAX compiles one shape, before the steps that are timed.
     words = list(rng.integers(1, vocab, (count, time)).astype("int32"))
-    reviews = Labelled([""] * count, rng.integers(0, 2, count))
-    batches = ReviewBatches(reviews, words, batch, seed=0)
+    batches = ReviewBatches(rng.integers(0, 2, count), words, batch, seed=0)
     spreads, calls = {}, {}
     for cell in options.cells.split(","):
         model = SentimentModel(

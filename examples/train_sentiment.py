@@ -145,14 +145,14 @@ def evaluate(
             pairs = zip(CLASSES, row, strict=True)
             counts = ", ".join(f"{n} as {label}" for label, n in pairs)
             say(f"  {split} {name}: {counts}")
-    if "test" in splits:
-        n = min(drawn, len(tokens) - 1)
-        label, logit = CLASSES[labelled.labels[n]], logits[n]
-        states = keras.ops.convert_to_numpy(model.states(tokens[n][None]))[0]
-        words = vocabulary.decode(tokens[n] - 1)
-        title = f"last layer's states over test review {n}: {label}, logit {logit:.1f}"
-        plot_states(path / "states.png", states, words, title)
-        say(f"States of the last layer: {path / 'states.png'}")
+        if split == "test":
+            label, logit = CLASSES[labelled.labels[drawn]], logits[drawn]
+            states = keras.ops.convert_to_numpy(model.states(tokens[drawn][None]))[0]
+            words = vocabulary.decode(tokens[drawn] - 1)
+            title = f"last layer's states over test review {drawn}: {label}, "
+            title += f"logit {logit:.1f}"
+            plot_states(path / "states.png", states, words, title)
+            say(f"States of the last layer: {path / 'states.png'}")
     return found
 
 
@@ -164,6 +164,11 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         write_text(reviews, Path(arguments.write_text))
         return
     splits = ["valid", "test"] if arguments.test else ["valid"]
+    if arguments.test and arguments.draw >= len(reviews.test):
+        raise ValueError(
+            f"Option `draw` must be below {len(reviews.test)}, the number of test "
+            f"reviews. Received: draw={arguments.draw}"
+        )
     experiment = SentimentAnalysis(reviews, options)
     if arguments.verbose:
         print(experiment.summary, flush=True)

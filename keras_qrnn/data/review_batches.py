@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from keras_qrnn.data.batches import LengthBatches, padded, round_lengths
-from keras_qrnn.data.imdb import Labelled
 from keras_qrnn.data.vocabulary import Vocabulary
 
 PADDING = 0  # the token behind the end of a review
@@ -36,20 +35,20 @@ class ReviewBatches(LengthBatches):
     weights float32 of shape `(batch,)`.
 
     Args:
-        reviews: their labels are taken.
+        labels: int array of shape `(reviews,)`.
         tokens: those of each review: see `encode_reviews`.
         batch_size, seed: see `LengthBatches`.
     """
 
     def __init__(
         self,
-        reviews: Labelled,
+        labels: np.ndarray,
         tokens: Sequence[np.ndarray],
         batch_size: int,
         seed: int | None = None,
     ) -> None:
         self._tokens = tokens
-        self._labels = reviews.labels.astype("float32")[:, None]
+        self._labels = labels.astype("float32")[:, None]
         self._time = round_lengths(np.array([len(each) for each in tokens]))
         super().__init__(self._time, batch_size, seed)
         self.spec = (

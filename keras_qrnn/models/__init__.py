@@ -1,7 +1,8 @@
 """Models built from the layers."""
 
 from keras_qrnn.models.language_model import LanguageModel
+from keras_qrnn.models.sentiment import SentimentModel
 from keras_qrnn.models.translation import TranslationModel
 from keras_qrnn.models.translator import Translator
 
-__all__ = ["LanguageModel", "TranslationModel", "Translator"]
+__all__ = ["LanguageModel", "SentimentModel", "TranslationModel", "Translator"]

@@ -4,6 +4,7 @@ from keras_qrnn.training.cache import ContinuousCache, read_stream, tune_cache
 from keras_qrnn.training.evaluation import Evaluator, evaluate_perplexity
 from keras_qrnn.training.language_model import load_trained, train_language_model
 from keras_qrnn.training.options import PRESETS, TrainingOptions
+from keras_qrnn.training.sentiment import load_sentiment
 
 __all__ = [
     "PRESETS",
@@ -11,6 +12,7 @@ __all__ = [
     "Evaluator",
     "TrainingOptions",
     "evaluate_perplexity",
+    "load_sentiment",
     "load_trained",
     "read_stream",
     "train_language_model",

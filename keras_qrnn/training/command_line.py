@@ -225,7 +225,7 @@ def train_and_evaluate(
     if arguments.train:
         record = {
             "command": shlex.join([program, *argv]),
-            "options": asdict(experiment.options),
+            "options": asdict(experiment.options) | experiment.sizes,
             **found,
             **environment(),
         }

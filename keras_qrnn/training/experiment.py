@@ -51,6 +51,7 @@ class Experiment(abc.ABC):
         panels: the pictures of `training.png` beside the learning rate.
         paths: the options that are paths.
         scales: the options that a model starts too large with.
+        sizes: the options whose values the data or another run decide, as used.
     """
 
     objective: ClassVar[Objective]
@@ -63,6 +64,7 @@ class Experiment(abc.ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.sizes: dict[str, Any] = {}
 
     @abc.abstractmethod
     def data(self) -> dict[str, Any]:

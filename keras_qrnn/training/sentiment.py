@@ -58,7 +58,8 @@ class SentimentOptions(RunOptions):
       `read_word_vectors`. `emb_dim` is then their size.
     - `pretrained` is the `save_path` of a finished run of `train_lm.py`. The embedding
       and the recurrent layers start from its weights. Their sizes, and zoneout if no
-      other is given, are those of that run. They are not densely connected.
+      other is given, are those of that run. They are not densely connected. An option
+      that asks for another size is refused.
     - `layer_rate` multiplies the learning rate of each lower layer: of the layer below
       the logit once, of the one below it twice, and so on down to the embedding.
     - With `unfreeze_epochs` above 0 the logit alone is trained in the first so many
@@ -187,6 +188,14 @@ class SentimentAnalysis(Experiment):
         self.trained: LanguageModel | None = None
         self.vectors: dict[str, np.ndarray] = {}
         self.emb_dim = options.emb_dim or EMB_DIM
+        self.sizes = {
+            "units": options.units,
+            "layers": options.layers,
+            "window": windows(options.window, options.first_window, options.layers),
+            "dense": options.dense,
+            "pooling": options.pooling,
+            "zoneout": options.zoneout or 0.0,
+        }
         if options.pretrained is not None:
             self.trained, self.vocabulary = load_trained(
                 options.pretrained, "pretrained"
@@ -196,27 +205,63 @@ class SentimentAnalysis(Experiment):
                     "Option `pretrained` must be a run with the QRNN. "
                     f"Received: cell={self.trained.cell!r}"
                 )
+            if UNK not in self.vocabulary.words:
+                raise ValueError(
+                    f"Option `pretrained` must be a run whose vocabulary has {UNK}: "
+                    "reviews have words that it does not know. "
+                    f"Received: pretrained={options.pretrained!r}"
+                )
             self.emb_dim = self._same_size(
-                "emb_dim", self.trained.get_config()["emb_dim"], "of that run"
+                "emb_dim", self.trained.get_config()["emb_dim"], "in that run"
             )
+            self.sizes |= self._sizes_of(self.trained)
         else:
             self.vocabulary = vocabulary_of(reviews, options.vocab_size)
         if options.embeddings is not None:
             size, self.vectors = read_word_vectors(
                 options.embeddings, self.vocabulary.words
             )
-            self.emb_dim = self._same_size("emb_dim", size, "of the word vectors")
+            self.emb_dim = self._same_size("emb_dim", size, "in the word vectors")
+        self.sizes["emb_dim"] = self.emb_dim
         self.tokens = {
             split: self.encoded(getattr(reviews, split)) for split in ("train", "valid")
         }
 
-    def _same_size(self, name: str, expected: int, what: str) -> int:
+    def _same_size(self, name: str, expected: Any, what: str) -> Any:
         if getattr(self.options, name) not in (None, expected):
             raise ValueError(
-                f"Option `{name}` must be {expected}, the size {what}. "
+                f"Option `{name}` must be {expected}, as {what}. "
                 f"Received: {name}={getattr(self.options, name)}"
             )
         return expected
+
+    def _sizes_of(self, trained: LanguageModel) -> dict[str, Any]:
+        """The sizes of a language model. An option is refused that asks for another.
+
+        An option at its default asks for nothing.
+        """
+        layers = trained.recurrent
+        last = layers[-1].window
+        expected = {
+            "units": layers[0].units,
+            "layers": len(layers),
+            "window": last,
+            "first_window": layers[0].window,
+            "pooling": layers[0].pooling,
+        }
+        for name, value in expected.items():
+            if getattr(self.options, name) != getattr(SentimentOptions, name):
+                self._same_size(name, value, "in that run")
+        sizes = {
+            "units": [layer.units for layer in layers],
+            "layers": len(layers),
+            "window": [layer.window for layer in layers],
+            "dense": False,
+            "pooling": layers[0].pooling,
+        }
+        if self.options.zoneout is None:
+            sizes["zoneout"] = layers[0].zoneout
+        return sizes
 
     def encoded(self, reviews: Labelled) -> list[np.ndarray]:
         """The tokens of each review: see `encode_reviews`."""
@@ -245,18 +290,10 @@ class SentimentAnalysis(Experiment):
 
     def prepare(self, goes_on: bool) -> None:
         options = self.options
-        weights, width = self.emb_dim * (len(self.vocabulary) + 1), self.emb_dim
-        for n in range(options.layers):
-            if options.cell == "qrnn":
-                window = (options.first_window if not n else None) or options.window
-                gates = len(GATES[options.pooling])
-                weights += gates * options.units * (window * width + 1)
-            else:
-                weights += 4 * options.units * (width + options.units + 1)
-            width = options.units + width * options.dense
-            if width > MOST:
-                break
-        gates = 4 * options.units * options.batch_size
+        weights = count_weights(options.cell, len(self.vocabulary), **self.sizes)
+        units = self.sizes["units"]
+        units = units if isinstance(units, int) else max(units)
+        gates = 4 * units * options.batch_size
         longest = max(map(len, self.tokens["train"]))
         check_memory(
             {
@@ -267,7 +304,7 @@ class SentimentAnalysis(Experiment):
 
     def batches(self) -> ReviewBatches:
         return ReviewBatches(
-            self.reviews.train,
+            self.reviews.train.labels,
             self.tokens["train"],
             self.options.batch_size,
             self.options.seed,
@@ -275,30 +312,9 @@ class SentimentAnalysis(Experiment):
 
     def model(self, steps_per_epoch: int | None = None) -> SentimentModel:
         options = self.options
-        sizes: dict[str, Any] = {
-            "units": options.units,
-            "layers": options.layers,
-            "window": windows(options.window, options.first_window, options.layers),
-            "dense": options.dense,
-            "pooling": options.pooling,
-        }
-        zoneout = options.zoneout or 0.0
-        if self.trained is not None:
-            layers = self.trained.recurrent
-            if options.zoneout is None:
-                zoneout = layers[0].zoneout
-            sizes = {
-                "units": [layer.units for layer in layers],
-                "layers": len(layers),
-                "window": [layer.window for layer in layers],
-                "dense": False,
-                "pooling": layers[0].pooling,
-            }
         model = SentimentModel(
             len(self.vocabulary),
-            self.emb_dim,
-            **sizes,
-            zoneout=zoneout,
+            **self.sizes,
             dropout=options.dropout,
             embedding_dropout=options.embedding_dropout,
             kernel_dropout=options.kernel_dropout,
@@ -363,7 +379,7 @@ class SentimentAnalysis(Experiment):
         twin = model.copy()
         twin.compile()
         batches = evaluation_batches(
-            self.reviews.valid, self.tokens["valid"], self.options.batch_size
+            self.reviews.valid.labels, self.tokens["valid"], self.options.batch_size
         )
 
         def validate() -> dict[str, float]:
@@ -376,6 +392,32 @@ class SentimentAnalysis(Experiment):
         return validate
 
 
+def count_weights(
+    cell: str,
+    vocab_size: int,
+    emb_dim: int,
+    units: int | list[int],
+    layers: int,
+    window: int | list[int],
+    dense: bool,
+    pooling: str,
+    zoneout: float = 0.0,
+) -> int:
+    """Number of weights below the logit. The arguments are those of the model."""
+    total, width = emb_dim * (vocab_size + 1), emb_dim
+    for n in range(layers):
+        size = units if isinstance(units, int) else units[n]
+        steps = window if isinstance(window, int) else window[n]
+        if cell == "qrnn":
+            total += len(GATES[pooling]) * size * (steps * width + 1)
+        else:
+            total += 4 * size * (width + size + 1)
+        width = size + width * dense
+        if width > MOST:
+            break
+    return total
+
+
 def vocabulary_of(reviews: Reviews, size: int) -> Vocabulary:
     """The most frequent words of the training reviews, and `<unk>`."""
     words = Vocabulary.build(reviews.train.texts, size).words
@@ -383,10 +425,10 @@ def vocabulary_of(reviews: Reviews, size: int) -> Vocabulary:
 
 
 def evaluation_batches(
-    reviews: Labelled, tokens: list[np.ndarray], batch_size: int
+    labels: np.ndarray, tokens: list[np.ndarray], batch_size: int
 ) -> ReviewBatches:
     """The batches of an evaluation, in the order of their lengths."""
-    return ReviewBatches(reviews, tokens, batch_size)
+    return ReviewBatches(labels, tokens, batch_size)
 
 
 def load_sentiment(directory: Path, option: str) -> tuple[SentimentModel, Vocabulary]:
@@ -404,8 +446,7 @@ def logits_of(
         tokens: of each review: see `encode_reviews`.
         batch_size: rows of a batch. It changes speed and memory, not the result.
     """
-    nothing = Labelled([""] * len(tokens), np.zeros(len(tokens)))
-    batches = evaluation_batches(nothing, tokens, batch_size)
+    batches = evaluation_batches(np.zeros(len(tokens)), tokens, batch_size)
     logits = np.zeros(len(tokens), "float32")
     for index in range(len(batches)):
         chosen, _ = batches.rows(index)

@@ -14,7 +14,7 @@ import pytest
 
 from keras_qrnn.data import Vocabulary, load_corpus, sentiment_sample
 from keras_qrnn.data.batches import round_lengths
-from keras_qrnn.data.imdb import Labelled, load_reviews, write_text
+from keras_qrnn.data.imdb import load_reviews, write_text
 from keras_qrnn.data.review_batches import ReviewBatches, encode_reviews
 from keras_qrnn.data.tokens import tokenize
 from keras_qrnn.data.word_vectors import read_word_vectors
@@ -403,7 +403,7 @@ def test_batches_hold_each_review_once_with_little_padding():
     lengths = rng.integers(2, 300, 203)
     tokens = [np.full(n, k + 1, "int32") for k, n in enumerate(lengths)]
     labels = rng.integers(0, 2, 203)
-    batches = ReviewBatches(Labelled([""] * 203, labels), tokens, 10, seed=3)
+    batches = ReviewBatches(labels, tokens, 10, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         batches.epoch = epoch

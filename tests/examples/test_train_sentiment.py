@@ -90,6 +90,7 @@ def test_names_of_run_directories():
         (["--valid_size", "80"], "`valid_size` must be below 80"),
         (["--valid_seed", "-1"], "`valid_seed` must be"),
         (["--draw", "-1"], "`draw` must be"),
+        (["--draw", "40"], "`draw` must be below 40"),
         (["--write_text", ""], "`write_text` must be a path"),
         (["--lstm", "--zoneout", "0.1"], "`zoneout` goes with the QRNN"),
         (["--units", "100000000"], "must fit in the memory"),

@@ -14,6 +14,7 @@ from keras_qrnn.training.sentiment import (
     SentimentAnalysis,
     SentimentOptions,
     confusion_matrix,
+    count_weights,
     load_sentiment,
     logits_of,
 )
@@ -163,12 +164,43 @@ def test_a_run_starts_from_a_language_model(tmp_path):
         ops.convert_to_numpy(outputs), ops.convert_to_numpy(expected), rtol=1e-4
     )
     other = SentimentOptions(**TINY | {"emb_dim": 3}, pretrained=str(tmp_path / "lm"))
-    with pytest.raises(ValueError, match="`emb_dim` must be 2, the size of that run"):
+    with pytest.raises(ValueError, match="`emb_dim` must be 2, as in that run"):
         SentimentAnalysis(reviews(), other)
+    assert experiment.sizes == {
+        "units": [3, 2], "layers": 2, "window": [3, 2], "dense": False,
+        "pooling": "ifo", "zoneout": 0.3, "emb_dim": 2,
+    }  # fmt: skip
+    for changed in ({"units": 5}, {"layers": 3}, {"window": 4}, {"first_window": 2},
+                    {"pooling": "f"}):  # fmt: skip
+        other = SentimentOptions(**changed, pretrained=str(tmp_path / "lm"))
+        with pytest.raises(ValueError, match=f"`{next(iter(changed))}` must be"):
+            SentimentAnalysis(reviews(), other)
     with pytest.raises(FileNotFoundError, match="`pretrained` must be a directory"):
         SentimentAnalysis(
             reviews(), SentimentOptions(pretrained=str(tmp_path / "nowhere"))
         )
+
+
+@pytest.mark.one_backend("torch")
+def test_a_language_model_without_the_unknown_word_is_refused(tmp_path):
+    texts = reviews().train.texts
+    corpus = Corpus("tiny", texts, texts[:4], texts[:4])
+    recipe = TrainingOptions(units=2, layers=1, batch_size=4, seq_len=8, epochs=1)
+    vocabulary = Vocabulary.build(corpus.train)
+    experiment = LanguageModelling(corpus, vocabulary, recipe)
+    train_experiment(experiment, tmp_path, verbose=0)
+    with pytest.raises(ValueError, match=r"`pretrained` .* vocabulary has <unk>"):
+        SentimentAnalysis(reviews(), SentimentOptions(pretrained=str(tmp_path)))
+
+
+@pytest.mark.one_backend("torch")
+@pytest.mark.parametrize("cell", ["qrnn", "lstm"])
+def test_weights_are_counted(cell):
+    options = SentimentOptions(**TINY, cell=cell)
+    experiment = SentimentAnalysis(reviews(), options)
+    expected = sum(w.numpy().size for w in experiment.model(1).trainable_variables)
+    found = count_weights(cell, len(experiment.vocabulary), **experiment.sizes)
+    assert found == expected - 4  # the logit's
 
 
 @pytest.mark.one_backend("torch")
@@ -184,7 +216,7 @@ def test_a_run_starts_from_word_vectors(tmp_path):
     assert matrix[1 + words.index("good")].tolist() == [3, 4]
     assert matrix[1 + words.index("bad")].tolist() == [-3, -4]
     assert not matrix[0].any() and matrix[1 + words.index("a")].any()
-    with pytest.raises(ValueError, match="`emb_dim` must be 2, the size of the word"):
+    with pytest.raises(ValueError, match="`emb_dim` must be 2, as in the word"):
         SentimentAnalysis(reviews(), SentimentOptions(emb_dim=50, embeddings=str(path)))
 
 
