@@ -30,6 +30,7 @@ try:
         confusion_matrix,
         load_sentiment,
         logits_of,
+        refuse_other_data,
     )
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
@@ -126,6 +127,7 @@ def evaluate(
         What it prints, by name.
     """
     model, vocabulary = load_sentiment(path, "save_path")
+    refuse_other_data(path, reviews, vocabulary, options.max_len)
     weights = sum(math.prod(variable.shape) for variable in model.weights)
     found: dict = {"weights": weights}
     for split in splits:
@@ -169,6 +171,9 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
             f"Option `draw` must be below {len(reviews.test)}, the number of test "
             f"reviews. Received: draw={arguments.draw}"
         )
+    if not arguments.train:  # what the run started from is not needed
+        evaluate(path, reviews, options, splits, arguments.draw, print)
+        return
     experiment = SentimentAnalysis(reviews, options)
     if arguments.verbose:
         print(experiment.summary, flush=True)

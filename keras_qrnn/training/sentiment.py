@@ -18,6 +18,7 @@ from keras_qrnn.data.word_vectors import read_word_vectors
 from keras_qrnn.models.language_model import LanguageModel
 from keras_qrnn.models.sentiment import CELLS, ENCODINGS, SentimentModel
 from keras_qrnn.ops.equations import GATES
+from keras_qrnn.training.checkpoint import read_meta
 from keras_qrnn.training.evaluation import load_run, weight_averages
 from keras_qrnn.training.experiment import Experiment, check_memory
 from keras_qrnn.training.language_model import load_trained
@@ -40,6 +41,7 @@ from keras_qrnn.training.options import (
     windows,
 )
 from keras_qrnn.training.plots import Panel
+from keras_qrnn.training.run_directory import RunDirectory
 
 OBJECTIVE = Objective("val_accuracy", "max")
 EMB_DIM = 300  # without word vectors
@@ -276,16 +278,16 @@ class SentimentAnalysis(Experiment):
         if self.options.embeddings is not None:
             found = f"{len(self.vectors)} of them found in {self.options.embeddings}"
             text += f", {found}, {self.emb_dim} dimensions"
+        if self.trained is not None:
+            tokens = np.concatenate(self.tokens["train"])
+            unknown = np.mean(tokens == self.vocabulary.words.index(UNK) + 1)
+            text += f", {unknown:.2%} of the training reviews' words unknown to it"
         return text
 
     def data(self) -> dict[str, Any]:
-        reviews = self.reviews
-        labels = [map(str, each.labels) for each in (reviews.train, reviews.valid)]
         return {
             "vocabulary": len(self.vocabulary),
-            "data": fingerprint(
-                self.vocabulary.words, reviews.train.texts, reviews.valid.texts, *labels
-            ),
+            "data": fingerprint_of(self.reviews, self.vocabulary),
         }
 
     def prepare(self, goes_on: bool) -> None:
@@ -390,6 +392,40 @@ class SentimentAnalysis(Experiment):
             return {"val_loss": logs["cross_entropy"], "val_accuracy": accuracy}
 
         return validate
+
+
+def fingerprint_of(reviews: Reviews, vocabulary: Vocabulary) -> str:
+    """What tells the reviews of training and validation from others."""
+    train, valid = reviews.train, reviews.valid
+    labels = [map(str, each.labels) for each in (train, valid)]
+    return fingerprint(vocabulary.words, train.texts, valid.texts, *labels)
+
+
+def refuse_other_data(
+    directory: Path, reviews: Reviews, vocabulary: Vocabulary, max_len: int | None
+) -> None:
+    """Refuses to evaluate a run on other data than it has a checkpoint of.
+
+    Then a review of the development set may be one that was trained on.
+
+    Raises:
+        ValueError: if the reviews or `max_len` are others.
+    """
+    checkpoint = RunDirectory(directory).checkpoint
+    if not checkpoint.exists():
+        return
+    found = read_meta(checkpoint)["options"]
+    if found.get("data") != fingerprint_of(reviews, vocabulary):
+        raise ValueError(
+            "Options `dataset`, `data_dir`, `cased`, `valid_size` and `valid_seed` "
+            f"must give the reviews of the run. "
+            f"Received: {directory} and {reviews.name}"
+        )
+    if found.get("max_len") != max_len:
+        raise ValueError(
+            f"Option `max_len` must be {found.get('max_len')}, as in the run. "
+            f"Received: max_len={max_len}"
+        )
 
 
 def count_weights(

@@ -48,6 +48,15 @@ def test_train_evaluate_and_draw(tmp_path, capsys):
     assert train_sentiment.main([*arguments, "--notrain", "--verbose", "0"]) == 0
     evaluated = capsys.readouterr().out
     assert f"test accuracy: {record['test']:.2%} of 40 reviews" in evaluated
+    # Not on other data; and without the files that the run started from.
+    for other, message in (
+        (["--valid_seed", "1"], "must give the reviews of the run"),
+        (["--max_len", "5"], "`max_len` must be None, as in the run"),
+    ):
+        assert train_sentiment.main([*arguments, "--notrain", *other]) == 2
+        assert message in capsys.readouterr().err
+    moved = ["--notrain", "--embeddings", str(tmp_path / "moved.txt")]
+    assert train_sentiment.main([*arguments, *moved]) == 0
 
 
 @pytest.mark.one_backend

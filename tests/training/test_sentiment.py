@@ -166,6 +166,7 @@ def test_a_run_starts_from_a_language_model(tmp_path):
     other = SentimentOptions(**TINY | {"emb_dim": 3}, pretrained=str(tmp_path / "lm"))
     with pytest.raises(ValueError, match="`emb_dim` must be 2, as in that run"):
         SentimentAnalysis(reviews(), other)
+    assert "0.00% of the training reviews' words unknown" in experiment.summary
     assert experiment.sizes == {
         "units": [3, 2], "layers": 2, "window": [3, 2], "dense": False,
         "pooling": "ifo", "zoneout": 0.3, "emb_dim": 2,
