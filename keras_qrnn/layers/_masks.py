@@ -73,7 +73,7 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     time = ops.shape(sequences)[1]
     sequences = joined([sequences, ops.zeros_like(sequences[:, :1])])
-    sequences = _steps_at(_valid_first(mask, time), sequences)
+    sequences = steps_at(_valid_first(mask, time), sequences)
     return sequences, ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
@@ -108,7 +108,7 @@ def expand(outputs: Tensor, mask: Tensor, previous_output: Tensor) -> Tensor:
     """
     outputs = joined([previous_output[:, None], outputs])
     position = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-    return _steps_at(position, outputs)
+    return steps_at(position, outputs)
 
 
 def in_front(time: int | Tensor, valid: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def last_valid(outputs: Tensor, valid: Tensor, previous_output: Tensor) -> Tenso
         valid: the number of valid steps, `(batch,)`.
         previous_output: tensor of shape `(batch, units)`.
     """
-    last = _steps_at(ops.maximum(valid - 1, 0)[:, None], outputs)[:, 0]
+    last = steps_at(ops.maximum(valid - 1, 0)[:, None], outputs)[:, 0]
     return ops.where(valid[:, None] > 0, last, previous_output)
 
 
@@ -156,7 +156,7 @@ def joined(sequences: list[Tensor]) -> Tensor:
     return torch.cat([each.transpose(0, 1) for each in sequences]).transpose(0, 1)
 
 
-def _steps_at(position: Tensor, sequences: Tensor) -> Tensor:
+def steps_at(position: Tensor, sequences: Tensor) -> Tensor:
     """The steps of `sequences` at `position`, an int tensor `(batch, steps)`."""
     if BACKEND == "jax" or BACKEND == "numpy":
         return ops.take_along_axis(sequences, position[:, :, None], axis=1)
@@ -193,7 +193,7 @@ def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
         last = inputs[:, time - count :]
     else:
         position = valid[:, None] + ops.arange(count, dtype="int32")[None]
-        last = _steps_at(position, inputs)
+        last = steps_at(position, inputs)
     if last.shape[1] is None:
         # TensorFlow's loops need to know that a state keeps its shape.
         last = ops.reshape(last, (batch, count, features))

@@ -1,6 +1,6 @@
 """The word-level language model of arXiv 1611.01576, section 3.2."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,13 +11,13 @@ from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
 from keras_qrnn.losses import replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
-from keras_qrnn.models._weights import copy_weights
+from keras_qrnn.models._task_model import TaskModel, copy_weights
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class LanguageModel(keras.Model):
+class LanguageModel(TaskModel):
     """The word-level language model of arXiv 1611.01576, section 3.2.
 
     It has an embedding, recurrent layers and logits over the vocabulary. Dropout
@@ -294,12 +294,6 @@ class LanguageModel(keras.Model):
         # `compute_loss` computes the loss. Keras reports it only if a loss is set here.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        config = keras.saving.deserialize_keras_object(config)
-        del config["loss"]
-        self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
-
     def compute_loss(
         self,
         x: Tensor | None = None,
@@ -329,10 +323,6 @@ class LanguageModel(keras.Model):
         for layer in self.recurrent:
             layer.reset_state()
 
-    def copy(self) -> "LanguageModel":
-        """A built model with copied weights, not compiled. Its state is zero."""
-        return self.with_batch_size(self.batch_size)
-
     def with_batch_size(self, batch_size: int) -> "LanguageModel":
         """A copy of this model for batches of another size. Its state is zero.
 
@@ -342,11 +332,7 @@ class LanguageModel(keras.Model):
         Returns:
             A built model with copied weights. `copy_weights` copies them again later.
         """
-        config = self._config | {"batch_size": batch_size}
-        twin = LanguageModel(**config, dtype=self.dtype_policy)
-        twin.build()
-        twin.copy_weights(self.weights)
-        return twin
+        return self._copy_with(batch_size=batch_size)
 
     def serving_model(
         self, batch_size: int | None = None, time: int | None = None
@@ -403,18 +389,6 @@ class LanguageModel(keras.Model):
             kernel = self.logits.kernel
         copy_weights(dense, [kernel, self.logits_bias])
         return keras.Model(inputs, outputs, name=f"{self.name}_server")
-
-    def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Assigns copies of `values` to all `weights`, in their order.
-
-        Raises:
-            ValueError: if the number of values or a shape differs.
-        """
-        copy_weights(self, values)
-
-    def get_config(self) -> dict[str, Any]:
-        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
-        return {**self._config, "name": self.name, "dtype": dtype}
 
 
 def _without_state(layer: keras.layers.Layer) -> keras.layers.Layer:

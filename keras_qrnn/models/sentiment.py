@@ -9,7 +9,8 @@ from keras import ops
 from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
-from keras_qrnn.models._weights import copy_weights
+from keras_qrnn.layers._masks import steps_at
+from keras_qrnn.models._task_model import TaskModel, copy_weights
 from keras_qrnn.ops import f_pool, linear_scan
 
 CELLS = ("qrnn", "lstm")
@@ -17,7 +18,7 @@ ENCODINGS = ("last", "last_mean_max")
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class SentimentModel(keras.Model):
+class SentimentModel(TaskModel):
     """The classifier of arXiv 1611.01576, section 3.1, for two classes.
 
     It has an embedding, recurrent layers and a logit. With `dense=True` each recurrent
@@ -255,9 +256,8 @@ class SentimentModel(keras.Model):
             return outputs
         # Behind a review cuDNN's LSTM gives zeros. Other layers repeat the last output.
         steps = ops.arange(outputs.shape[1] or ops.shape(outputs)[1], dtype="int32")
-        index = ops.max(ops.where(mask, steps, 0), axis=1)[:, None, None]
-        index = ops.broadcast_to(index, (ops.shape(outputs)[0], 1, outputs.shape[-1]))
-        last = ops.take_along_axis(outputs, index, axis=1)[:, 0]
+        index = ops.max(ops.where(mask, steps, 0), axis=1)[:, None]
+        last = steps_at(index, outputs)[:, 0]
         is_word = mask[:, :, None]
         outputs = ops.cast(outputs, self.variable_dtype)
         total = ops.sum(ops.where(is_word, outputs, 0.0), axis=1)
@@ -284,8 +284,7 @@ class SentimentModel(keras.Model):
             kind = {"return_sequences": True, "dtype": self.dtype_policy}
             twin = keras.layers.LSTM(last.units, **kind)
             twin.build(outputs.shape)
-            for mine, its in zip(twin.weights, last.weights, strict=True):
-                mine.assign(its)
+            copy_weights(twin, last.weights)
             return twin(outputs)
         *others, last = self.stack.qrnns
         for layer in others:
@@ -311,12 +310,6 @@ class SentimentModel(keras.Model):
             **kwargs,
         )
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        config = keras.saving.deserialize_keras_object(config)
-        del config["loss"]
-        self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
-
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -328,22 +321,3 @@ class SentimentModel(keras.Model):
         self.cross_entropy.update_state(each, sample_weight)
         self.accuracy.update_state(y, y_pred, sample_weight)
         return self.get_metrics_result()
-
-    def copy(self) -> "SentimentModel":
-        """A built model with copied weights, not compiled."""
-        twin = SentimentModel(**self._config, dtype=self.dtype_policy)
-        twin.build()
-        twin.copy_weights(self.weights)
-        return twin
-
-    def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Assigns copies of `values` to all `weights`, in their order.
-
-        Raises:
-            ValueError: if the number of values or a shape differs.
-        """
-        copy_weights(self, values)
-
-    def get_config(self) -> dict[str, Any]:
-        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
-        return {**self._config, "name": self.name, "dtype": dtype}

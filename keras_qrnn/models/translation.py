@@ -1,6 +1,5 @@
 """The encoder-decoder for translation of arXiv 1611.01576, and the equal LSTM."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -10,9 +9,10 @@ from keras_qrnn._checks import one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.layers import QRNN, AttentionQRNN
+from keras_qrnn.layers._masks import steps_at
 from keras_qrnn.losses import replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
-from keras_qrnn.models._weights import copy_weights
+from keras_qrnn.models._task_model import TaskModel
 from keras_qrnn.ops.equations import GATES
 
 CELLS = ("qrnn", "lstm")
@@ -20,7 +20,7 @@ PAD = CharacterVocabulary.pad
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class TranslationModel(keras.Model):
+class TranslationModel(TaskModel):
     """Encoder, decoder and attention of arXiv 1611.01576, sections 2.1 and 3.3.
 
     The encoder is a stack of QRNNs whose convolutions see both sides
@@ -228,7 +228,8 @@ class TranslationModel(keras.Model):
         # What stands behind a sentence is zero, as if the sequence ended there. So the
         # QRNNs need no mask, which would cost time.
         is_valid = ops.cast(mask[:, :, None], self.compute_dtype)
-        last = ops.sum(ops.cast(mask, "int32"), axis=1)[:, None, None] - 1
+        last = ops.sum(ops.cast(mask, "int32"), axis=1)[:, None] - 1
+        last = last % ops.shape(source)[1]  # where all is padding, the last step
         layers = zip(self.encoder, self.decoder, self.encoder_dropouts[1:], strict=True)
         for layer, decoder, dropout in layers:
             if self.cell == "lstm":
@@ -237,8 +238,7 @@ class TranslationModel(keras.Model):
             else:
                 shape = (*source.shape, x.shape[-1])
                 x, _ = layer(x * is_valid, training=training)
-                index = ops.broadcast_to(last, (ops.shape(x)[0], 1, x.shape[-1]))
-                contexts.append(ops.take_along_axis(x, index, axis=1)[:, 0])
+                contexts.append(steps_at(last, x)[:, 0])
                 _, *state_shapes = decoder.compute_output_shape(shape)
                 states.append(
                     [
@@ -344,12 +344,6 @@ class TranslationModel(keras.Model):
         # `compute_loss` computes the loss. Keras reports it only if a loss is set here.
         super().compile(optimizer, loss="sparse_categorical_crossentropy", **kwargs)
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        config = keras.saving.deserialize_keras_object(config)
-        del config["loss"]
-        self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
-
     def compute_loss(
         self,
         x: Any = None,
@@ -370,22 +364,3 @@ class TranslationModel(keras.Model):
         self, x: Any, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         return self.get_metrics_result()  # `compute_loss` has updated them
-
-    def copy(self) -> "TranslationModel":
-        """A built model with the same arguments and copied weights, not compiled."""
-        twin = TranslationModel(**self._config, dtype=self.dtype_policy)
-        twin.build()
-        twin.copy_weights(self.weights)
-        return twin
-
-    def copy_weights(self, values: Iterable[Tensor]) -> None:
-        """Assigns copies of `values` to all `weights`, in their order.
-
-        Raises:
-            ValueError: if the number of values or a shape differs.
-        """
-        copy_weights(self, values)
-
-    def get_config(self) -> dict[str, Any]:
-        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
-        return {**self._config, "name": self.name, "dtype": dtype}

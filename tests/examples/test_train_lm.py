@@ -1,7 +1,6 @@
 """The training and sampling scripts, run as a user runs them."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -34,11 +33,11 @@ from keras_qrnn.training.language_model import (
     build_language_model,
     train_language_model,
 )
+from tests.examples.programs import ROOT, arguments, script
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
-ROOT = Path(__file__).parents[2]
 TINY = {"units": 8, "emb_dim": 6, "seq_len": 20, "batch_size": 4, "save_every": 7}
 TINY["learning_rate"] = 0.2  # a rate of 1 is for large models: here it is unstable
 # Runs of many models are in full where nothing is compiled, and short elsewhere.
@@ -47,22 +46,7 @@ FULL = keras.config.backend() == "torch"
 once = pytest.mark.one_backend("torch")
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "examples" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 train_lm, sample_lm = script("train_lm"), script("sample_lm")
-
-
-def arguments(**options):
-    return [
-        part for name, value in options.items() for part in (f"--{name}", str(value))
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,15 @@
 """The program that trains the sentiment classifier, on a few reviews of the sample."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import keras
 import pytest
 
 from keras_qrnn.data import load_corpus, sentiment_sample
 from keras_qrnn.data.imdb import load_reviews
+from tests.examples.programs import script
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location(
-    "train_sentiment", ROOT / "examples" / "train_sentiment.py"
-)
-train_sentiment = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_sentiment)
+train_sentiment = script("train_sentiment")
 TINY = [
     "--dataset", "sample", "--units", "3", "--layers", "2", "--emb_dim", "2",
     "--batch_size", "40", "--epochs", "1",

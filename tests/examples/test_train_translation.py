@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,11 +20,11 @@ from keras_qrnn.training.translation import (
     count_weights,
     load_translation,
 )
+from tests.examples.programs import arguments, script
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )
-ROOT = Path(__file__).parents[2]
 needs_sacrebleu = pytest.mark.skipif(
     importlib.util.find_spec("sacrebleu") is None, reason="needs sacrebleu"
 )
@@ -33,22 +32,7 @@ TINY = {"units": 4, "emb_dim": 3, "layers": 1, "first_window": 3, "batch_size": 
 TINY |= {"save_every": 3, "length_step": 8, "max_length": 8, "epochs": 2}
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "examples" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 train, translate = script("train_translation"), script("translate")
-
-
-def arguments(**options):
-    return [
-        part for name, value in options.items() for part in (f"--{name}", str(value))
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,23 @@
+"""Loads the programs in examples/ as modules, and writes their options."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name):
+    """The program `examples/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "examples" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(**options):
+    """Options as a command line has them."""
+    return [
+        part for name, value in options.items() for part in (f"--{name}", str(value))
+    ]
