@@ -233,8 +233,8 @@ def build_optimizer(
         return kind(
             rho=options.rho,
             # Keras divides by sqrt(v + epsilon), where v is the mean square of the
-            # gradients. The option is that of sqrt(v) + epsilon, as in Chainer, which
-            # the paper used. With its square the two differ by at most sqrt(2).
+            # gradients. The option is that of sqrt(v) + epsilon. With its square
+            # the two differ by a factor of at most sqrt(2).
             epsilon=options.epsilon**2,
             weight_decay=options.weight_decay or None,
             **common,

@@ -32,8 +32,8 @@ from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
 from keras_qrnn.ops.torch.softmax import cross_entropy
 
-# On a CPU, one step of up to this many sequences is faster as one matrix product than
-# as a convolution, which first brings the kernel into another order.
+# On a CPU, one step of up to this many sequences is faster as one matrix product. A
+# convolution first brings the kernel into another order.
 FEW_SEQUENCES = 64
 
 __all__ = ["causal_conv", "conv_pool", "cross_entropy", "linear_scan", "pool"]
