@@ -7,6 +7,8 @@ Each table stands between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end 
     README.md                 speed, results: the two short tables
     docs/speed.md             speed (on a CPU), gpu
     docs/penn-treebank.md     results
+    docs/sentiment.md, docs/translation.md, docs/streaming.md
+                              speed: QRNN beside Keras's LSTM on an AMD processor
 
 Speed is read from benchmarks/results, perplexities are read from results.
 """
@@ -32,6 +34,11 @@ RUNS = {
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
+ON_AMD = {
+    "jax_epyc": "JAX",
+    "tensorflow_epyc": "TensorFlow",
+    "torch_epyc": "PyTorch with Numba",
+}
 ON_GPU = {
     "jax_cuda": "JAX, compiled",
     "torch_cuda": "PyTorch, called from Python",
@@ -158,6 +165,68 @@ def model_table(results: dict[str, list[dict]]) -> str:
             body.append([*cells, f"{peak:,.0f}"])
     header = ["", "training, tokens/s", "evaluation, tokens/s"]
     return markdown([*header, *(f"{part}, ms" for part in PARTS), "peak MiB"], body)
+
+
+def softmax_table(results: dict[str, list[dict]]) -> str:
+    """Milliseconds of the training loss: the package's cross-entropy and Keras's."""
+    body = []
+    for place, rows in results.items():
+        times = {row["part"]: 1e3 * float(row["median"]) for row in rows}
+        ours, theirs = times["softmax"], times["softmax of Keras"]
+        cells = [f"{ours:.0f}", f"{theirs:.0f}", f"{theirs / ours:.1f}"]
+        body.append([ON_AMD[place], *cells])
+    return markdown(["", "`keras_qrnn`, ms", "Keras, ms", "times as fast"], body)
+
+
+def task_table(results: dict[str, list[dict]]) -> str:
+    """Milliseconds of a batch in a task's model, QRNN beside LSTM.
+
+    Of a model that writes, also the characters that it writes in a second.
+    """
+    body, written = [], {}
+    for place, rows in results.items():
+        times, dtypes = {}, dict.fromkeys(row["dtype"] for row in rows)
+        for row in rows:
+            key = row["dtype"], row["part"], row["cell"]
+            times[key] = 1e3 * float(row["median"])
+            if row["part"] in ("greedy", "beam 8"):
+                written[place, *key] = float(row["characters_per_second"])
+        for dtype in dtypes:
+            cells = [f"{ON_AMD[place]}, {dtype}"]
+            for part in ("training", "evaluation"):
+                qrnn = times[dtype, part, "qrnn"]
+                lstm = times.get((dtype, part, "lstm"))
+                cells.append(f"{qrnn:,.0f}")
+                cells += [f"{lstm:,.0f}", f"{lstm / qrnn:.1f}"] if lstm else ["", ""]
+            for part in ("greedy", "beam 8") if written else ():
+                for cell in ("qrnn", "lstm"):
+                    found = written.get((place, dtype, part, cell))
+                    cells.append(f"{found:,.0f}" if found else "")
+            body.append(cells)
+    header = [""]
+    for part in ("training", "evaluation"):
+        header += [f"{part}: QRNN, ms", "LSTM, ms", "times as fast"]
+    if written:
+        header += ["greedy: QRNN, characters/s", "LSTM", "beam of 8: QRNN", "LSTM"]
+    return markdown(header, body)
+
+
+def streaming_table(results: dict[str, list[dict]]) -> str:
+    """Microseconds of a step where each call reads one step, QRNN beside LSTM."""
+    body = []
+    for place, rows in results.items():
+        times = {}
+        for row in rows:
+            key = row["mode"], int(row["units"])
+            cell = times.setdefault(key, {})
+            cell[row["name"]] = float(row["median"])
+        for (mode, units), cell in times.items():
+            ratio = cell["keras LSTM"] / cell["QRNN"]
+            name = f"{ON_AMD[place]}, {mode}, {units} units"
+            cells = [f"{cell[layer]:,.0f}" for layer in ("QRNN", "keras LSTM")]
+            body.append([name, *cells, f"{ratio:.2f}"])
+    header = ["microseconds a step", "QRNN", "Keras's LSTM", "times as fast"]
+    return markdown(header, body)
 
 
 def memory_table(results: dict[str, list[dict]]) -> str:
@@ -388,6 +457,9 @@ def section(directory: Path) -> str:
     for name, title, table in tables:
         if results := all_of(name):
             parts += [f"**{title}**", measured_on(results), table(results)]
+    if results := files_of(directory, "lm.csv", ON_AMD):
+        title = "The cross-entropy of that model, 2,100 tokens by 10,000 words"
+        parts += [f"**{title}**", measured_on(results), softmax_table(results)]
     parts.append("</details>")
     if lengths := all_of("length.csv"):
         parts.append("The time of a layer grows with the length, as the length does:")
@@ -444,6 +516,14 @@ def main(arguments: list[str] | None = None) -> None:
     write_section(readme, "speed", short_section(options.results))
     if gpu := gpu_section(options.results):
         write_section(docs / "speed.md", "gpu", gpu)
+    for page, table in (
+        ("sentiment", task_table),
+        ("translation", task_table),
+        ("streaming", streaming_table),
+    ):
+        if results := files_of(options.results, f"{page}.csv", ON_AMD):
+            text = f"{table(results)}\n\n{measured_on(results)}"
+            write_section(docs / f"{page}.md", "speed", text)
     if any((options.runs / name).is_dir() for name in RUNS):
         write_section(docs / "penn-treebank.md", "results", runs_table(options.runs))
         write_section(readme, "results", short_runs_table(options.runs))

@@ -4,6 +4,7 @@ import csv
 import importlib
 import itertools
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -278,6 +279,61 @@ def test_report(script, tmp_path):
         assert text.startswith("before\n") and text.endswith("after\n")
     report.main(arguments)
     assert {name: page.read_text() for name, page in pages.items()} == once
+
+
+def lines_of(table, medians, **columns):
+    """The table's lines of a file with these medians, by the row's values."""
+    rows = [columns | fields | {"median": m} for fields, m in medians]
+    return table({"jax_epyc": rows}).splitlines()
+
+
+@pytest.mark.one_backend
+def test_tables_of_qrnn_beside_lstm(script):
+    report = script("report")
+    times = {("qrnn", "training"): 0.2, ("qrnn", "evaluation"): 0.1}
+    lstm = {("lstm", "training"): 0.5, ("lstm", "evaluation"): 0.12}
+
+    def lines(times, **columns):
+        medians = [({"cell": c, "part": p}, t) for (c, p), t in times.items()]
+        columns = {"dtype": "float32"} | columns
+        return lines_of(report.task_table, medians, **columns)
+
+    assert (
+        lines(times | lstm)[2] == "| JAX, float32 | 200 | 500 | 2.5 | 100 | 120 | 1.2 |"
+    )
+    assert lines(times)[2] == "| JAX, float32 | 200 |  |  | 100 |  |  |"
+    written = {(c, p): 1 for c in ("qrnn", "lstm") for p in ("greedy", "beam 8")}
+    found = lines(times | lstm | written, characters_per_second="1234.5")
+    assert found[2].endswith("| 1.2 | 1,234 | 1,234 | 1,234 | 1,234 |")
+    (line,) = lines_of(
+        report.streaming_table,
+        [({"name": "QRNN"}, 40), ({"name": "keras LSTM"}, 50)],
+        mode="eager",
+        units=64,
+    )[2:]
+    assert line == "| JAX, eager, 64 units | 40 | 50 | 1.25 |"
+    (line,) = lines_of(
+        report.softmax_table,
+        [({"part": "softmax"}, 0.04), ({"part": "softmax of Keras"}, 0.1)],
+    )[2:]
+    assert line == "| JAX | 40 | 100 | 2.5 |"
+
+
+@pytest.mark.one_backend
+def test_the_tables_in_the_repository_are_those_of_its_files(script, tmp_path):
+    root = Path(script("report").__file__).parents[1]
+    pages = [
+        page.relative_to(root)
+        for page in (root / "README.md", *(root / "docs").glob("*.md"))
+        if ":begin -->" in page.read_text("utf-8")
+    ]
+    assert len(pages) == 6
+    for page in pages:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(root / page, tmp_path / page)
+    script("report").main(["--root", str(tmp_path)])
+    for page in pages:
+        assert (tmp_path / page).read_text("utf-8") == (root / page).read_text("utf-8")
 
 
 @pytest.mark.one_backend
