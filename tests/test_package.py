@@ -135,7 +135,7 @@ def test_default_precision_of_jax():
         "layers/test_qrnn_in_keras.py::test_functional_with_unknown_sizes[False-True]",
         "models/test_language_model.py::test_fit_carries_the_state",
         "models/test_language_model.py::test_mixed_precision_trains[mixed_float16]",
-        "training/test_cache.py::test_stream_as_the_model_reads_it",
+        "training/test_continuous_cache.py::test_stream_as_the_model_reads_it",
     ]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(

@@ -10,11 +10,10 @@ from keras_qrnn.layers import QRNN
 def from_lstm(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer:
     """A new layer with the arguments of `layer`, with QRNN in place of LSTM.
 
-    It is meant as the `clone_function` of `keras.models.clone_model`. An LSTM gives a
-    QRNN of the same name and arguments. Another layer gives a new one of its class;
-    LSTMs in it, as in a `Bidirectional` or a model, become QRNNs. LSTM means
-    `keras.layers.LSTM` itself. A subclass may compute something else: it stays as it
-    is, alone and in another layer.
+    It is meant as the `clone_function` of `keras.models.clone_model`. An LSTM becomes a
+    QRNN of the same name and arguments. Any other layer becomes a new one of its class,
+    and LSTMs in it, as in a `Bidirectional` or a model, become QRNNs. A subclass of
+    `keras.layers.LSTM` may compute something else. It does not become a QRNN.
 
     Args:
         layer: any layer that `get_config` describes.
@@ -24,8 +23,8 @@ def from_lstm(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer
         A layer that is not built. Its weights will be new ones.
 
     Raises:
-        ValueError: if an LSTM has an argument for which a QRNN has nothing, such as
-            `recurrent_dropout=0.2`. A list of the arguments is in `QRNN.from_config`.
+        ValueError: if an LSTM has an argument that a QRNN cannot have, such as
+            `recurrent_dropout=0.2`: see `QRNN.from_config`.
 
     Example:
 
@@ -48,7 +47,7 @@ def _with_qrnns(config: Any, arguments: dict[str, Any]) -> Any:
     is_layer = config.get("module") == "keras.layers"
     if is_layer and config.get("class_name") == "LSTM":
         layer = QRNN.from_config(config["config"] | arguments)
-        # In the config of a functional model a layer has these two beside.
-        beside = {n: config[n] for n in ("name", "inbound_nodes") if n in config}
-        return beside | keras.saving.serialize_keras_object(layer)
+        # In the config of a functional model, a layer has two more entries.
+        more = {n: config[n] for n in ("name", "inbound_nodes") if n in config}
+        return more | keras.saving.serialize_keras_object(layer)
     return {name: _with_qrnns(value, arguments) for name, value in config.items()}

@@ -90,11 +90,11 @@ def load_torch_weights(
     Their `QRNN` with `bidirectional=True` is two stacks whose last outputs are
     concatenated: that is a `Bidirectional` of a stack, not a stack of `Bidirectional`.
 
-    Layers that compute something else than theirs do are refused. They have pooling
-    "f" or "fo", window 1 or 2, tanh and sigmoid as activations, and a bias. They have
-    no `padding="same"`, context, attention or dense connections. Their `Bidirectional`
-    concatenates, its forward layer has `go_backwards=False` and its backward layer
-    `go_backwards=True`; outside of it no layer goes backwards.
+    Layers that compute something else than PyTorch's are refused. A layer must have
+    pooling "f" or "fo", window 1 or 2, tanh and sigmoid as activations, and a bias. It
+    must have no `padding="same"`, context, attention or dense connections. A
+    `Bidirectional` must concatenate. Only its backward layer may have
+    `go_backwards=True`.
 
     Args:
         layers: what gets the weights, built: a `QRNN`, a `Bidirectional`, a model or
@@ -324,7 +324,12 @@ def _check_equations(layer: QRNN, go_backwards: bool) -> None:
 
 
 def _check_directions(layers: Any, is_one_module: bool) -> None:
-    """Tells two stacks side by side from a stack of bidirectional layers."""
+    """Raises an error if the directions meet in other places than in PyTorch's QRNN.
+
+    Args:
+        layers: as in `load_torch_weights`.
+        is_one_module: whether they meet after the last layer, not after each layer.
+    """
     outer = _in_order(layers)
     bidirectional = [
         layer for layer in outer if isinstance(layer, keras.layers.Bidirectional)

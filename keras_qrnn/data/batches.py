@@ -18,12 +18,12 @@ DEVIATION = 5.0  # the standard deviation, in steps, of the other batches' lengt
 
 
 class EpochBatches(keras.utils.PyDataset):
-    """The batches of an epoch, from any of them on.
+    """The batches of an epoch, all of them or those from `start` on.
 
     A subclass gives `total`, `batch` and, if its batches differ in shape, `spec`. It
-    may give other batches in each `epoch`, drawn in `draw` from a seed and the epoch,
-    but always the same number of them. So a run that is killed within an epoch resumes
-    exactly.
+    may give other batches in each `epoch`: `draw` draws them from a seed and the epoch.
+    Their number is the same in all epochs. So a run that is killed within an epoch
+    resumes exactly.
 
     Pass `for_fit()` to `fit` with `shuffle=False`.
 
@@ -90,7 +90,7 @@ class BPTTBatches(EpochBatches):
     """Batches for truncated backpropagation through time.
 
     A stream of `N` tokens has `N - 1` targets: each token but the first. The targets
-    are cut into `batch_size` contiguous pieces, one for each row. Each row is cut into
+    are cut into `batch_size` contiguous parts, one for each row. Each row is cut into
     batches of `seq_len` steps. Row `b` of a batch continues row `b` of the batch
     before, so a stateful layer carries its state over.
 
@@ -190,8 +190,9 @@ class LengthBatches(EpochBatches):
 
     Args:
         lengths: int array of shape `(sequences,)`, or `(sequences, sides)` for
-            sequences that come in pairs. Round lengths make groups whose order is
-            random, and few shapes: JAX compiles each shape anew, which takes seconds.
+            sequences that come in pairs. Round them up to few values: then many
+            sequences have one length and come in random order, and there are few
+            shapes. JAX compiles each shape anew, which takes seconds.
         batch_size: rows of a batch.
         seed: of the random orders. None: the order is that of the lengths.
 

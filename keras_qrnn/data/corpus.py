@@ -1,4 +1,4 @@
-"""A text in three splits."""
+"""A text in three splits, and the fingerprint of a text."""
 
 import hashlib
 from collections.abc import Iterable, Mapping

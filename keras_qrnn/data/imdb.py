@@ -21,7 +21,7 @@ HUB_REVISION = "main"
 CLASSES = ("neg", "pos")  # labels 0 and 1
 UNLABELLED = "unsup"
 LAYOUT = "train/pos, train/neg, test/pos and test/neg, a review a file, NAME.txt"
-# What reading a damaged archive raises.
+# The errors of reading a damaged archive.
 DAMAGES = (
     tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error,
 )  # fmt: skip
@@ -157,8 +157,8 @@ def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
 
     `train.txt` has the training reviews and those without a label. `valid.txt` and
     `test.txt` have at most `eval_size` reviews of the development set each, drawn by
-    chance and always the same. No review of the test split is written: what is learned
-    from the text has not seen it.
+    chance and always the same. No review of the test split is written, so a model of
+    the text has seen none.
 
     Raises:
         ValueError: if the development set has no two reviews.

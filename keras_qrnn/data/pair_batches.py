@@ -71,7 +71,7 @@ class PairBatches(LengthBatches):
 
     Args:
         source: int arrays, one for each sentence, each ending with `<eos>`.
-        target: likewise, the translations.
+        target: int arrays, the translations, each ending with `<eos>`.
         batch_size, seed: see `LengthBatches`.
         multiple: the number of steps of each array is a multiple of this.
 

@@ -1,8 +1,9 @@
-"""Penn Treebank, and any corpus in its format."""
+"""Sentences for a language model: Penn Treebank, any corpus in its format, a sample."""
 
+import os
 from pathlib import Path
 
-from keras_qrnn.data import hub
+from keras_qrnn.data import hub, sample
 from keras_qrnn.data.corpus import Corpus
 
 SPLITS = ("train", "valid", "test")
@@ -11,11 +12,46 @@ HUB_NAME = "ptb-text-only/ptb_text_only"
 HUB_REVISION = "refs/convert/parquet"
 ADVICE = (
     "Use --data_dir with a directory that holds train.txt, valid.txt and test.txt, "
-    "--dataset sample for the embedded corpus"
+    "--dataset sample for the generated corpus"
 )
 
 
-def from_directory(directory: Path) -> Corpus:
+def load_corpus(
+    dataset: str = "ptb", data_dir: str | os.PathLike | None = None
+) -> Corpus:
+    """Loads Penn Treebank, any corpus in its format, or the generated sample.
+
+    Args:
+        dataset: `"ptb"`, from `data_dir` or else the Hugging Face hub, or `"sample"`,
+            which the package generates.
+        data_dir: a directory with `train.txt`, `valid.txt` and `test.txt`, a sentence
+            a line, UTF-8.
+
+    Raises:
+        ValueError: for an unknown dataset, or a file that is empty or not UTF-8.
+        FileNotFoundError: if the directory or a file is missing.
+        ConnectionError: if the hub cannot be reached.
+        ImportError: if `datasets` is needed and not installed.
+    """
+    if dataset not in ("ptb", "sample"):
+        raise ValueError(
+            "Argument `dataset` must be 'ptb' or 'sample'. "
+            f"Received: dataset={dataset!r}"
+        )
+    if dataset == "sample":
+        if data_dir is not None:
+            raise ValueError(
+                "Argument `data_dir` goes with dataset='ptb'; the sample is "
+                f"generated. Received: data_dir={str(data_dir)!r}"
+            )
+        splits, floor = sample.generate()
+        return Corpus("sample", **splits, floor_perplexity=floor)
+    if data_dir is not None:
+        return _from_directory(Path(data_dir))
+    return _from_hub()
+
+
+def _from_directory(directory: Path) -> Corpus:
     """The corpus in `train.txt`, `valid.txt` and `test.txt`, a sentence a line.
 
     Args:
@@ -54,7 +90,7 @@ def from_directory(directory: Path) -> Corpus:
     return Corpus(str(directory), **splits)  # type: ignore[arg-type]
 
 
-def from_hub() -> Corpus:
+def _from_hub() -> Corpus:
     """Penn Treebank from the Hugging Face hub.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A small corpus in Penn Treebank's format whose true entropy is known.
+"""A generated corpus in Penn Treebank's format. Its true entropy is known.
 
 Sentences are drawn from a right-linear grammar about three topics. The subject
 decides whether the verb is singular or plural. Between the two stands a relative

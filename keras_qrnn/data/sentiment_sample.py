@@ -1,13 +1,13 @@
 """Generated reviews whose best reachable accuracy is known exactly.
 
-A review is a verdict, or two that contradict each other. After "but" the second counts;
-before "although" the first does. A verdict may be negated by "nobody" or "hardly
-anybody", which stand many words before the adjective. Words that say nothing stand
-between them and at the end. So a model must carry the negation, the verdict and the
-conjunction in its state: no window reaches so far.
+A review is one verdict, or two that contradict each other. With "but" between them the
+second counts, with "although" the first. A verdict may be negated by "nobody" or
+"hardly anybody", many words before its adjective. Between them and at the end stand
+words without an opinion. So a model must carry the negation, the verdict and the
+conjunction in its state: they are too far apart for a window.
 
-The text decides which opinion counts. The label is that opinion, but is turned round
-with probability `NOISE`. No model can expect to predict these turns.
+The label is the opinion that counts, but is reversed with probability `NOISE`. No model
+can expect to predict which labels are reversed.
 """
 
 import random
@@ -48,8 +48,8 @@ def generate(
 
     Returns:
         For each split the reviews, words separated by blanks; their labels, 0 for a bad
-        review and 1 for a good one; and the opinions that the texts give. A label
-        differs from the opinion where noise turned it round.
+        review and 1 for a good one; and the opinions that count in the texts. A label
+        differs from the opinion where noise reversed it.
     """
     rng = random.Random(seed)
     splits = {}

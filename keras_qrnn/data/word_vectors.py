@@ -14,9 +14,8 @@ def read_word_vectors(
 ) -> tuple[int, dict[str, np.ndarray]]:
     """The vectors of `words` in a file.
 
-    A word that is not in the file gets the vector of its lower-case form, if that is.
-
-    Blank lines of a text file are skipped.
+    A word that is not in the file gets the vector of its lower-case form, if the file
+    has that. Blank lines of a text file are skipped.
 
     Args:
         path: a text file in GloVe's format, a word and its numbers a line, separated by
@@ -83,7 +82,7 @@ def _from_text(path: Path, words: set[str]) -> tuple[int, dict[str, np.ndarray]]
         if number == 1 and len(fields) == 2 and all(map(bytes.isdigit, fields)):
             expected, dimensions = map(int, fields)  # word2vec's first line
             continue
-        # Some words of GloVe's hold blanks, but its first one does not.
+        # Some words of GloVe hold blanks. The first word of the file does not.
         dimensions = dimensions or len(fields) - 1
         where = f"{path}, line {number}"
         if dimensions < 1 or len(fields) < dimensions + 1:

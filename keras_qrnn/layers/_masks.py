@@ -80,8 +80,8 @@ def compact(sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
     """The indices of the valid steps in their order, then `time` for each masked one.
 
-    That is the index of one more step, of zeros. To move rows of features is faster
-    than to replace each value.
+    `compact` appends a step of zeros, which has the index `time`. Moving it to the
+    masked steps is faster than replacing each of their values.
     """
     if BACKEND == "jax":
         from keras_qrnn.ops import jax_export
@@ -160,8 +160,8 @@ def steps_at(position: Tensor, sequences: Tensor) -> Tensor:
     """The steps of `sequences` at `position`, an int tensor `(batch, steps)`."""
     if BACKEND == "jax" or BACKEND == "numpy":
         return ops.take_along_axis(sequences, position[:, :, None], axis=1)
-    # The same in Keras would look up each feature for itself on these two backends,
-    # which takes several times as long.
+    # On these two backends Keras's function would look up each feature by itself, which
+    # takes several times as long.
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -170,11 +170,11 @@ def steps_at(position: Tensor, sequences: Tensor) -> Tensor:
 
     batch, _, features = sequences.shape
     steps = position.shape[1]
-    # Time-major, as all sequences are: a row is one step of one sequence.
-    rows = sequences.transpose(0, 1).reshape(-1, features)
+    # One vector of features for each step and sequence, time-major in memory.
+    vectors = sequences.transpose(0, 1).reshape(-1, features)
     at = position.long() * batch + torch.arange(batch, device=position.device)[:, None]
-    rows = rows.index_select(0, at.transpose(0, 1).reshape(-1))
-    return rows.view(steps, batch, features).transpose(0, 1)
+    vectors = vectors.index_select(0, at.transpose(0, 1).reshape(-1))
+    return vectors.view(steps, batch, features).transpose(0, 1)
 
 
 def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:

@@ -46,7 +46,7 @@ def checked_states(
         initial_state: one state, a list of one state, or a list of all states. One
             state is the first of `shapes`.
         shapes: the expected shape of each state, by name.
-        owner: whose states they are, for the message: "a QRNN".
+        owner: the layer, for the message: "a QRNN".
 
     Raises:
         ValueError: if the number of states or a shape does not fit `shapes`.

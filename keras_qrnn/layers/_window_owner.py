@@ -1,10 +1,10 @@
-"""Which layer's inputs a window state holds.
+"""A check that a window state comes from the layer that it is given to.
 
-Code written for an LSTM passes all states of an encoder to a decoder. The second state
+Code written for an LSTM passes all states of an encoder to a decoder. The window state
 of a QRNN holds its last inputs, which mean nothing to another layer. If the inputs of
-both layers have the same size, the shape does not tell. So a returned window state
-remembers the name of its layer. Other tensors are not checked: arrays, inputs, copies,
-variables of a loop, arguments of a compiled function.
+both layers have the same size, the shape does not show the mistake. So the name of the
+layer is noted for each window state that it returns. Other tensors are not checked:
+arrays, inputs, copies, variables of a loop, arguments of a compiled function.
 """
 
 import weakref

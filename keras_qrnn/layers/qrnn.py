@@ -62,7 +62,7 @@ _HARMLESS = {
 }
 
 
-# What an LSTM or GRU has if nothing else is asked for. Its `get_config` writes it out.
+# Defaults of LSTM and GRU. The config of every LSTM and GRU names them.
 _DEFAULTS_OF_OTHERS: dict[str, Callable[[Any], bool]] = {
     "unit_forget_bias": lambda value: value is True,
     "reset_after": lambda value: value is True,
@@ -691,7 +691,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         """The kernel, and the bias as `ops/backend.py` takes it."""
         kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
         if training and self.kernel_dropout:
-            # A boolean mask: the gradient keeps one byte for each element.
+            # For the gradient a boolean mask is kept: one byte for each element.
             noise = keras.random.uniform(
                 self.kernel.shape, dtype="float32", seed=self.seed_generator
             )
@@ -823,7 +823,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         return [output_mask] + [None] * len(self._state_shapes(None, None))
 
     def _own_weights(self) -> dict[str, keras.Variable]:
-        """The weights by their names in files. Those of a subclass have numbers."""
+        """The weights by their names in files. A subclass's own ones have numbers."""
         named = {name: getattr(self, name) for name in self._WEIGHTS}
         named = {name: weight for name, weight in named.items() if weight is not None}
         others: dict[str, keras.Variable] = {}
@@ -891,11 +891,11 @@ class QRNN(KeptStates, keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "QRNN":
         """A layer from what `get_config` gave, of a QRNN or of an LSTM.
 
-        The config of an LSTM names all its arguments, those too that a QRNN does not
-        take. Where these have LSTM's defaults they are left out:
-        `unit_forget_bias=True`, an orthogonal `recurrent_initializer`, and what asks
-        for nothing. So is a GRU's `reset_after=True`. All biases of the QRNN start
-        from `bias_initializer`.
+        The config of an LSTM names all its arguments, also those that a QRNN does not
+        take. These are left out if they have LSTM's defaults, such as
+        `unit_forget_bias=True` and an orthogonal `recurrent_initializer`, or if they
+        change nothing, such as `recurrent_dropout=0`. A GRU's `reset_after=True` is
+        left out, too. All biases of the QRNN start from `bias_initializer`.
 
         Args:
             config: the arguments by name.
@@ -904,7 +904,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             A layer that is not built. Weights are not carried over.
 
         Raises:
-            ValueError: if a QRNN has nothing for an argument, such as
+            ValueError: if a QRNN cannot have an argument, such as
                 `recurrent_dropout=0.2`.
         """
         kept = {

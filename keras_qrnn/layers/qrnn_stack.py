@@ -1,4 +1,4 @@
-"""A stack of QRNNs as one layer, whose masks are sorted out once."""
+"""A stack of QRNNs as one layer. It moves masked steps once, not in each QRNN."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +29,8 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     of all layers before it (arXiv 1611.01576, section 2.1, "Densely-Connected
     Layers"). The output of the last layer alone is the output of the stack.
 
-    The stack computes what its QRNNs give one after another. With a mask it is faster:
-    the steps are sorted once for all layers.
+    The stack computes the same as its QRNNs one after another. With a mask it is
+    faster: the masked steps are moved once, not in each layer.
 
     Args:
         units: Positive integer, size of each layer's output; or a sequence with one
@@ -43,8 +43,8 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         dropout: Float in [0, 1), fraction of the features dropped in training from the
             input of every layer but the first (section 3.1: "dropout between layers").
             As in LSTM and QRNN, all steps of a sequence drop the same features. Each
-            layer draws its own; with `dense=True` also of the inputs of the layers
-            before. Defaults to `0`.
+            layer draws its features anew, with `dense=True` also among the inputs of
+            the layers before. Defaults to `0`.
         seed: Random seed of the first layer, layer 0. Layer n has `seed + n`.
         activity_regularizer: Regularizer of the stack's output. Defaults to `None`.
         return_sequences: Boolean, whether to return the last layer's outputs of all

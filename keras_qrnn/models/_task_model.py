@@ -1,4 +1,4 @@
-"""What the models of the three tasks share: files, copies and copied weights."""
+"""The base class of the models of the three tasks: copies, weights, saved files."""
 
 from collections.abc import Iterable
 from typing import Any, Self

@@ -107,7 +107,7 @@ class BeamSearch:
             states: the states before the first step, nested tensors of shape
                 `(sentences, ...)`.
             memory: what the steps read and do not change, such as the encoder's
-                outputs, likewise.
+                outputs: nested tensors of shape `(sentences, ...)`.
             target_lengths: int array of shape `(sentences,)`: T_trg, the expected
                 number of tokens. The paper takes the source length plus 5.
             max_steps: int array of shape `(sentences,)`: the largest number of tokens
@@ -126,8 +126,8 @@ class BeamSearch:
                 f"Received: max_steps={max_steps}"
             )
         sentences, beam = len(target_lengths), self.beam
-        # A beam's rows stand one after the other. All rows of a sentence have the same
-        # memory, so only the states are reordered.
+        # The rows of a sentence stand one after the other, one for each hypothesis. All
+        # have the same memory, so only the states are reordered.
         states, memory = keras.tree.map_structure(
             lambda each: keras.ops.repeat(each, beam, axis=0), (states, memory)
         )
@@ -153,8 +153,8 @@ class BeamSearch:
             logs[:, self._forbidden] = -np.inf
             further = totals[:, :, None] + logs.reshape(sentences, beam, -1)
             vocabulary = further.shape[-1]
-            # Each that has ended is one candidate, as it is. So is each of a sentence
-            # whose search is over.
+            # A hypothesis that has ended is one candidate, unchanged. So is each
+            # hypothesis of a sentence whose search is over.
             done = ended | over[:, None]
             further[done] = -np.inf
             further[done, self._end] = totals[done]

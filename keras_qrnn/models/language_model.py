@@ -39,8 +39,8 @@ class LanguageModel(TaskModel):
         temporal_regularization * sum((h[t] - h[t - 1])^2) / (rows * units)
 
     The loss of arXiv 1708.02182 is a mean over tokens. The loss here is larger by a
-    factor, the steps of a batch, and so are the two parts. So the two coefficients have
-    the values of its alpha and beta.
+    factor, the steps of a batch. So are the two sums. So the two coefficients have the
+    values of alpha and beta in that paper.
 
     Args:
         vocab_size: Positive integer, number of words.

@@ -11,7 +11,8 @@ from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
 from keras_qrnn.layers._masks import steps_at
 from keras_qrnn.models._task_model import TaskModel, copy_weights
-from keras_qrnn.ops import f_pool, linear_scan
+from keras_qrnn.ops import equations, linear_scan
+from keras_qrnn.ops.equations import Gates
 
 CELLS = ("qrnn", "lstm")
 ENCODINGS = ("last", "last_mean_max")
@@ -286,18 +287,14 @@ class SentimentModel(TaskModel):
             twin.build(outputs.shape)
             copy_weights(twin, last.weights)
             return twin(outputs)
-        *others, last = self.stack.qrnns
-        for layer in others:
-            after = layer(outputs)
-            parts = [outputs, after] if self.dense else [after]
-            outputs = ops.concatenate(parts, axis=-1)
-        z, f, *further = (
+        *earlier, last = self.stack.qrnns
+        for layer in earlier:
+            outputs = self.stack._next(outputs, layer(outputs), valid=None)
+        z, f, *others = (
             ops.cast(gate, "float32") for gate in last.compute_gates(outputs)
         )
-        f = 1.0 - (1.0 - last.zoneout) * (1.0 - f)
-        if last.pooling == "ifo":
-            return linear_scan(f, (1.0 - last.zoneout) * further[-1] * z)
-        return f_pool(z, f)[0]
+        gates = Gates(z, 1.0 - f, *others)
+        return linear_scan(*equations.decay_and_inputs(gates, 1.0 - last.zoneout))
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "rmsprop", **kwargs: Any

@@ -329,7 +329,7 @@ class TranslationModel(TaskModel):
         Args:
             tokens: the last characters, int tensor of shape `(batch,)`.
             states: as in `decode`.
-            memory: likewise.
+            memory: as in `decode`.
 
         Returns:
             The log-probabilities of the next character, `(batch, vocab_size)`, and the

@@ -116,7 +116,7 @@ class Attention:
 
     Attributes:
         source: the characters of the source and `<eos>`.
-        target: those of the translation, likewise.
+        target: the characters of the translation and `<eos>`.
         weights: float32 array of shape `(target, source)`; each row sums to 1.
     """
 

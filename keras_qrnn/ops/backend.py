@@ -6,7 +6,7 @@ The layer and the public functions call the five functions of `Backend`. Each of
 
 For all of them:
 
-- Shapes are checked by the caller. An implementation may take them as described here.
+- The caller checks the shapes. An implementation does not check them again.
 - The accumulator is float32, or float64 if the arguments are float64. Sums over time
   are computed in it.
 - A batch may have no rows. Time has at least one step.
@@ -134,7 +134,7 @@ class Kernels(Protocol):
     """A set of PyTorch's kernels: loops over time in `ops/torch`.
 
     `triton.py` runs on a GPU, `numba.py` on a CPU where Numba is installed, `loops.py`
-    everywhere else. `compile.py` hands them to `torch.compile`.
+    everywhere else. In code that `torch.compile` compiles, `custom_ops.py` calls them.
 
     Sequences are time-major: `(time, batch, units)`. No gradient is recorded through a
     kernel. Its arguments do not change, except the gates that `loops.py` gets for

@@ -43,9 +43,10 @@ def scan(
 def valid_first(mask: jax.Array) -> jax.Array:
     """The indices of the valid steps of each sequence in their order, `(batch, time)`.
 
-    The n-th valid step stands behind all steps up to which at most n are valid. A
-    search by halves finds how many these are, in a number of rounds that is enough for
-    any length. Behind the valid steps the index is `time`.
+    Let `count[t]` be the number of valid steps up to step t. Valid step n, counted from
+    0, stands behind all steps with `count[t] <= n`, so their number is its index. A
+    binary search finds that number, in as many rounds as any length needs. After the
+    last valid step the index is `time`.
     """
     ones = jnp.ones_like(mask, dtype="int32")
     step = jnp.cumsum(ones, axis=1) - 1

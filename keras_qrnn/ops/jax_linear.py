@@ -88,7 +88,8 @@ def _axes(x: jax.Array | float) -> frozenset:
     aval = getattr(x, "aval", None)
     if aval is not None and hasattr(aval, "mat"):  # JAX 0.10
         return aval.mat.varying
-    return getattr(aval, "vma", frozenset())  # before; at first there was neither
+    # Earlier versions have `vma`. The earliest have neither.
+    return getattr(aval, "vma", frozenset())
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ mlir.register_lowering(_linear_call, mlir.lower_fun(_run, multiple_results=True)
 def _tangents(
     primals: Sequence, tangents: Sequence, count: int, **functions: Linear
 ) -> tuple[Sequence, Sequence]:
+    """The rule for forward mode: the tangents of residuals and arguments, added up."""
     residuals, arguments = primals[:count], primals[count:]
     results = _linear_call.bind(*primals, count=count, **functions)
     parts = []
@@ -167,6 +169,7 @@ def _cotangents(
     transpose: Linear,
     count: int,
 ) -> Sequence:
+    """The rule for reverse mode: `transpose` takes the place of `function`."""
     found = _linear_call.bind(
         *arguments[:count],
         *map(ad.instantiate_zeros, cotangents),

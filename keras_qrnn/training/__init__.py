@@ -1,6 +1,10 @@
 """Training: options, run directory, checkpoint, callbacks, evaluation."""
 
-from keras_qrnn.training.cache import ContinuousCache, read_stream, tune_cache
+from keras_qrnn.training.continuous_cache import (
+    ContinuousCache,
+    read_stream,
+    tune_cache,
+)
 from keras_qrnn.training.evaluation import Evaluator, evaluate_perplexity
 from keras_qrnn.training.language_model import load_trained, train_language_model
 from keras_qrnn.training.options import PRESETS, TrainingOptions

@@ -1,4 +1,4 @@
-"""What the command lines share: options, a configuration file, errors in one line."""
+"""Shared by the programs: their options, configuration files, errors in one line."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""Which weights are evaluated, kept and loaded, and the perplexity of a stream."""
+"""A run's weights: their averages, their perplexity, the model of a finished run."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +37,11 @@ def weight_averages(model: keras.Model) -> list[keras.Variable] | None:
     return [averaged.get(id(variable), variable) for variable in model.weights]
 
 
+def weights_to_evaluate(model: keras.Model) -> list[keras.Variable]:
+    """The averages of the model's weights, or its weights if there are none."""
+    return weight_averages(model) or model.weights
+
+
 class Evaluator:
     """Computes the perplexity of one stream at each call.
 
@@ -58,7 +63,7 @@ class Evaluator:
 
     def __call__(self) -> float:
         """The perplexity under the present weights, or under their averages if any."""
-        self._twin.copy_weights(weight_averages(self._model) or self._model.weights)
+        self._twin.copy_weights(weights_to_evaluate(self._model))
         self._twin.reset_state()
         logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])

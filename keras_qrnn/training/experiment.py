@@ -1,4 +1,4 @@
-"""A task with its data and options, and its training: shared by all tasks."""
+"""The base class of a task (data, options, model), and how any task is trained."""
 
 import abc
 import math
@@ -19,7 +19,7 @@ from keras_qrnn.training.callbacks import (
     learning_rate_at,
     learning_rate_schedule,
 )
-from keras_qrnn.training.evaluation import weight_averages
+from keras_qrnn.training.evaluation import weights_to_evaluate
 from keras_qrnn.training.loop import train
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.options import RunOptions, defaults_of, with_current_names
@@ -50,8 +50,8 @@ class Experiment(abc.ABC):
         watched: the training metric that is no longer finite after a divergence.
         panels: the pictures of `training.png` beside the learning rate.
         paths: the options that are paths.
-        scales: the options that a model starts too large with.
-        sizes: the options whose values the data or another run decide, as used.
+        scales: the options that set how large the initial weights are.
+        sizes: values, by name, that come from the data or from another run.
     """
 
     objective: ClassVar[Objective]
@@ -68,7 +68,7 @@ class Experiment(abc.ABC):
 
     @abc.abstractmethod
     def data(self) -> dict[str, Any]:
-        """What tells the data from others, as JSON: `data` is a fingerprint."""
+        """Values, as JSON, by which data are compared: `data` is a fingerprint."""
 
     @abc.abstractmethod
     def prepare(self, goes_on: bool) -> None:
@@ -107,7 +107,7 @@ class Experiment(abc.ABC):
         large. The checkpoint holds what a resumed run needs.
         """
         kept = model.copy()
-        kept.copy_weights(weight_averages(model) or model.weights)
+        kept.copy_weights(weights_to_evaluate(model))
         return kept
 
     def save(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training that can be killed at any moment and resumed with the same result."""
+"""The loop over epochs. It can be killed at any moment and resumed exactly."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

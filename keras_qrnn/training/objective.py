@@ -1,4 +1,4 @@
-"""The objective of a run: a metric, and whether lower or higher is better."""
+"""The objective of a run: the validation metric that chooses the best epoch."""
 
 import math
 from dataclasses import dataclass

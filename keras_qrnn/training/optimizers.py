@@ -78,10 +78,10 @@ class LayerRates:
     """A mixin for optimizers that train some variables slower, or later, than others.
 
     Args:
-        rates: for each trainable variable, in their order, a factor on the learning
-            rate. Defaults to 1.
-        first_steps: likewise, the step from which the variable is trained. It stays as
-            it is before. Defaults to 0.
+        rates: a factor on the learning rate for each trainable variable, in their
+            order. Defaults to 1.
+        first_steps: the first step that changes the variable, for each trainable
+            variable, in their order. Defaults to 0.
     """
 
     def __init__(
@@ -223,7 +223,8 @@ def build_optimizer(
     if options.optimizer == "rmsprop":
         # On PyTorch, Keras's own updates all variables in a few operations.
         kind = RMSprop if "rates" in common else keras.optimizers.RMSprop
-        # Below, its square is 0 in float16, or else in float32. 0 / 0 is not a number.
+        # With a smaller epsilon its square is 0, in float16 or in float32. A step of a
+        # gradient of 0 would then be 0 / 0.
         least = 2.0**-12 if options.dtype_policy == "float16" else 2.0**-63
         if options.epsilon < least:
             raise ValueError(

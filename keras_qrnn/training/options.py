@@ -1,4 +1,4 @@
-"""The options of a training run: names, defaults, help texts and ranges.
+"""The options of a run: names, defaults, help texts and ranges.
 
 An option is a field of a dataclass that `option` makes. The field carries its help
 text, its older names and its check. The command lines are built from these fields:
@@ -131,8 +131,8 @@ def takes_older_names(options: type[Options]) -> type[Options]:
     @functools.wraps(init)
     def by_any_name(self: Options, *args: Any, **kwargs: Any) -> None:
         if kwargs.keys() > named_fields(options).keys():
-            # `dataclasses.replace` gives the changes, then all other fields as they
-            # are. A field that follows its older name is one that changes.
+            # `dataclasses.replace` passes the changes first, then all other fields. So
+            # an older name that comes before the current name is a change.
             given = list(kwargs)
             for older, name in _current_names(options).items():
                 if older in kwargs and given.index(older) < given.index(name):
@@ -166,7 +166,7 @@ class RunOptions:
     batch_size: int = option(32, "rows of a batch", count)
     save_every: int = option(100, "steps between two checkpoints", count)
     early_stopping: int = option(
-        0, "stop after so many epochs without improvement; 0: never", count_or_zero
+        0, "N: stop after N epochs without improvement; 0: never", count_or_zero
     )
     optimizer: str = option("adamw", "sgd, adamw or rmsprop", choice(*OPTIMIZERS))
     learning_rate: float = option(0.001, "rate of the first epochs", positive)
@@ -190,7 +190,7 @@ class RunOptions:
     beta_1: float = option(0.9, "momentum of adamw", fraction)
     beta_2: float = option(0.999, "decay of adamw's second moment", fraction)
     cycle_beta_1: float | None = option(
-        None, "momentum of adamw at the peak of the one cycle, if another one", fraction
+        None, "momentum of adamw at the peak of the one cycle, if it differs", fraction
     )
     rho: float = option(0.9, "decay of rmsprop's second moment", fraction)
     epsilon: float = option(
@@ -201,8 +201,8 @@ class RunOptions:
     )
     average_trigger: int = option(
         0,
-        "average the weights once validation is worse than the best of all but the "
-        "last so many epochs (NT-ASGD); 0: never",
+        "N: average the weights once validation is worse than its best before the "
+        "last N epochs (NT-ASGD); 0: never",
         count_or_zero,
     )
     seed: int = option(0, "seed of all randomness", count_or_zero)
@@ -303,25 +303,25 @@ class TrainingOptions(RunOptions):
     grad_clip: float = redefault("grad_clip", 10.0)
     weight_decay: float = option(2e-4, "L2 regularization", not_negative)
     embedding_scale: float = option(
-        1.0, "the embedding starts uniform in plus and minus this", positive
+        1.0, "the embedding starts uniform between minus and plus this", positive
     )
     first_window: int | None = option(
-        None, "window of the first layer, if another one", count, "first_qrnn_k"
+        None, "window of the first layer, if it differs", count, "first_qrnn_k"
     )
     tied: bool = option(False, "one matrix for embedding and softmax", flag)
     locked_dropout: bool = option(
-        False, "dropout of the same features at all steps of a batch", flag
+        False, "dropout drops the same features at all steps of a batch", flag
     )
     embedding_dropout: float = option(0.0, "rate at which words are dropped", fraction)
     hidden_dropout: float | None = option(
-        None, "dropout rate between layers, if another one", fraction
+        None, "dropout rate between layers, if it differs", fraction
     )
     kernel_dropout: float = option(
         0.0, "rate at which elements of the QRNN's kernels are dropped", fraction
     )
     activation_regularization: float = option(
         0.0,
-        "weight of the squares of the last layer's dropped-out output",
+        "weight of the squares of the last layer's output after dropout",
         not_negative,
     )
     temporal_regularization: float = option(

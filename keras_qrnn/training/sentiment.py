@@ -19,7 +19,7 @@ from keras_qrnn.models.language_model import LanguageModel
 from keras_qrnn.models.sentiment import CELLS, ENCODINGS, SentimentModel
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training.checkpoint import read_meta
-from keras_qrnn.training.evaluation import load_run, weight_averages
+from keras_qrnn.training.evaluation import load_run, weights_to_evaluate
 from keras_qrnn.training.experiment import Experiment, check_memory
 from keras_qrnn.training.language_model import load_trained
 from keras_qrnn.training.objective import Objective
@@ -62,11 +62,10 @@ class SentimentOptions(RunOptions):
       and the recurrent layers start from its weights. Their sizes, and zoneout if no
       other is given, are those of that run. They are not densely connected. An option
       that asks for another size is refused.
-    - `layer_rate` multiplies the learning rate of each lower layer: of the layer below
-      the logit once, of the one below it twice, and so on down to the embedding.
-    - With `unfreeze_epochs` above 0 the logit alone is trained in the first so many
-      epochs. After each further so many, one more layer is trained, from the last one
-      to the embedding.
+    - `layer_rate` multiplies the learning rate of each lower layer: once for the layer
+      below the logit, twice for the layer below that, and so on down to the embedding.
+    - With `unfreeze_epochs=N` above 0 the logit alone is trained in the first N epochs.
+      Every N epochs one more layer is trained, from the last one down to the embedding.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -83,7 +82,7 @@ class SentimentOptions(RunOptions):
     layers: int = option(4, "number of layers", count)
     window: int = option(2, "window of the convolution", count)
     first_window: int | None = option(
-        None, "window of the first layer, if another one", count, "first_qrnn_k"
+        None, "window of the first layer, if it differs", count, "first_qrnn_k"
     )
     dense: bool = option(True, "densely connected layers", flag)
     emb_dim: int | None = option(
@@ -95,7 +94,7 @@ class SentimentOptions(RunOptions):
         lambda name, value: integer(name, value, 3, MOST, "Option"),
     )
     max_len: int | None = option(
-        None, "words kept of a longer review, its last ones", count
+        None, "N: keep only the last N words of a review", count
     )
     pooling: str = option("fo", "f, fo or ifo", choice(*GATES))
     zoneout: float | None = option(
@@ -109,7 +108,7 @@ class SentimentOptions(RunOptions):
     l2: float = option(4e-6, "L2 regularization of the kernels", not_negative)
     encoding: str = option("last", "last or last_mean_max", choice(*ENCODINGS))
     embedding_scale: float = option(
-        0.1, "the embedding starts uniform in plus and minus this", positive
+        0.1, "the embedding starts uniform between minus and plus this", positive
     )
     train_embedding: bool = option(True, "train the embedding", flag)
     embeddings: str | None = option(
@@ -122,7 +121,7 @@ class SentimentOptions(RunOptions):
         1.0, "factor on the learning rate of each lower layer", positive
     )
     unfreeze_epochs: int = option(
-        0, "epochs after which one more layer is trained; 0: all at once", count_or_zero
+        0, "N: train one more layer every N epochs; 0: all layers", count_or_zero
     )
 
     def __post_init__(self) -> None:
@@ -385,9 +384,9 @@ class SentimentAnalysis(Experiment):
         )
 
         def validate() -> dict[str, float]:
-            twin.copy_weights(weight_averages(model) or model.weights)
+            twin.copy_weights(weights_to_evaluate(model))
             logs = twin.evaluate(batches.for_fit(), verbose=0, return_dict=True)
-            # A model that has diverged is not right on half of the reviews.
+            # The accuracy of a model that has diverged means nothing.
             accuracy = logs["accuracy"] if math.isfinite(logs["loss"]) else math.nan
             return {"val_loss": logs["cross_entropy"], "val_accuracy": accuracy}
 
@@ -404,9 +403,9 @@ def fingerprint_of(reviews: Reviews, vocabulary: Vocabulary) -> str:
 def refuse_other_data(
     directory: Path, reviews: Reviews, vocabulary: Vocabulary, max_len: int | None
 ) -> None:
-    """Refuses to evaluate a run on other data than it has a checkpoint of.
+    """Refuses to evaluate a run on other reviews than it was trained with.
 
-    Then a review of the development set may be one that was trained on.
+    Other reviews could have a training review of the run in their development set.
 
     Raises:
         ValueError: if the reviews or `max_len` are others.

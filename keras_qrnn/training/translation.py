@@ -16,7 +16,7 @@ from keras_qrnn.data.multi30k import Pairs, ParallelText
 from keras_qrnn.data.pair_batches import PairBatches, without_long
 from keras_qrnn.models.translation import CELLS, TranslationModel
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.training.evaluation import load_run, weight_averages
+from keras_qrnn.training.evaluation import load_run, weights_to_evaluate
 from keras_qrnn.training.experiment import Experiment, check_memory
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import build_optimizer
@@ -216,7 +216,7 @@ class Translation(Experiment):
         ).for_fit()
 
         def validate() -> dict[str, float]:
-            twin.copy_weights(weight_averages(model) or model.weights)
+            twin.copy_weights(weights_to_evaluate(model))
             logs = twin.evaluate(batches, verbose=0, return_dict=True)
             return {"val_loss": math.log(logs["perplexity"])}
 

@@ -49,7 +49,7 @@ def test_numpy_backend(name, function):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="kernels of PyTorch")
-@pytest.mark.parametrize("kernels", ["loops", "compile", "numba", "triton"])
+@pytest.mark.parametrize("kernels", ["loops", "custom_ops", "numba", "triton"])
 @pytest.mark.parametrize(("name", "function"), functions(contract.Kernels).items())
 def test_kernels(kernels, name, function):
     if kernels in ("numba", "triton"):

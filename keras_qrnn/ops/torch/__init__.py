@@ -6,7 +6,7 @@ The scan and the poolings have two implementations:
   allow all of this.
 - Otherwise a set of kernels runs, with a gradient by hand (`scan.py`, `pooling.py`):
   `triton.py` on a GPU, `numba.py` on a CPU if Numba is installed, `loops.py` everywhere
-  else. `compile.py` gives them to `torch.compile`.
+  else. In code that `torch.compile` compiles, `custom_ops.py` calls them.
 
 `kernels_for` in `choice.py` decides. `convolution.py` has the convolution and its
 gradient, by matrix products or by oneDNN.

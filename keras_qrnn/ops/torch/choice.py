@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.autograd import forward_ad
 
-from keras_qrnn.ops.torch import compile as operations
-from keras_qrnn.ops.torch import loops
+from keras_qrnn.ops.torch import custom_ops, loops
 
-# Imported here, not with Numba's kernels: it notes the process of PyTorch's threads,
-# which a fork that first uses the kernels is not.
+# It notes the number of this process, which has PyTorch's threads. A fork has none. So
+# it is imported here, before any fork, and not by Numba's kernels at their first use.
 from keras_qrnn.ops.torch import openmp as _openmp  # noqa: F401
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> "Kernels | None"
 def unrecorded_kernels_for(tensor: torch.Tensor) -> "Kernels":
     """`kernels_for` inside an autograd function, which is recorded as a whole."""
     if torch.compiler.is_compiling():
-        return operations
+        return custom_ops
     if tensor.is_cuda:
         return _triton() or loops
     # Numba sees memory through NumPy, which has no bfloat16.
@@ -65,7 +64,7 @@ def is_recorded(*tensors: torch.Tensor) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return True
     for tensor in tensors:
-        # The second are what `torch.autograd.grad(..., is_grads_batched=True)` makes.
+        # `torch.autograd.grad(..., is_grads_batched=True)` makes batches of gradients.
         if type(tensor) not in KINDS or is_batch_of_gradients(tensor):
             return True
     return False
@@ -92,7 +91,7 @@ def _triton() -> "Kernels | None":
         kernels = cast(
             "Kernels", importlib.import_module("keras_qrnn.ops.torch.triton")
         )
-        if torch.cuda.is_available():  # a first launch needs more, a C compiler too
+        if torch.cuda.is_available():  # the first launch also needs a C compiler
             one = torch.ones((1, 1, 1), device="cuda")
             kernels.linear_scan(one, one, one[0], reverse=False)
     except Exception as error:  # noqa: BLE001 (Triton's, a driver's, a compiler's)
@@ -123,4 +122,4 @@ def _kernels_of_operation(tensor: torch.Tensor) -> "Kernels":
     return kernels
 
 
-operations.define(_kernels_of_operation)
+custom_ops.define(_kernels_of_operation)

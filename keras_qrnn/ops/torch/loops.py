@@ -3,6 +3,10 @@
 They run where neither Triton nor Numba can run: on a CPU without Numba, in half
 precision on a CPU, on other devices. Sequences have shape `(time, batch, units)` and
 time-major memory: a step is one contiguous slice.
+
+The poolings and their gradients are those of `ops/equations.py`. They are written again
+here, in place: the functions there make a new array with each operation, and new memory
+costs as much as the arithmetic on it.
 """
 
 from collections.abc import Callable
@@ -173,8 +177,7 @@ def _pool_piece_gradient_(
 ) -> torch.Tensor:
     """Writes `d_gates` and returns the gradient by the state before the piece.
 
-    The equations are those of `gate_gradients` in `ops/equations.py`. Here they are
-    computed in place, because a new array costs as much as the arithmetic on it.
+    It is `gate_gradients` and `logit_gradients` of `ops/equations.py`, in place.
     """
     z, u, o, i = _activations(gates, pooling, activate)
     d_outputs = d_outputs.to(z.dtype)

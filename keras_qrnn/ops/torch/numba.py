@@ -7,6 +7,10 @@ divide the sequences among them or, if there are few sequences, the units.
 All arguments and results are tensors of float32 or float64 on the CPU. Sequences have
 shape `(time, batch, units)` and time-major memory. `linear_scan` and its gradient also
 take memory of the order `(batch, time, units)`.
+
+The poolings and their gradients are those of `ops/equations.py`. They are written again
+here, for single numbers: the functions there compute on whole arrays, and each of their
+operations would read and write an array.
 """
 
 import functools

@@ -87,7 +87,10 @@ def _differentiable_gradients(
     d_outputs: torch.Tensor,
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by gates and initial state, which can be differentiated again."""
+    """Gradients by gates and initial state, which can be differentiated again.
+
+    No gradient is recorded through `pool_gradients` of the kernels.
+    """
     if isinstance(update_scale, torch.Tensor):
         update_scale = update_scale.transpose(0, 1)
     d_gates, d_state = plain.pool_gradients(

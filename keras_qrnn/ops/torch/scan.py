@@ -72,7 +72,10 @@ def _differentiable_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by decay and inputs, which can be differentiated again."""
+    """Gradients by decay and inputs, which can be differentiated again.
+
+    No gradient is recorded through `scan_gradients` of the kernels.
+    """
     zeros = torch.zeros_like(initial_state)
     following = plain.previous(decay, zeros, not reverse).transpose(0, 1)
     adjoint = linear_scan(following, gradient.transpose(0, 1), zeros, not reverse)

@@ -1,4 +1,4 @@
-"""The cross-entropy of a softmax, in pieces that stay in a core's cache."""
+"""The cross-entropy of a softmax, in pieces of tokens that fit in a core's cache."""
 
 from typing import Any
 

@@ -10,6 +10,10 @@ two passes. A chunk maps the state before it to `product * state + end`. The fir
 computes `product` and `end` of each chunk. In the second pass each chunk starts from
 its true state, which follows from the initial state and the chunks before it. So the
 arrays that decide the state are read twice.
+
+The poolings and their gradients are those of `ops/equations.py`. They are written again
+here, for the values in registers: the functions there compute on whole arrays, and each
+of their operations would be a launch that reads and writes an array.
 """
 
 import torch
@@ -21,7 +25,7 @@ from keras_qrnn.ops.torch.plain import previous
 
 # The lanes of one program. They are few: a small batch must spread over the whole GPU.
 LANES = 32
-# The number of steps that are read together. `_read` spells this number out.
+# The number of steps that are read together, a group. `_read` spells this number out.
 STEPS = tl.constexpr(8)
 # The number of lanes times chunks that fills a GPU, and the fewest steps of a chunk.
 FULL = 2**16 - 1
@@ -53,7 +57,10 @@ def scan_gradients(
     gradient: torch.Tensor,
     reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients by `decay` and `inputs`. `gradient` is the gradient by `states`."""
+    """The gradients by `decay` and `inputs`. `gradient` is the gradient by `states`.
+
+    It needs no kernel of its own: the adjoint is a scan in the other direction.
+    """
     zeros = torch.zeros_like(initial_state)
     following = previous(decay, zeros, not reverse)
     adjoint = linear_scan(following, gradient, zeros, not reverse)
@@ -192,10 +199,7 @@ def chunk_length(time: int, lanes: int) -> int:
 
 @triton.jit
 def _read(at, step, inside, COUNT: tl.constexpr):
-    """Reads `COUNT` steps and returns a tuple of their values.
-
-    `COUNT` is `STEPS` or 1.
-    """
+    """Reads `COUNT` steps, which is `STEPS` or 1. Returns a tuple of their values."""
     values = (tl.load(at, inside, other=0),)
     if COUNT > 1:
         b = tl.load(at + step, inside, other=0)
@@ -238,13 +242,13 @@ def _before(initial_state, products, ends, lane, inside, width, chunk):
 @triton.jit
 def _scan(decay, inputs, states, at, step, state, product, inside, time):
     """Scans `time` steps. Returns the last state and `product` times all decays."""
-    blocks = time // STEPS
-    for _ in range(blocks):
+    groups = time // STEPS
+    for _ in range(groups):
         state, product = _scan_steps(
             decay, inputs, states, at, step, state, product, inside, STEPS
         )
         at += STEPS * step
-    for _ in range(blocks * STEPS, time):
+    for _ in range(groups * STEPS, time):
         state, product = _scan_steps(
             decay, inputs, states, at, step, state, product, inside, 1
         )
@@ -360,15 +364,15 @@ def _pool_kernel(
     product = tl.full(cell.shape, 1, cell.dtype)
     at = lane + start * width
     z_at = lane // units * (GATES * units) + lane % units + start * gates_width
-    blocks = count // STEPS
-    for _ in range(blocks):
+    groups = count // STEPS
+    for _ in range(groups):
         cell, product = _pool_steps(
             outputs, cells, gates, mask, units, width, gates_width,
             at, z_at, inside, cell, product, SCALE, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at += STEPS * width
         z_at += STEPS * gates_width
-    for _ in range(blocks * STEPS, count):
+    for _ in range(groups * STEPS, count):
         cell, product = _pool_steps(
             outputs, cells, gates, mask, units, width, gates_width,
             at, z_at, inside, cell, product, SCALE, POOLING, ACTIVATE, 1,
@@ -469,9 +473,9 @@ def _pool_gradient_kernel(
     z_at = lane // units * (GATES * units) + lane % units + step * gates_width
     initial = tl.load(initial_state + lane, inside, other=0)
     cell = tl.load(cells + at, inside, other=0)
-    # The first step of time has no cell state before it, so no block contains it.
-    blocks = tl.minimum(count, step) // STEPS
-    for _ in range(blocks):
+    # The first step of time has no cell state before it, so no group contains it.
+    groups = tl.minimum(count, step) // STEPS
+    for _ in range(groups):
         adjoint, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
             at, z_at, inside, inside, adjoint, product, cell, initial,
@@ -479,7 +483,7 @@ def _pool_gradient_kernel(
         )  # fmt: skip
         at -= STEPS * width
         z_at -= STEPS * gates_width
-    for _ in range(blocks * STEPS, count):
+    for _ in range(groups * STEPS, count):
         adjoint, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
             at, z_at, inside, inside & (at >= width), adjoint, product, cell, initial,

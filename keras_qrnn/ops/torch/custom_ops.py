@@ -1,8 +1,9 @@
-"""The kernels for `torch.compile`: each kernel is one operation of the compiled graph.
+"""The kernels as custom operations of PyTorch, for code that `torch.compile` compiles.
 
-Without this, the compiler would unroll the loop over time: its time would grow with the
-number of steps. Shapes and dtypes are those of `Kernels` in `ops/backend.py`. All
-results are contiguous, and no two results share memory.
+`torch.compile` sees a custom operation as one node and does not look inside. Otherwise
+it would unroll the kernel's loop over time, and compiling would take longer for more
+steps. Shapes and dtypes are those of `Kernels` in `ops/backend.py`. All results are
+contiguous, and no two results share memory.
 """
 
 from collections.abc import Callable

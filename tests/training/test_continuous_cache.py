@@ -14,7 +14,7 @@ from keras_qrnn.training import (
     read_stream,
     tune_cache,
 )
-from keras_qrnn.training.cache import ReadStream
+from keras_qrnn.training.continuous_cache import ReadStream
 
 
 def random_stream(tokens, words, seed, units=3):
