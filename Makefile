@@ -1,4 +1,4 @@
-# make demo         train on the embedded corpus and write a sentence (one backend)
+# make demo         train on the generated sample and write a text (one backend)
 # make test         the tests, in a fresh virtual environment for each backend
 # make test-jax     the same on one backend; test-numpy uses the environment of test-jax
 # make test-export  exports run in ONNX Runtime, OpenVINO and others

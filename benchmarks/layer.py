@@ -89,7 +89,7 @@ def cell_calls(
         names: names of the calls to time. Defaults to all.
         compiled: PyTorch: whether `torch.compile` compiles the QRNN.
         masked: whether to time only Keras's layers, each with a mask and without.
-        layers: instead of single layers, a `QRNNStack` of so many layers and as many
+        layers: number of layers. The calls are then a `QRNNStack` of them, and as many
             `QRNN` one after another.
     """
     x, cotangent = (tensor(noise((batch, time, units), n), dtype) for n in range(2))
@@ -198,8 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--layers",
         type=int,
-        help="a QRNNStack of so many layers against as many QRNNs one after another, "
-        "each with a right-padded mask and without, into stack.csv",
+        help="N: a QRNNStack of N layers against N QRNNs one after another, each with "
+        "a right-padded mask and without, into stack.csv",
     )
     parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
     options = parse(parser, arguments, quick="one tiny cell")

@@ -6,21 +6,19 @@ Each process measures one configuration, because the peak memory is that of the 
 The tokens are random: the speed does not depend on them.
 """
 
-import argparse
 import math
 import resource
-import time
 from collections.abc import Callable
 
 import keras
 import numpy as np
+from _models import POLICIES, model_parser, whole_steps, write_parts
 from _timing import (
     BACKEND,
     forward,
     forward_backward,
     layer_calls,
     measure,
-    merge_rows,
     parse,
     tensor,
 )
@@ -32,42 +30,16 @@ from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.language_model import CELLS
 from keras_qrnn.ops.backend import backend
 from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.environment import environment
 from keras_qrnn.training.language_model import build_language_model
 
 KEY = ("cell", "dtype", "part")
 
 
-class Stopwatch(keras.callbacks.Callback):
-    """Records the time at the end of each batch, in seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times = []
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self.times.append(time.perf_counter())
-
-    on_test_batch_end = on_train_batch_end
-
-    def spread(self, skip: int) -> dict:
-        steps = np.diff(self.times)[skip:]
-        values = {"min": steps.min(), "median": np.median(steps), "max": steps.max()}
-        return {n: float(v) for n, v in values.items()} | {"runs": len(steps)}
-
-
-def whole_steps(model: LanguageModel, vocab: int, length: int, steps: int) -> dict:
-    """Times steps of `fit` and `evaluate`. The first two steps of each do not count."""
-    rows = model.batch_size
-    ids = np.random.default_rng(0).integers(0, vocab, rows * length * (steps + 3) + 1)
-    batches = BPTTBatches(ids, rows, length)
-    spreads = {}
-    for part, run in (("training", model.fit), ("evaluation", model.evaluate)):
-        watch = Stopwatch()
-        options = {"shuffle": False} if part == "training" else {}
-        run(batches, verbose=0, callbacks=[watch], **options)
-        spreads[part] = watch.spread(skip=2)
-    return spreads
+def random_batches(rows: int, length: int, vocab: int, steps: int) -> BPTTBatches:
+    """Batches of random tokens: those of `steps` timed steps, and three more."""
+    tokens = rows * length * (steps + 3) + 1
+    ids = np.random.default_rng(0).integers(0, vocab, tokens)
+    return BPTTBatches(ids, rows, length)
 
 
 def parts(
@@ -137,13 +109,10 @@ def optimizer_step(model: LanguageModel) -> Callable:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = model_parser(__doc__.splitlines()[0])
     parser.add_argument("--cell", choices=CELLS, default="qrnn")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
     options = parse(parser, arguments, quick="a tiny model")
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
+    policy = POLICIES[options.dtype]
     recipe = {"batch_size": 20, "seq_len": 105, "emb_dim": 640}
     vocab = 10000
     if options.quick:
@@ -154,26 +123,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         recipe = TrainingOptions(cell=options.cell, dtype_policy=policy, **recipe)
         model = build_language_model(recipe, vocab)
-        spreads = whole_steps(model, vocab, recipe.seq_len, options.steps)
+        rows, length = recipe.batch_size, recipe.seq_len
+        batches = random_batches(rows, length, vocab, options.steps)
+        spreads = whole_steps(model, batches)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        spreads |= measure(
-            parts(model, vocab, recipe.seq_len, recipe.units), options.seconds
-        )
+        spreads |= measure(parts(model, vocab, length, recipe.units), options.seconds)
     finally:
         keras.config.set_dtype_policy(before)
-    tokens = recipe.batch_size * recipe.seq_len
-    rows = []
-    for part, spread in spreads.items():
-        row = {"cell": options.cell, "dtype": options.dtype, "part": part, **spread}
-        row["tokens_per_second"] = tokens / spread["median"]
-        rows.append(row | {"peak_bytes": peak} | environment())
-        print(
-            f"{BACKEND} {options.cell} {options.dtype:9}{part:17}"
-            f"{1e3 * spread['median']:9.1f} ms ({1e3 * spread['min']:.1f} to "
-            f"{1e3 * spread['max']:.1f}), {row['tokens_per_second']:.0f} tokens/s"
-        )
+    write_parts(
+        options.results / "lm.csv",
+        {(options.cell, part): spread for part, spread in spreads.items()},
+        options.dtype, KEY, {"peak_bytes": peak}, "tokens", rows * length,
+    )  # fmt: skip
     print(f"peak memory of the process {peak / 2**20:.0f} MiB")
-    merge_rows(options.results / "lm.csv", rows, KEY)
 
 
 if __name__ == "__main__":

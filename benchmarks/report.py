@@ -30,7 +30,7 @@ RUNS = {
     "qrnn_seed1": ("the same, seed 1", "82.9", "79.9"),
     "lstm": ("LSTM of that size", "85.7", "82.0"),
     "awd": ("`--preset awd`, 4 layers of 1550", "60.6", "58.3"),
-    "awd_small": ("its earlier form, 3 layers of 1150", "60.6", "58.3"),
+    "awd_small": ("an earlier recipe, 3 layers of 1150", "60.6", "58.3"),
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
@@ -462,7 +462,7 @@ def section(directory: Path) -> str:
         parts += [f"**{title}**", measured_on(results), softmax_table(results)]
     parts.append("</details>")
     if lengths := all_of("length.csv"):
-        parts.append("The time of a layer grows with the length, as the length does:")
+        parts.append("The time of a layer grows linearly with the number of steps:")
         for backend in lengths:
             path = f"../benchmarks/results/{backend}/length.png"
             parts.append(f"![{BACKENDS[backend]}, seconds by steps]({path})")

@@ -6,19 +6,17 @@ A training step is that of a batch of 24 reviews of 240 words, with RMSprop. The
 are random: the speed does not depend on them.
 """
 
-import argparse
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from _timing import BACKEND, layer_calls, measure, merge_rows, parse, tensor
+from _models import POLICIES, model_parser, whole_steps, write_parts
+from _timing import layer_calls, measure, parse, tensor
 from keras import ops
-from lm import Stopwatch
 
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.data.review_batches import ReviewBatches
 from keras_qrnn.models.sentiment import CELLS, SentimentModel
-from keras_qrnn.training.environment import environment
 from keras_qrnn.training.optimizers import build_optimizer
 from keras_qrnn.training.sentiment import SentimentOptions
 
@@ -56,13 +54,10 @@ class Layers(keras.layers.Layer):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = model_parser(__doc__.splitlines()[0])
     parser.add_argument("--cells", default=",".join(CELLS))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
     options = parse(parser, arguments, quick="a tiny model")
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
+    policy = POLICIES[options.dtype]
     time, vocab, sizes = 240, 30000, {}
     if options.quick:
         sizes = {"units": 4, "layers": 2, "batch_size": 2}
@@ -81,11 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         model.build()
         model.compile(build_optimizer(recipe))
-        for part, run in (("training", model.fit), ("evaluation", model.evaluate)):
-            watch = Stopwatch()
-            shuffle = {"shuffle": False} if part == "training" else {}
-            run(batches.for_fit(), verbose=0, callbacks=[watch], **shuffle)
-            spreads[cell, part] = watch.spread(skip=2)
+        steps = whole_steps(model, batches.for_fit())
+        spreads |= {(cell, part): spread for part, spread in steps.items()}
         tokens = ops.convert_to_tensor(batches[0][0])
         embedded = tensor(rng.normal(size=(batch, time, emb_dim)).astype("float32"))
         gradient = tensor(rng.normal(size=(batch, recipe.units)).astype("float32"))
@@ -99,17 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         calls |= {(cell, part): call for part, call in found.items()}
     spreads |= measure(calls, options.seconds)
-    rows = []
-    for (cell, part), spread in spreads.items():
-        row = {"cell": cell, "dtype": options.dtype, "part": part}
-        row |= {"batch": batch, "time": time, **spread}
-        rows.append(row | environment())
-        print(
-            f"{BACKEND} {cell:5}{options.dtype:9}{part:12}"
-            f"{1e3 * spread['median']:9.1f} ms ({1e3 * spread['min']:.1f} to "
-            f"{1e3 * spread['max']:.1f})"
-        )
-    merge_rows(options.results / "sentiment.csv", rows, KEY)
+    size = {"batch": batch, "time": time}
+    write_parts(options.results / "sentiment.csv", spreads, options.dtype, KEY, size)
 
 
 if __name__ == "__main__":

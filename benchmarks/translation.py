@@ -6,20 +6,18 @@ A training step is that of a batch of 16 pairs of 80 characters, with gradients 
 and Adam. The characters are random: the speed does not depend on them.
 """
 
-import argparse
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from _timing import BACKEND, layer_calls, measure, merge_rows, parse, tensor
+from _models import POLICIES, model_parser, whole_steps, write_parts
+from _timing import layer_calls, measure, parse, tensor
 from keras import ops
-from lm import Stopwatch
 
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.data.pair_batches import PairBatches
 from keras_qrnn.models.beam_search import BeamSearch, compiled
 from keras_qrnn.models.translation import CELLS, TranslationModel
-from keras_qrnn.training.environment import environment
 from keras_qrnn.training.optimizers import build_optimizer
 from keras_qrnn.training.translation import TranslationOptions
 
@@ -77,26 +75,11 @@ class Decoder(keras.layers.Layer):
         return x
 
 
-def whole_steps(
-    model: TranslationModel, batch: int, time: int, vocab: int, steps: int
-) -> dict:
-    """Times steps of `fit` and `evaluate`. The first two steps of each do not count."""
-    rng = np.random.default_rng(0)
-    sides = [
-        [
-            rng.integers(3, vocab, time).astype("int32")
-            for _ in range(batch * (steps + 3))
-        ]
-        for _ in range(2)
-    ]
-    batches = PairBatches(*sides, batch, seed=0, multiple=1)
-    spreads = {}
-    for part, run in (("training", model.fit), ("evaluation", model.evaluate)):
-        watch = Stopwatch()
-        options = {"shuffle": False} if part == "training" else {}
-        run(batches, verbose=0, callbacks=[watch], **options)
-        spreads[part] = watch.spread(skip=2)
-    return spreads
+def random_batches(batch: int, time: int, vocab: int, steps: int) -> PairBatches:
+    """Batches of random characters: those of `steps` timed steps, and three more."""
+    size = (2, batch * (steps + 3), time)
+    source, target = np.random.default_rng(0).integers(3, vocab, size).astype("int32")
+    return PairBatches(source, target, batch, seed=0, multiple=1)
 
 
 def parts(
@@ -163,18 +146,16 @@ def searches(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = model_parser(__doc__.splitlines()[0])
     parser.add_argument("--cells", default=",".join(CELLS))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
     options = parse(parser, arguments, quick="a tiny model")
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.dtype]
+    policy = POLICIES[options.dtype]
     batch, time, vocab, sizes = 16, 80, 100, {}
     if options.quick:
         sizes = {"units": 4, "emb_dim": 3, "layers": 1, "first_window": 3}
         batch, time, vocab, options.steps, options.seconds = 2, 6, 9, 2, 0.01
     recipe = TranslationOptions(dtype_policy=policy, batch_size=batch, **sizes)
+    batches = random_batches(batch, time, vocab, options.steps)
     spreads, calls = {}, {}
     for cell in options.cells.split(","):
         model = TranslationModel(
@@ -183,24 +164,15 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         model.build()
         model.compile(build_optimizer(recipe))
-        steps = whole_steps(model, batch, time, vocab, options.steps)
+        steps = whole_steps(model, batches)
         spreads |= {(cell, part): spread for part, spread in steps.items()}
         found = parts(model, batch, time, recipe) | searches(model, batch, time, vocab)
         calls |= {(cell, part): call for part, call in found.items()}
     spreads |= measure(calls, options.seconds)
-    rows = []
-    for (cell, part), spread in spreads.items():
-        row = {"cell": cell, "dtype": options.dtype, "part": part}
-        row |= {"batch": batch, "time": time, **spread}
-        row["characters_per_second"] = batch * time / spread["median"]
-        rows.append(row | environment())
-        print(
-            f"{BACKEND} {cell:5}{options.dtype:9}{part:21}"
-            f"{1e3 * spread['median']:9.1f} ms ({1e3 * spread['min']:.1f} to "
-            f"{1e3 * spread['max']:.1f}), {row['characters_per_second']:.0f} "
-            "characters/s"
-        )
-    merge_rows(options.results / "translation.csv", rows, KEY)
+    write_parts(
+        options.results / "translation.csv", spreads, options.dtype, KEY,
+        {"batch": batch, "time": time}, "characters", batch * time,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
     python examples/long_memory.py --task copy --models qrnn,chrono
 
 Adding (Hochreiter and Schmidhuber 1997): each step has a number in [0, 1) and a mark.
-Two steps are marked, one in each half. The target is the sum of their numbers. To
-answer 1 always has a mean squared error of 1/6, the variance of that sum.
+Two steps are marked, one in each half. The target is the sum of their numbers. A model
+that always answers 1 has a mean squared error of 1/6, the variance of that sum.
 
-Copy memory (arXiv 1511.06464, section 4.1): ten symbols out of eight, `length` blanks,
-a sign to begin, nine blanks. In the last ten steps the model is to write the ten
-symbols. To guess is right once in eight times.
+Copy memory (arXiv 1511.06464, section 4.1): a sequence has ten symbols out of eight,
+`length` blanks, a sign to begin, and nine blanks. In the last ten steps the model must
+write the ten symbols. A guess is right once in eight times.
 
 The QRNN is trained with biases of zero and with those of `ChronoBias`. Each model sees
 the same batches. Each batch is drawn anew.

@@ -40,11 +40,13 @@ def parser() -> argparse.ArgumentParser:
     shared.add_flag(
         parser, "unrolled_lstm", False, "an unrolled Keras LSTM, not the QRNN"
     )
-    parser.add_argument("--lstm", action="store_true", help="a Keras LSTM likewise")
+    parser.add_argument(
+        "--lstm", action="store_true", help="a Keras LSTM, not the QRNN"
+    )
     parser.add_argument(
         "--preset", choices=PRESETS, default="paper",
-        help="recipe whose options are the defaults: the paper's, which are those "
-        "shown here, or one that is regularized as in arXiv 1708.02182",
+        help="recipe: paper has the defaults that are shown here, awd is the QRNN of "
+        "arXiv 1708.02182 (default paper)",
     )  # fmt: skip
     names = [name for name in named_fields(TrainingOptions) if name != "cell"]
     shared.add_options(parser, TrainingOptions, names)

@@ -42,8 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch_size", type=int, default=16,
-        help="lines translated at the same time at most, if so many have come "
-        "(default 16)",
+        help="largest number of lines translated at the same time (default 16)",
     )  # fmt: skip
     parser.add_argument(
         "--plot_attention", metavar="FILE",
@@ -53,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def batches_of(lines: Iterable[str], most: int) -> Iterator[list[str]]:
-    """The lines in lists of at most `most`: as many as have come by then.
+    """The lines in lists of at most `most`. A list holds the lines that have arrived.
 
     So lines that a user types are translated one by one, and a file in batches.
     """

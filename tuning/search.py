@@ -116,8 +116,8 @@ def parser() -> Parser:
     data.add_argument("--dataset", choices=tuple(DEFAULTS), default="ptb")
     data.add_argument("--data_dir", help="directory with {train,valid,test}.txt")
     data.add_argument(
-        "--max_tokens", type=int, help="train on the first so many tokens, up to the "
-        "end of their last sentence (default all)",
+        "--max_tokens", type=int, help="N: train on the first N tokens, and on the "
+        "rest of their last sentence (default all)",
     )  # fmt: skip
 
     training = parser.add_argument_group(f"the training, as in {SCRIPT}")

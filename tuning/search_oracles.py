@@ -1,4 +1,4 @@
-"""keras-tuner's oracles, which choose the trials, made to survive a kill."""
+"""keras-tuner's oracles, which choose the trials. Here a killed search can go on."""
 
 import contextlib
 import itertools
@@ -47,9 +47,9 @@ class Resumable:
 
     - keras-tuner writes files in place: a kill leaves half of a file. Here a file is
       replaced as a whole, and has a checksum.
-    - A trial is kept in `trial.json` and in `oracle.json`. A kill can fall between the
-      two writes: `resume` knows which of them counts. The second copy also stands in
-      for a trial's directory that was deleted.
+    - A trial is written to `trial.json` and to `oracle.json`. A kill can come between
+      the two writes: `resume` knows which of them counts. The copy in `oracle.json`
+      also replaces that of a deleted trial directory.
     - In keras-tuner three failed trials in a row end the search. Here a trial that
       diverged does not count, only one that broke. `failure` then says why, and no
       more trials are given out.
@@ -111,8 +111,8 @@ class Resumable:
         for directory in trial_directories(self._path):
             if directory not in known:
                 remove(directory)
-        # The end of a trial, too, is written in its own file first. It is not run
-        # again.
+        # The end of a trial is written first in the trial's own file. Such a trial is
+        # not run again.
         self.ongoing_trials = {}
         self._retry_queue = []
         for trial_id, trial in self.trials.items():
@@ -285,8 +285,8 @@ def make_oracle(
     elif tuner == "random":
         oracle = RandomOracle(max_trials=max_trials, **common)
     else:
-        # keras-tuner's own number of random trials, three for each
-        # hyperparameter, fixed ones too, can leave nothing to the model.
+        # keras-tuner begins with three random trials for each hyperparameter, also for
+        # fixed ones. These can be all trials of a search.
         free = sum(len(dimension.values) > 1 for dimension in space.values())
         initial = max(3, min(2 * free, max_trials // 2))
         oracle = BayesianOracle(

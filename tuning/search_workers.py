@@ -20,7 +20,7 @@ from keras_tuner.src.distribute.oracle_chief import OracleServicer, exit_chief
 
 VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 NO_PROXY = "no_grpc_proxy"  # hosts that gRPC asks directly
-# A trial whose worker is killed so many times counts as failed.
+# A trial counts as failed if its worker is killed this many times.
 MAX_RUNS = 3
 MAX_STARTS = 3
 # The most workers of one search. A mistyped number must not start thousands.
@@ -51,7 +51,7 @@ def role() -> str:
             "The environment variable KERASTUNER_ORACLE_PORT must be a port. "
             f"Received: {port!r}"
         )
-    # keras-tuner takes an id for the chief's if "chief" stands in it.
+    # keras-tuner takes the id for the chief's if it contains "chief".
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
 
 

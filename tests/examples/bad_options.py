@@ -9,7 +9,6 @@ not, and how many there are of each command. A test runs a sample of them.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import shutil
@@ -25,14 +24,9 @@ import keras
 from keras_qrnn.data import Vocabulary
 from keras_qrnn.training.language_model import build_language_model
 from keras_qrnn.training.options import TrainingOptions, named_fields, type_of
+from tests.examples.programs import ROOT, script
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = {
-    "train_lm.py": ROOT / "examples" / "train_lm.py",
-    "sample_lm.py": ROOT / "examples" / "sample_lm.py",
-    "search.py": ROOT / "tuning" / "search.py",
-    "long_memory.py": ROOT / "examples" / "long_memory.py",
-}
+COMMANDS = ("train_lm.py", "sample_lm.py", "search.py", "long_memory.py")
 # Not a number of things, whatever the thing is.
 NO_INTEGER = ("", " ", "x", "1.5", "1e3", "nan", "-1", "1000000000000", "9" * 30)
 NO_COUNT = (*NO_INTEGER, "0")
@@ -266,15 +260,9 @@ def cases() -> list[Case]:
 
 
 def load(command: str) -> object:
-    """The module of a script, or None if a package for it is not installed."""
-    path = SCRIPTS[command]
-    with mock.patch.object(sys, "path", [*sys.path, str(path.parent)]):
-        if path.stem in sys.modules:
-            return sys.modules[path.stem]
-        spec = importlib.util.spec_from_file_location(f"bad_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+    """The program as a module. `search.py` imports the files beside it."""
+    with mock.patch.object(sys, "path", [*sys.path, str(ROOT / "tuning")]):
+        return script(Path(command).stem)
 
 
 def prepare(directory: Path) -> None:
@@ -346,14 +334,14 @@ def complaint(case: Case, main: object, directory: Path) -> str | None:
 
 def main() -> int:
     """Runs all cases, or those of the given command."""
-    mains = {command: load(command).main for command in SCRIPTS}
+    mains = {command: load(command).main for command in COMMANDS}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         prepare(directory)
-        wrong, counts = 0, dict.fromkeys(SCRIPTS, 0)
+        wrong, counts = 0, dict.fromkeys(COMMANDS, 0)
         with contextlib.chdir(directory):
             for case in cases():
-                if case.command not in (sys.argv[1:] or SCRIPTS):
+                if case.command not in (sys.argv[1:] or COMMANDS):
                     continue
                 counts[case.command] += 1
                 if found := complaint(case, mains[case.command], directory):

@@ -1,4 +1,4 @@
-"""Loads the programs in examples/ as modules, and writes their options."""
+"""Loads the programs as modules, and writes their options."""
 
 import importlib.util
 from pathlib import Path
@@ -7,10 +7,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def script(name):
-    """The program `examples/NAME.py` as a module."""
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "examples" / f"{name}.py"
+    """The program `NAME.py` of examples/ or tuning/ as a module."""
+    (path,) = (
+        path
+        for directory in ("examples", "tuning")
+        if (path := ROOT / directory / f"{name}.py").exists()
     )
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

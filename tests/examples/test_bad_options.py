@@ -23,7 +23,7 @@ def test_there_are_some_six_hundred_cases():
     assert len(cases) > 600 and len(set(cases)) == len(cases)
 
 
-@pytest.mark.parametrize("command", bad_options.SCRIPTS)
+@pytest.mark.parametrize("command", bad_options.COMMANDS)
 def test_bad_options_are_refused_in_one_line(directory, command):
     cases = [case for case in bad_options.cases() if case.command == command]
     cases = random.Random(1).sample(cases, min(SAMPLE, len(cases)))
