@@ -81,20 +81,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def find_numba():
-    """The tests run as without Numba, but those in tests/ops/torch/test_numba.py.
-
-    Gives the function that this replaces, which finds Numba's kernels.
-    """
-    if keras.config.backend() != "torch":
-        yield None
-        return
-    from keras_qrnn.ops.torch import choice
-
-    found = choice._numba
+def _without_numba():
+    """The tests run as without Numba, but those in tests/ops/torch/test_numba.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "_numba", lambda: None)
-        yield found
+        if keras.config.backend() == "torch":
+            patch.setattr("keras_qrnn.ops.torch.choice._numba", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The files that are installed and the modules that are imported."""
 
 import ast
-import os
 import subprocess
 import sys
 import zipfile
@@ -124,27 +123,3 @@ def test_imports_point_one_way():
 @pytest.mark.one_backend
 def test_version():
     assert keras_qrnn.__version__ == "0.1.0"
-
-
-@pytest.mark.skipif(keras.config.backend() != "jax", reason="a setting of JAX")
-def test_default_precision_of_jax():
-    """The other tests run with JAX_ENABLE_X64=1, which most users do not set."""
-    chosen = [
-        "layers/test_qrnn.py::test_values",
-        "layers/test_qrnn.py::test_gradients",
-        "layers/test_qrnn_in_keras.py::test_functional_with_unknown_sizes[False-True]",
-        "models/test_language_model.py::test_fit_carries_the_state",
-        "models/test_language_model.py::test_mixed_precision_trains[mixed_float16]",
-        "training/test_continuous_cache.py::test_stream_as_the_model_reads_it",
-    ]
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, *(f"tests/{name}" for name in chosen)],
-        # The default precision is the same for every example: a few will do.
-        env=os.environ | {"JAX_ENABLE_X64": "0", "KERAS_QRNN_EXAMPLES": "2"},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "passed" in done.stdout

@@ -3,14 +3,15 @@
 import importlib.util
 import os
 import re
-import subprocess
-import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+
+from tests.examples.programs import script as load
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -150,12 +151,9 @@ def test_places_in_the_design():
 )
 def test_options_of_commands(script):
     """The options that the pages' commands have are options of the script."""
-    known = subprocess.run(
-        [sys.executable, script, "--help"],
-        capture_output=True, text=True, cwd=ROOT, check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ).stdout  # fmt: skip
-    known = set(re.findall(r"--\w+", known))
+    name = Path(script).stem
+    module = load(name) if script.startswith("examples/") else import_module(name)
+    known = set(re.findall(r"--\w+", module.parser().format_help()))
     commands = [
         command
         for page in PAGES

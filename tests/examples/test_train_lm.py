@@ -170,20 +170,17 @@ def final_weights(path):
 
 
 @once
-def test_killed_and_resumed_run_ends_with_the_same_weights(
-    small_ptb, tmp_path, monkeypatch, find_numba
-):
+def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
     """SIGKILL in the middle of an epoch, twice, with dropout and zoneout.
 
     That a resumed run ends with the same weights on each backend, the tests that
     interrupt a run in this process say, the next and tests/training/test_recipe.py.
     """
-    # The killed processes have it where it is installed, and it rounds otherwise.
-    monkeypatch.setattr("keras_qrnn.ops.torch.choice._numba", find_numba)
     epochs = 3
     common = [*arguments(data_dir=small_ptb, epochs=epochs, **TINY), "--notest"]
     command = [sys.executable, str(ROOT / "examples" / "train_lm.py"), *common]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    places = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "without_numba"]))
+    environment = os.environ | {"PYTHONPATH": places}
 
     def run(path, *more, kill_after):
         process = subprocess.Popen(

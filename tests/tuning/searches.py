@@ -21,7 +21,8 @@ from search_task import OBJECTIVE as objective
 
 OBJECTIVE = objective.name
 SCRIPT = Path(search.__file__)
-PATH = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])
+ROOT = SCRIPT.parents[1]
+PATH = os.pathsep.join(map(str, [ROOT, SCRIPT.parent, ROOT / "tests/without_numba"]))
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )

@@ -231,67 +231,56 @@ def test_an_exported_model_has_no_kernels():
         torch.testing.assert_close(exported(x), want)
 
 
+# Of a scan, which Numba compiles in less time than a pooling.
 FORK = """
 import os, torch
-from keras_qrnn import fo_pool
-torch.set_num_threads(2)
-torch.ones(2**22).add_(1)  # OpenMP's threads
-z = torch.full((2, 3, 32), 0.5)
-if BEFORE:
-    fo_pool(z, z, z)
-child = os.fork()
-if not child:
-    from keras_qrnn.ops.torch import numba
-    numba.PER_THREAD = 1
-    ends = torch.tensor([[[0.25], [0.375], [0.4375]]]).expand(2, 3, 32) / 2
-    os._exit(0 if torch.equal(fo_pool(z, z, z)[0], ends) else 1)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-FINALIZER = """
-import builtins, torch
-from keras_qrnn import fo_pool
+from keras_qrnn import linear_scan
 from keras_qrnn.ops.torch import numba
 numba.PER_THREAD = 1
 torch.set_num_threads(2)
-z = torch.full((2, 3, 32), 0.5)
-fo_pool(z, z, z)
+torch.ones(2**22).add_(1)  # OpenMP's threads
+half = torch.full((2, 3, 32), 0.5)
+states = torch.tensor([[[0.5], [0.75], [0.875]]]).expand(2, 3, 32)
+def in_a_fork():
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(linear_scan(half, half), states) else 1)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("in a fork")
+in_a_fork()
+assert torch.equal(linear_scan(half, half), states)
+in_a_fork()
+"""
+
+END = """
+import builtins, threading, torch
+from keras_qrnn import linear_scan
+from keras_qrnn.ops.torch import numba
+numba.PER_THREAD = 1
+torch.set_num_threads(2)
+half = torch.full((2, 3, 32), 0.5)
+states = linear_scan(half, half)
+def later():
+    threading.main_thread().join()
+    print(torch.equal(linear_scan(half, half), states), flush=True)
+threading.Thread(target=later).start()
 class Last:
-    def __del__(self, pool=fo_pool, z=z):
-        pool(z, z, z)
+    def __del__(self, scan=linear_scan, half=half):
+        scan(half, half)
 builtins._ = Last()
 """
 
 
-THREAD = """
-import threading, time, torch
-from keras_qrnn import fo_pool
-from keras_qrnn.ops.torch import numba
-numba.PER_THREAD = 1
-torch.set_num_threads(2)
-z = torch.full((2, 3, 32), 0.5)
-want = fo_pool(z, z, z)[0]
-def later():
-    threading.main_thread().join()
-    print(torch.equal(fo_pool(z, z, z)[0], want))
-threading.Thread(target=later).start()
-"""
-
-
-def test_a_thread_that_outlives_the_main_one():
-    command = [sys.executable, "-c", THREAD]
-    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("used_before", [True, False])
-def test_a_forked_process_has_threads_of_its_own(used_before):
-    command = [sys.executable, "-c", FORK.replace("BEFORE", str(used_before))]
+def test_a_forked_process_has_threads_of_its_own():
+    """Whether the kernels have run before the fork or not."""
+    command = [sys.executable, "-c", FORK]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_python_ends_though_a_kernel_runs_last():
-    command = [sys.executable, "-c", FINALIZER]
-    subprocess.run(command, timeout=120, capture_output=True, check=False)
+def test_kernels_that_run_while_python_ends():
+    """In a thread that outlives the main one, and last of all in a finalizer."""
+    command = [sys.executable, "-c", END]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

@@ -157,7 +157,7 @@ def test_kernels_compile_for_cuda(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     sizes = [int(line.split()[-1]) for line in done.stdout.splitlines()]
-    assert len(sizes) == 2 * 2 * 3 + (6 + 2) * (5 + 3)
+    assert len(sizes) == 3 * 3 + (4 + 2) * (5 + 3)
     assert min(sizes) > 1000
 
 
