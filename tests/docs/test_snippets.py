@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import tomllib
-from importlib import import_module
 from pathlib import Path
 
 import keras
@@ -151,9 +150,8 @@ def test_places_in_the_design():
 )
 def test_options_of_commands(script):
     """The options that the pages' commands have are options of the script."""
-    name = Path(script).stem
-    module = load(name) if script.startswith("examples/") else import_module(name)
-    known = set(re.findall(r"--\w+", module.parser().format_help()))
+    parser = load(Path(script).stem).parser()
+    known = set(re.findall(r"--\w+", parser.format_help()))
     commands = [
         command
         for page in PAGES
