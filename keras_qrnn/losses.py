@@ -1,10 +1,17 @@
-"""Losses of the models."""
+"""Losses of the models, alone and where replicas share a batch."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
 
 import keras
 from keras import ops
 
 from keras_qrnn._types import Tensor
 from keras_qrnn.ops.backend import backend
+
+# Whether the processes of `torch.distributed` share each batch.
+_processes_share = contextvars.ContextVar("_processes_share", default=False)
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -27,14 +34,72 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return backend.cross_entropy(logits, targets)
 
 
-def replicas() -> int:
-    """How many replicas share a batch: under `tf.distribute`, else 1.
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """A replica's part of the mean of `values` over the whole batch.
 
-    TensorFlow adds up the losses and gradients of its replicas. A mean over the rows
-    of the whole batch is a replica's sum divided by the rows of all replicas.
+    Args:
+        values: float tensor of any shape, those of this replica.
+        weights: tensor of as many elements, or None for ones. Where all are 0, the
+            mean is 0.
+
+    Returns:
+        A float32 scalar. With one replica it is the mean.
     """
-    if keras.config.backend() != "tensorflow":
-        return 1
+    values = ops.cast(values, "float32")
+    if weights is None:
+        weights = ops.ones_like(values)
+    weights = ops.reshape(ops.cast(weights, "float32"), ops.shape(values))
+    total = sum_over_replicas(ops.sum(weights))
+    return part_of_a_loss(ops.divide_no_nan(ops.sum(values * weights), total))
+
+
+def part_of_a_loss(value: Tensor) -> Tensor:
+    """The loss that a replica returns, so that its gradient is right.
+
+    TensorFlow adds up the gradients of its replicas. PyTorch takes their mean.
+
+    Args:
+        value: a scalar. The sum of those of all replicas is the loss of the batch.
+    """
+    return value * replicas() if _processes_share.get() else value
+
+
+def replicas() -> int:
+    """How many replicas share a batch: under `tf.distribute` and in `ddp`, else 1."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.distribute.get_strategy().num_replicas_in_sync
+    if _processes_share.get():
+        import torch.distributed
+
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def sum_over_replicas(value: Tensor) -> Tensor:
+    """The sum of a value over the replicas that share a batch. It has no gradient."""
+    if replicas() == 1:
+        return value
+    if _processes_share.get():
+        import torch.distributed
+
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    context = tf.distribute.get_replica_context()
+    if context is None:  # outside of the replicas
+        return value
+    return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, value))
+
+
+@contextlib.contextmanager
+def processes_share_batches() -> Iterator[None]:
+    """While it lasts, the processes of `torch.distributed` share each batch."""
+    token = _processes_share.set(True)
+    try:
+        yield
+    finally:
+        _processes_share.reset(token)

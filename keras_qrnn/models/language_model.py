@@ -9,7 +9,7 @@ from keras import ops
 from keras_qrnn._checks import for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
-from keras_qrnn.losses import replicas, token_cross_entropy
+from keras_qrnn.losses import part_of_a_loss, replicas, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
 from keras_qrnn.models._task_model import TaskModel, copy_weights
 
@@ -48,7 +48,8 @@ class LanguageModel(TaskModel):
         units: Positive integer, size of each recurrent layer.
         layers: Positive integer, number of recurrent layers.
         batch_size: Positive integer, number of rows of a batch and of the kept
-            states. Under `tf.distribute`, the rows of one replica's part of a batch.
+            states. Under `tf.distribute` and in `keras_qrnn.training.ddp`, the rows
+            of one replica's part of a batch.
         window: Positive integer, window of the QRNN layers in steps; or a list with
             one integer for each layer.
         pooling: Pooling of the QRNN layers: `"f"`, `"fo"` or `"ifo"`.
@@ -311,7 +312,7 @@ class LanguageModel(TaskModel):
         loss = total / self.batch_size
         for each in self.losses:  # those of `_regularize` are `(batch, time)`
             loss += ops.sum(each * sample_weight) if len(each.shape) == 2 else each
-        return loss / replicas()
+        return part_of_a_loss(loss / replicas())
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

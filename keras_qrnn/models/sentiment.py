@@ -10,6 +10,7 @@ from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
 from keras_qrnn.layers._masks import steps_at
+from keras_qrnn.losses import part_of_a_loss, replicas, weighted_mean
 from keras_qrnn.models._task_model import TaskModel, copy_weights
 from keras_qrnn.ops import equations, linear_scan
 from keras_qrnn.ops.equations import Gates
@@ -299,22 +300,32 @@ class SentimentModel(TaskModel):
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "rmsprop", **kwargs: Any
     ) -> None:
-        super().compile(
-            optimizer,
-            loss=keras.losses.BinaryCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            ),
-            **kwargs,
-        )
+        # `compute_loss` computes the loss. Keras reports it only if a loss is set here.
+        super().compile(optimizer, loss="binary_crossentropy", **kwargs)
+
+    def compute_loss(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        y_pred: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
+        others = [part_of_a_loss(each / replicas()) for each in self.losses]
+        return sum(others, weighted_mean(_cross_entropy(y, y_pred), sample_weight))
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         # Keras would make a metric of `compile` with the first batch. A checkpoint that
         # is loaded before holds its variables already.
-        each = keras.losses.binary_crossentropy(
-            y, ops.cast(y_pred, "float32"), from_logits=True
-        )
-        self.cross_entropy.update_state(each, sample_weight)
+        self.cross_entropy.update_state(_cross_entropy(y, y_pred), sample_weight)
         self.accuracy.update_state(y, y_pred, sample_weight)
         return self.get_metrics_result()
+
+
+def _cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    """The cross-entropy of each review, in nats, float32 of shape `(batch,)`."""
+    return keras.losses.binary_crossentropy(
+        labels, ops.cast(logits, "float32"), from_logits=True
+    )

@@ -10,7 +10,12 @@ from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.layers import QRNN, AttentionQRNN
 from keras_qrnn.layers._masks import steps_at
-from keras_qrnn.losses import replicas, token_cross_entropy
+from keras_qrnn.losses import (
+    part_of_a_loss,
+    replicas,
+    token_cross_entropy,
+    weighted_mean,
+)
 from keras_qrnn.metrics import Perplexity
 from keras_qrnn.models._task_model import TaskModel
 from keras_qrnn.ops.equations import GATES
@@ -358,7 +363,8 @@ class TranslationModel(TaskModel):
         weights = ops.cast(sample_weight, "float32")
         total, count = ops.sum(cross_entropy * weights), ops.sum(weights)
         self.perplexity.update_state(ops.stop_gradient(total), count)
-        return sum(self.losses, total / ops.maximum(count, 1.0)) / replicas()
+        others = [part_of_a_loss(each / replicas()) for each in self.losses]
+        return sum(others, weighted_mean(cross_entropy, weights))
 
     def compute_metrics(
         self, x: Any, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
