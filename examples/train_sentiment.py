@@ -18,6 +18,7 @@ try:
     import keras
     import numpy as np
 
+    from keras_qrnn._processes import is_first
     from keras_qrnn.data.imdb import CLASSES, Reviews, load_reviews, write_text
     from keras_qrnn.data.review_batches import encode_reviews
     from keras_qrnn.training import command_line as shared
@@ -147,7 +148,7 @@ def evaluate(
             pairs = zip(CLASSES, row, strict=True)
             counts = ", ".join(f"{n} as {label}" for label, n in pairs)
             say(f"  {split} {name}: {counts}")
-        if split == "test":
+        if split == "test" and is_first():
             label, logit = CLASSES[labelled.labels[drawn]], logits[drawn]
             states = keras.ops.convert_to_numpy(model.states(tokens[drawn][None]))[0]
             words = vocabulary.decode(tokens[drawn] - 1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 try:
     from keras_qrnn._files import atomic_write
+    from keras_qrnn._processes import is_first
     from keras_qrnn.data.multi30k import Pairs, ParallelText, load_parallel_text
     from keras_qrnn.models.translator import Translator
     from keras_qrnn.training import command_line as shared
@@ -115,8 +116,10 @@ def evaluate(
         start = time.perf_counter()
         translations = translator.translate(pairs.source)
         seconds = time.perf_counter() - start
-        with atomic_write(path / f"{name}.{text.languages[1]}") as temporary:
-            temporary.write_text("".join(f"{t}\n" for t in translations), "utf-8")
+        if is_first():
+            with atomic_write(path / f"{name}.{text.languages[1]}") as temporary:
+                lines = "".join(f"{t}\n" for t in translations)
+                temporary.write_text(lines, "utf-8")
         if text.has_one_answer:
             share = accuracy(translations, pairs.target)
             found[name] = {"accuracy": share}

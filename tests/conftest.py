@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # Most of the time of the tests is compilation by XLA, of each shape. Optimizations that
 # a small array does not need are left out.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Four devices, for tests of several devices; all else runs on the first. JAX reads it.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get(
+    "XLA_FLAGS", ""
+)
 # PyTorch's threads spin for a while after each operation. Where other programs need
 # the cores, as several environments at a time in .ci/run do, that made tests 15 times
 # slower. Read when libgomp is loaded, so before Keras is imported.

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_qrnn._checks import integer, positive_integer
+from keras_qrnn._processes import part_of_this_process
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -66,13 +67,18 @@ class EpochBatches(keras.utils.PyDataset):
             raise IndexError(f"There are {len(self)} batches. Received: {index}")
         return self.batch(self.start + index)
 
-    def for_fit(self) -> "EpochBatches | tf.data.Dataset":
+    def for_fit(self) -> "keras.utils.PyDataset | tf.data.Dataset":
         """These batches in a form that `fit` takes, even where their shapes differ.
+
+        Where several processes train together, they are this process's rows.
 
         On TensorFlow, Keras reads two batches and expects their shapes from all others.
         There, batches with a `spec` become a `tf.data.Dataset` whose axes have no fixed
         size. Elsewhere the result is this object.
         """
+        part, parts = part_of_this_process()
+        if parts > 1:
+            return _PartOfRows(self, part, parts)
         if self.spec is None or keras.config.backend() != "tensorflow":
             return self
         import tensorflow as tf
@@ -84,6 +90,44 @@ class EpochBatches(keras.utils.PyDataset):
             ),
         )
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+
+
+class _PartOfRows(keras.utils.PyDataset):
+    """One of equal parts of the rows of each batch."""
+
+    def __init__(self, batches: EpochBatches, part: int, parts: int) -> None:
+        super().__init__()
+        self._batches, self._part, self._parts = batches, part, parts
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> tuple:
+        return part_of_rows(self._batches[index], self._part, self._parts)
+
+
+def part_of_rows(batch: tuple, part: int, parts: int) -> tuple:
+    """One of equal parts of the rows of a batch.
+
+    Args:
+        batch: arrays that all have the same number of rows.
+        part: which part, from 0.
+        parts: number of parts.
+
+    Raises:
+        ValueError: if the rows cannot be divided in so many equal parts.
+    """
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        size, rest = divmod(len(array), parts)
+        if rest:
+            raise ValueError(
+                f"The rows of a batch must be a multiple of {parts}, the number of "
+                f"processes. Received: {len(array)} rows"
+            )
+        return array[part * size : (part + 1) * size]
+
+    return keras.tree.map_structure(rows, batch)
 
 
 class BPTTBatches(EpochBatches):

@@ -12,6 +12,8 @@ _BATCH_SIZE_MUST_NOT_CHANGE = (
     "The batch size of a stateful layer must not change: leave out the samples that do "
     "not fill a batch."
 )
+# The names of the variables in `KeptStates.kept`: those of a QRNN, those of an LSTM.
+KEPT_NAMES = ("cell_state", "window_state", "last_output", "rnn_state")
 
 
 class KeptStates:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_qrnn._files import atomic_write, write_csv
+from keras_qrnn._processes import is_first, wait_for_all
 from keras_qrnn.data import EpochBatches
 from keras_qrnn.training.checkpoint import save_checkpoint
 from keras_qrnn.training.objective import Objective
@@ -192,6 +193,9 @@ class RunFiles(keras.callbacks.Callback):
     Until then the best model has a name of its own, and `model.keras` is that of the
     checkpoint's epochs: see `RunDirectory.settle`.
 
+    Where several processes train together, process 0 writes. The others hand it what
+    only they have.
+
     Args:
         run: the directory.
         objective: chooses the epoch whose model is kept.
@@ -232,8 +236,11 @@ class RunFiles(keras.callbacks.Callback):
         self._panels = panels
         self._epoch = len(history)
         self._writer: Any = None
+        self._writes = is_first()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        if not self._writes:
+            return
         pyplot()  # a missing package is an error now, not after an epoch
         try:
             # Keras's own callback needs TensorFlow.
@@ -251,7 +258,8 @@ class RunFiles(keras.callbacks.Callback):
         self._writer.flush()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self._writer.close()
+        if self._writes:
+            self._writer.close()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._started = time.monotonic()
@@ -269,9 +277,12 @@ class RunFiles(keras.callbacks.Callback):
         row["seconds"] = round(self._seconds(), 1)  # validation included
         self._history.append(row)
         if self._objective.best(self._history) == len(self._history) - 1:
-            with atomic_write(self._run.newer_model(epoch + 1)) as temporary:
-                self._kept(self.model).save(temporary)
-        write_csv(self._run.log, self._history)
+            kept = self._kept(self.model)
+            if self._writes:
+                with atomic_write(self._run.newer_model(epoch + 1)) as temporary:
+                    kept.save(temporary)
+        if self._writes:
+            write_csv(self._run.log, self._history)
         self._unsaved += self._first_step + (self.params["steps"] or 1)
         is_last = epoch + 1 == self.params["epochs"] or self._objective.is_over(
             self._history, self._patience
@@ -279,8 +290,9 @@ class RunFiles(keras.callbacks.Callback):
         self._epoch, self._first_step, self._elapsed = epoch + 1, 0, 0.0
         if is_last or self._unsaved >= self._save_every:
             self.save_epoch()
-        self._write_scalars(row)
-        self._writer.flush()
+        if self._writes:
+            self._write_scalars(row)
+            self._writer.flush()
 
     def save_epoch(self) -> None:
         """Writes the checkpoint and `training.png` of the epoch that has ended.
@@ -289,7 +301,8 @@ class RunFiles(keras.callbacks.Callback):
         """
         if self._unsaved:
             self._save(self._epoch, 0)
-            plot_history(self._run.plot, self._history, self._panels)
+            if self._writes:
+                plot_history(self._run.plot, self._history, self._panels)
             self._unsaved = 0
 
     def _write_scalars(self, row: dict) -> None:
@@ -304,7 +317,9 @@ class RunFiles(keras.callbacks.Callback):
         seconds = self._seconds() if step else 0.0
         meta = run_meta(self._record, self._history, epoch, step, seconds)
         save_checkpoint(self._run.checkpoint, self.model, meta)
-        self._run.settle(epoch)
+        if self._writes:
+            self._run.settle(epoch)
+        wait_for_all("the checkpoint is written")
 
 
 class SaveWhenStopped(keras.callbacks.Callback):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_qrnn._files import atomic_write, reading
+from keras_qrnn._processes import is_first, whole_array
 
 FORMAT = "keras_qrnn checkpoint 1"
 
@@ -29,13 +30,15 @@ def _named(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def _to_numpy(variable: keras.Variable) -> np.ndarray:
-    array = keras.ops.convert_to_numpy(variable)
+    array = keras.ops.convert_to_numpy(whole_array(variable))
     # NumPy has no bfloat16, and would write bytes that it cannot read.
     return array.astype("float32") if variable.dtype == "bfloat16" else array
 
 
 def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> None:
     """Writes the model, its optimizer and metrics, and `meta`.
+
+    Where several processes train together, all call this and process 0 writes.
 
     Args:
         path: the file, a `.npz` archive.
@@ -45,6 +48,8 @@ def save_checkpoint(path: str | os.PathLike, model: keras.Model, meta: dict) -> 
     arrays: dict[str, Any] = {
         name: _to_numpy(variable) for name, variable in _named(model).items()
     }
+    if not is_first():
+        return
     header = json.dumps({"format": FORMAT, **meta})
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=np.array(header), **arrays)

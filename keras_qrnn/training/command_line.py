@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from keras_qrnn._files import atomic_write
+from keras_qrnn._processes import is_first
+from keras_qrnn.distribution import evaluation_distribution, scope_of
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.experiment import Experiment, has_diverged, train_experiment
 from keras_qrnn.training.options import (
@@ -221,8 +223,11 @@ def train_and_evaluate(
         if has_diverged(experiment, history):
             advice = experiment.why_diverged()
             raise ValueError(f"Training diverged in its first epoch. {advice}")
-    found = evaluate(functools.partial(print, flush=True))
-    if arguments.train:
+    # All processes evaluate: they end at the same time. Process 0 prints and writes.
+    say = functools.partial(print, flush=True) if is_first() else _say_nothing
+    with scope_of(evaluation_distribution(experiment.options.distribution)):
+        found = evaluate(say)
+    if arguments.train and is_first():
         record = {
             "command": shlex.join([program, *argv]),
             "options": asdict(experiment.options) | experiment.sizes,
@@ -231,6 +236,10 @@ def train_and_evaluate(
         }
         with atomic_write(path / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def _say_nothing(line: str) -> None:
+    """Takes the place of `print` in all processes but the first."""
 
 
 def run_training_command(

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
 from keras_qrnn.data import BPTTBatches
+from keras_qrnn.distribution import whole_batches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.backend import backend
 
@@ -65,7 +66,8 @@ def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> Rea
     hidden, log_probability = [], []
     for n in range(len(batches)):
         tokens, targets, _ = batches[n]
-        states, logs = reader.predict_on_batch((tokens, targets))
+        with whole_batches():  # of one row
+            states, logs = reader.predict_on_batch((tokens, targets))
         hidden.append(states[0])
         log_probability.append(np.float64(logs[0]))
     count = batches.num_targets

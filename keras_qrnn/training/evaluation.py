@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_qrnn._files import reading
 from keras_qrnn.data import BPTTBatches, Vocabulary
+from keras_qrnn.distribution import whole_batches
 from keras_qrnn.models import LanguageModel
 
 Model = TypeVar("Model", bound=keras.Model)
@@ -65,7 +66,8 @@ class Evaluator:
         """The perplexity under the present weights, or under their averages if any."""
         self._twin.copy_weights(weights_to_evaluate(self._model))
         self._twin.reset_state()
-        logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
+        with whole_batches():  # of one row
+            logs = self._twin.evaluate(self._batches, verbose=0, return_dict=True)
         return float(logs["perplexity"])
 
 

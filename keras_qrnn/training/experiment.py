@@ -1,6 +1,7 @@
 """The base class of a task (data, options, model), and how any task is trained."""
 
 import abc
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,20 @@ from typing import Any, ClassVar
 
 import keras
 
+from keras_qrnn._processes import (
+    decided_by_first,
+    is_first,
+    join_processes,
+    whole_array,
+)
 from keras_qrnn.data import EpochBatches
+from keras_qrnn.distribution import (
+    distribution_of,
+    parts_of_a_batch,
+    refuse_elsewhere,
+    scope_of,
+    undistributed,
+)
 from keras_qrnn.training.callbacks import (
     AverageAfterStall,
     BatchesOfTheEpoch,
@@ -35,7 +49,7 @@ from keras_qrnn.training.run_directory import (
 # The options that decide each epoch's learning rate: see `learning_rate_at`.
 SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
 # The options that a resumed run may change.
-FREE = ("epochs", "save_every", "early_stopping")
+FREE = ("epochs", "save_every", "early_stopping", "distribution")
 
 
 class Experiment(abc.ABC):
@@ -52,6 +66,9 @@ class Experiment(abc.ABC):
         paths: the options that are paths.
         scales: the options that set how large the initial weights are.
         sizes: values, by name, that come from the data or from another run.
+
+    Raises:
+        ValueError: if the backend has no such `distribution`.
     """
 
     objective: ClassVar[Objective]
@@ -63,6 +80,9 @@ class Experiment(abc.ABC):
     vocabulary: Any
 
     def __init__(self, options: Any) -> None:
+        if options.distribution is not None:
+            refuse_elsewhere(options.distribution)
+            join_processes(options.seed)  # before anything is computed
         self.options = options
         self.sizes: dict[str, Any] = {}
 
@@ -106,8 +126,10 @@ class Experiment(abc.ABC):
         The copy is not compiled: AdamW's moments would make its file three times as
         large. The checkpoint holds what a resumed run needs.
         """
-        kept = model.copy()
-        kept.copy_weights(weights_to_evaluate(model))
+        values = weights_to_evaluate(model)
+        with undistributed():
+            kept = model.copy()
+            kept.copy_weights(map(whole_array, values))
         return kept
 
     def save(self, directory: Path) -> None:
@@ -227,7 +249,23 @@ def train_experiment(
             the data or the machine.
         OSError: if `save_path` cannot be written, or another process trains in it.
     """
+    with scope_of(distribution_of(experiment.options.distribution)):
+        return _train(experiment, save_path, resume, callbacks, verbose)
+
+
+def _train(
+    experiment: Experiment,
+    save_path: str | os.PathLike,
+    resume: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+    verbose: int | str,
+) -> list[dict]:
+    """`train_experiment` under the distribution that is set.
+
+    All processes train. Process 0 writes the files.
+    """
     options = experiment.options
+    _check_batch_size(options.batch_size)
     run = RunDirectory(Path(save_path))
     record = experiment.record()
 
@@ -241,8 +279,11 @@ def train_experiment(
         model = experiment.model(len(batches))
         return batches, model if goes_on else experiment.start(model)
 
-    refuse_if_held(run.path, DOING)
-    goes_on = run.check(difference, resume)
+    def check() -> bool:
+        refuse_if_held(run.path, DOING)
+        return run.check(difference, resume)
+
+    goes_on = decided_by_first(check)
     batches, model = prepared(goes_on)
     history: list[dict] = []
 
@@ -250,13 +291,19 @@ def train_experiment(
         batches.start = step
         return batches.for_fit()
 
-    with held(run.path, DOING):
-        # Checked again: now no other process can write there.
-        if run.check(difference, resume) != goes_on:
+    with contextlib.ExitStack() as stack:
+
+        def hold_and_check() -> bool:
+            stack.enter_context(held(run.path, DOING))
+            # Checked again: now no other process can write there.
+            return run.check(difference, resume)
+
+        if decided_by_first(hold_and_check) != goes_on:
             goes_on = not goes_on
             batches, model = prepared(goes_on)
         validation = Validation(experiment.validation(model))
-        experiment.save(run.path)
+        if is_first():
+            experiment.save(run.path)
         return train(
             model,
             batches_from,
@@ -278,7 +325,16 @@ def train_experiment(
             last_callbacks=callbacks,
             kept=experiment.kept,
             panels=experiment.panels,
-            verbose=verbose,
+            verbose=verbose if is_first() else 0,
+        )
+
+
+def _check_batch_size(batch_size: int) -> None:
+    parts = parts_of_a_batch()
+    if batch_size % parts:
+        raise ValueError(
+            f"Option `batch_size` must be a multiple of {parts}, the parts in which "
+            f"the devices divide a batch. Received: batch_size={batch_size}"
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_qrnn._processes import is_first
 from keras_qrnn.training.callbacks import (
     CarriedState,
     RunFiles,
@@ -76,7 +77,8 @@ def train(
         meta = load_checkpoint(run.checkpoint, model)
         epoch, step, history[:] = meta["epoch"], meta["step"], meta["history"]
         elapsed = meta["seconds"]
-        run.settle(epoch)
+        if is_first():
+            run.settle(epoch)
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
         if verbose:
             print(f"Going on after {epoch} epochs and {step} steps", flush=True)

@@ -25,6 +25,7 @@ from keras_qrnn.ops.equations import GATES
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 SCHEDULES = ("decay", "one_cycle")
+DISTRIBUTIONS = ("data", "model")
 DTYPE_POLICIES = (
     "float32",
     "mixed_bfloat16",
@@ -204,6 +205,12 @@ class RunOptions:
         "N: average the weights once validation is worse than its best before the "
         "last N epochs (NT-ASGD); 0: never",
         count_or_zero,
+    )
+    distribution: str | None = option(
+        None,
+        "use all devices, with JAX; data: each has a part of the rows of a batch; "
+        "model: each has a part of the weights",
+        choice(*DISTRIBUTIONS),
     )
     seed: int = option(0, "seed of all randomness", count_or_zero)
     dtype_policy: str = option(
