@@ -6,6 +6,7 @@
 # make types        mypy with each framework's own types, after lint
 # make docs         the documentation, in docs/_build/index.html; a warning is an error
 # make figure       the figure in README.md
+# make weights      weights of a run in half precision, with a model card: RUN=DIRECTORY
 # make dist         wheel and sdist, checked, and the wheel installed for each backend
 # make test-oldest  the tests with the oldest versions that pyproject.toml allows
 # make clean        removes what these made
@@ -21,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
-.PHONY: demo test test-export test-numpy lint docs types figure dist dist/built test-oldest clean
+.PHONY: demo test test-export test-numpy lint docs types figure weights dist dist/built test-oldest clean
 .PHONY: $(foreach what,test test-export environment dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
@@ -83,6 +84,19 @@ types: $(BACKENDS:%=environment-%) lint
 
 figure: .venv-demo-$(BACKEND)/installed
 	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/draw_qrnn.py
+
+# RUN: a directory that train_lm.py wrote. DATA: the options of its corpus, such as
+# "--data_dir ptb"; without them it is Penn Treebank from the hub. OUT: what is made.
+OUT ?= weights
+ifneq ($(filter weights,$(MAKECMDGOALS)),)
+ifndef RUN
+$(error RUN must be given, a directory that train_lm.py wrote: results/ has no weights)
+endif
+endif
+
+weights: .venv-demo-$(BACKEND)/installed
+	KERAS_BACKEND=$(BACKEND) .venv-demo-$(BACKEND)/bin/python examples/release_weights.py \
+		--load_path "$(RUN)" --save_path "$(OUT)" $(DATA)
 
 dist: $(BACKENDS:%=dist-%)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 try:
-    from keras_qrnn.data import Corpus, Vocabulary, load_corpus
+    from keras_qrnn.data import Corpus, Vocabulary
     from keras_qrnn.training import (
         PRESETS,
         TrainingOptions,
@@ -25,9 +25,9 @@ try:
         tune_cache,
     )
     from keras_qrnn.training import command_line as shared
+    from keras_qrnn.training.data_options import CorpusOptions
     from keras_qrnn.training.language_model import LanguageModelling
     from keras_qrnn.training.options import count, named_fields
-    from keras_qrnn.training.options import path as path_option
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
@@ -50,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     names = [name for name in named_fields(TrainingOptions) if name != "cell"]
     shared.add_options(parser, TrainingOptions, names)
-    parser.add_argument("--dataset", choices=("ptb", "sample"), default="ptb")
-    parser.add_argument("--data_dir", help="directory with {train,valid,test}.txt")
+    shared.add_options(parser, CorpusOptions)
     parser.add_argument(
         "--cache", type=int, nargs="?", const=2000, default=0, metavar="SIZE",
         help="evaluate also with a continuous cache of SIZE words (2000), its theta "
@@ -79,13 +78,10 @@ def options_from(arguments: argparse.Namespace) -> TrainingOptions:
 
 def save_path_of(arguments: argparse.Namespace, options: TrainingOptions) -> Path:
     """`--save_path`, or a directory named after cell, recipe and data."""
-    data = arguments.dataset if arguments.dataset != "ptb" else None
-    if arguments.data_dir is not None:
-        data = Path(arguments.data_dir).resolve().name
     parts = (
         arguments.preset if arguments.preset != "paper" else None,
         Path(arguments.config).stem if arguments.config is not None else None,
-        data,
+        shared.data_from(arguments, CorpusOptions).short_name,
         "finetuned" if options.finetune is not None else None,
     )
     return shared.save_path_of(arguments, f"lm-{options.cell}", parts)
@@ -141,9 +137,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     path = save_path_of(arguments, options)
     if arguments.cache:  # 0 means no cache
         count("cache", arguments.cache)
-    if arguments.data_dir is not None:
-        path_option("data_dir", arguments.data_dir)
-    corpus = load_corpus(arguments.dataset, arguments.data_dir)
+    corpus = shared.data_from(arguments, CorpusOptions).load()
     splits = ["valid", "test"] if arguments.test else ["valid"]
     vocabulary = Vocabulary.build(corpus.train, options.vocab_size)
     if arguments.train:

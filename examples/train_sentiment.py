@@ -19,10 +19,11 @@ try:
     import numpy as np
 
     from keras_qrnn._processes import is_first
-    from keras_qrnn.data.imdb import CLASSES, Reviews, load_reviews, write_text
+    from keras_qrnn.data.imdb import CLASSES, Reviews, write_text
     from keras_qrnn.data.review_batches import encode_reviews
     from keras_qrnn.training import command_line as shared
-    from keras_qrnn.training.options import count, count_or_zero, named_fields
+    from keras_qrnn.training.data_options import ReviewsOptions
+    from keras_qrnn.training.options import count_or_zero, named_fields
     from keras_qrnn.training.options import path as path_option
     from keras_qrnn.training.plots import plot_states
     from keras_qrnn.training.sentiment import (
@@ -45,19 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--lstm", action="store_true", help="Keras LSTMs, not QRNNs")
     names = [name for name in named_fields(SentimentOptions) if name != "cell"]
     shared.add_options(parser, SentimentOptions, names)
-    parser.add_argument("--dataset", choices=("imdb", "sample"), default="imdb")
-    parser.add_argument(
-        "--data_dir", help="directory, or tar archive, with {train,test}/{neg,pos}"
-    )
-    parser.add_argument(
-        "--valid_size", type=int, metavar="N",
-        help="training reviews of the development set (default: a tenth of them)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--valid_seed", type=int, default=0, metavar="N",
-        help="seed of the choice of the development set (default 0)",
-    )  # fmt: skip
-    shared.add_flag(parser, "cased", False, "keep capitals")
+    shared.add_options(parser, ReviewsOptions)
     parser.add_argument(
         "--draw", type=int, default=0, metavar="N",
         help="draw the states of the last layer over test review N (default 0)",
@@ -84,12 +73,9 @@ def options_from(arguments: argparse.Namespace) -> SentimentOptions:
 
 def save_path_of(arguments: argparse.Namespace, options: SentimentOptions) -> Path:
     """`--save_path`, or a directory named after cell, recipe and data."""
-    data = arguments.dataset if arguments.dataset != "imdb" else None
-    if arguments.data_dir is not None:
-        data = Path(arguments.data_dir).resolve().name
     parts = (
         Path(arguments.config).stem if arguments.config is not None else None,
-        data,
+        shared.data_from(arguments, ReviewsOptions).short_name,
         "pretrained" if options.pretrained is not None else None,
     )
     return shared.save_path_of(arguments, f"sentiment-{options.cell}", parts)
@@ -97,21 +83,11 @@ def save_path_of(arguments: argparse.Namespace, options: SentimentOptions) -> Pa
 
 def reviews_from(arguments: argparse.Namespace) -> Reviews:
     """The reviews that the command line names."""
-    for name in ("data_dir", "write_text"):
-        if getattr(arguments, name) is not None:
-            path_option(name, getattr(arguments, name))
-    if arguments.valid_size is not None:
-        count("valid_size", arguments.valid_size)
-    count_or_zero("valid_seed", arguments.valid_seed)
+    if arguments.write_text is not None:
+        path_option("write_text", arguments.write_text)
     count_or_zero("draw", arguments.draw)
-    return load_reviews(
-        arguments.dataset,
-        arguments.data_dir,
-        arguments.valid_size,
-        arguments.valid_seed,
-        arguments.cased,
-        unlabelled=arguments.write_text is not None,
-    )
+    data = shared.data_from(arguments, ReviewsOptions)
+    return data.load(unlabelled=arguments.write_text is not None)
 
 
 def evaluate(
@@ -175,7 +151,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if not arguments.train:  # what the run started from is not needed
         evaluate(path, reviews, options, splits, arguments.draw, print)
         return
-    experiment = SentimentAnalysis(reviews, options)
+    resumed = path if arguments.resume else None
+    experiment = SentimentAnalysis(reviews, options, resumed)
     if arguments.verbose:
         print(experiment.summary, flush=True)
     shared.train_and_evaluate(

@@ -18,11 +18,11 @@ from pathlib import Path
 try:
     from keras_qrnn._files import atomic_write
     from keras_qrnn._processes import is_first
-    from keras_qrnn.data.multi30k import Pairs, ParallelText, load_parallel_text
+    from keras_qrnn.data.multi30k import Pairs, ParallelText
     from keras_qrnn.models.translator import Translator
     from keras_qrnn.training import command_line as shared
+    from keras_qrnn.training.data_options import TextOptions
     from keras_qrnn.training.options import count, named_fields, not_negative
-    from keras_qrnn.training.options import path as path_option
     from keras_qrnn.training.translation import (
         PRESETS,
         Translation,
@@ -46,13 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     names = [name for name in named_fields(TranslationOptions) if name != "cell"]
     shared.add_options(parser, TranslationOptions, names)
-    parser.add_argument("--dataset", choices=tuple(PRESETS), default="multi30k")
-    parser.add_argument(
-        "--data_dir",
-        help="directory with {train,val}.{de,en} and test sets, plain or .gz",
-    )
-    parser.add_argument("--source", default="de", help="source language (default de)")
-    parser.add_argument("--target", default="en", help="target language (default en)")
+    shared.add_options(parser, TextOptions)
     parser.add_argument(
         "--beam", type=int, default=8,
         help="width of the beam that translates at the end; 1: greedy (default 8)",
@@ -72,20 +66,17 @@ def parser() -> argparse.ArgumentParser:
 def options_from(arguments: argparse.Namespace) -> TranslationOptions:
     """The recipe. Options on the command line override --config and the dataset's."""
     cell = {"cell": "lstm"} if arguments.lstm else {}
-    preset = PRESETS[arguments.dataset]
+    preset = PRESETS[shared.data_from(arguments, TextOptions).dataset]
     return shared.chosen_options(arguments, TranslationOptions, preset, **cell)
 
 
 def save_path_of(arguments: argparse.Namespace, options: TranslationOptions) -> Path:
     """`--save_path`, or a directory named after cell, recipe and data."""
-    data = arguments.dataset if arguments.dataset != "multi30k" else None
-    if arguments.data_dir is not None:
-        data = Path(arguments.data_dir).resolve().name
-    languages = f"{arguments.source}-{arguments.target}"
+    data = shared.data_from(arguments, TextOptions)
     parts = (
         Path(arguments.config).stem if arguments.config is not None else None,
-        data,
-        languages if languages != "de-en" else None,
+        data.short_name,
+        data.languages,
     )
     return shared.save_path_of(arguments, f"translation-{options.cell}", parts)
 
@@ -145,22 +136,13 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     path = save_path_of(arguments, options)
     count("beam", arguments.beam)
     not_negative("alpha", arguments.alpha)
-    if arguments.data_dir is not None:
-        path_option("data_dir", arguments.data_dir)
-    languages = (arguments.source, arguments.target)
-    text = load_parallel_text(arguments.dataset, arguments.data_dir, languages)
+    text = shared.data_from(arguments, TextOptions).load()
     if not text.has_one_answer:
         need_sacrebleu()  # before the training, not after it
     experiment = Translation(text, options)
     splits = {"valid": text.valid} | (dict(text.tests) if arguments.test else {})
     if arguments.verbose:
-        print(
-            f"{len(experiment.pairs)} pairs to train on, "
-            f"{len(experiment.vocabulary)} characters. Left out: {experiment.long} "
-            f"pairs with a sentence of more than {options.max_length} characters, "
-            f"{experiment.empty} with an empty one",
-            flush=True,
-        )
+        print(experiment.summary, flush=True)
     shared.train_and_evaluate(
         "examples/train_translation.py",
         arguments,

@@ -1,8 +1,10 @@
-"""Searches for a good QRNN language model with Keras Tuner.
+"""Searches for a good model of one of the paper's three tasks with Keras Tuner.
 
     python tuning/search.py --dataset sample
     python tuning/search.py --data_dir ptb --tuner bayesian --workers 2
     python tuning/search.py --units 256,640 --window 1-4 --zoneout 0.0-0.5 --layers 2
+    python tuning/search.py --task sentiment --data_dir aclImdb --l2 1e-7-1e-4
+    python tuning/search.py --task translation --data_dir multi30k
 
 A hyperparameter is given as a value, as values separated by commas, or as a range. A
 range includes both ends. A search can be killed at any moment: the same command resumes
@@ -13,14 +15,24 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 try:
-    from keras_qrnn.training import TrainingOptions
-    from keras_qrnn.training.command_line import Parser, add_options, run_command
-    from keras_qrnn.training.options import count, path
+    import keras
+
+    from keras_qrnn.training.command_line import (
+        Parser,
+        add_options,
+        data_from,
+        run_command,
+    )
+    from keras_qrnn.training.experiment import train_experiment
+    from keras_qrnn.training.objective import Objective
+    from keras_qrnn.training.options import count, named_fields, path
     from keras_qrnn.training.run_directory import held
 
     try:
@@ -36,18 +48,9 @@ try:
     from search_directory import RECORD, check_record, prepare, refuse_foreign
     from search_oracles import TUNERS, make_oracle
     from search_results import best_table, completed, tidy_trials, write_results
-    from search_space import Dimension, Space
-    from search_task import (
-        DEFAULTS,
-        EPOCHS,
-        FIXED,
-        HYPERPARAMETERS,
-        MAX_TRIALS,
-        SCRIPT,
-        LanguageModelTask,
-        trial_options,
-    )
-    from search_tuner import TrialTuner
+    from search_space import Dimension, Hyperparameter, Space
+    from search_task import TASKS, Recipe, Task, trial_options
+    from search_tuner import MAX_WAIT, TrialTuner
     from search_workers import (
         MAX_WORKERS,
         Chief,
@@ -60,37 +63,57 @@ except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
 
-def parser() -> Parser:
+def task_of(argv: Sequence[str]) -> Task:
+    """The task of a command line."""
+    first = Parser(prog="search.py", add_help=False)
+    first.add_argument("--task", choices=tuple(TASKS), default="lm")
+    return TASKS[first.parse_known_args(argv)[0].task]
+
+
+def parser(task: Task) -> Parser:
+    """The parser of the command lines of a task."""
     parser = Parser(
         prog="search.py",
-        description="Searches for a good QRNN language model with Keras Tuner. A "
-        "hyperparameter is given as a value, as values separated by commas, or as a "
-        "range with both its ends: 256, 256,640 or 256-640.",
+        description="Searches for a good model with Keras Tuner. A hyperparameter is "
+        "given as a value, as values separated by commas, or as a range with both its "
+        f"ends: 256, 256,640 or 256-640. These are the options of task {task.name}; "
+        "for those of another one give --task and --help.",
     )
-    space = parser.add_argument_group("the space")
-    for name, hyperparameter in HYPERPARAMETERS.items():
+    parser.add_argument(
+        "--task", choices=tuple(TASKS), default="lm", help="what is learned (default "
+        "lm, the language model)",
+    )  # fmt: skip
+    space = parser.add_argument_group(
+        "the space: what has several values is searched, the rest is the same in all "
+        "trials"
+    )
+    for name in task.searchable:
+        hyperparameter = Hyperparameter(task.options, name)
+        older = named_fields(task.options)[name].metadata["older_names"]
         scale = ", on a logarithmic scale" if hyperparameter.log else ""
-        default = ", ".join(f"{v[name]} for {k}" for k, v in DEFAULTS.items())
+        spellings = [f"--{each}" for each in (name, *older)]
         space.add_argument(
-            f"--{name}", help=f"{hyperparameter.help}{scale} (default {default})"
-        )
+            *spellings, dest=name, metavar=name.upper(), default=argparse.SUPPRESS,
+            help=f"{hyperparameter.help}{scale} (default {default_of(task, name)})",
+        )  # fmt: skip
 
-    def default(values: dict[str, int]) -> str:
-        return ", ".join(f"{value} for {name}" for name, value in values.items())
+    def default(what: str) -> str:
+        found = {name: getattr(recipe, what) for name, recipe in task.recipes.items()}
+        return ", ".join(f"{value} for {name}" for name, value in found.items())
 
     search = parser.add_argument_group("the search")
     search.add_argument("--tuner", choices=TUNERS, default="random")
     search.add_argument(
         "--max_trials",
         type=int,
-        help=f"trials at most (default {default(MAX_TRIALS)}; with hyperband and grid "
-        "as many as there are)",
+        help=f"trials at most (default {default('max_trials')}; with hyperband and "
+        "grid as many as there are)",
     )
     search.add_argument(
         "--epochs",
         type=int,
         help="epochs of a trial, with hyperband of the longest (default "
-        f"{default(EPOCHS)})",
+        f"{default('epochs')})",
     )
     search.add_argument(
         "--executions_per_trial", type=int, default=1, help="runs of which a trial is "
@@ -101,8 +124,13 @@ def parser() -> Parser:
         "trials at the same time (default 0: this one)",
     )  # fmt: skip
     search.add_argument(
-        "--save_path", default="lm-qrnn_search", help="directory of the search"
-    )
+        "--max_wait", type=int, default=MAX_WAIT, help="minutes that a trial waits for "
+        f"an old worker that trains it and writes nothing (default {MAX_WAIT})",
+    )  # fmt: skip
+    search.add_argument(
+        "--save_path", default=f"{task.name}-qrnn_search", help="directory of the "
+        f"search (default {task.name}-qrnn_search)",
+    )  # fmt: skip
     search.add_argument(
         "--overwrite", action="store_true", help="start anew, deleting what is there"
     )
@@ -111,23 +139,27 @@ def parser() -> Parser:
         "only; 1: also the trials; 2: also their epochs (default 2)",
     )  # fmt: skip
     search.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
-
-    data = parser.add_argument_group("the data")
-    data.add_argument("--dataset", choices=tuple(DEFAULTS), default="ptb")
-    data.add_argument("--data_dir", help="directory with {train,valid,test}.txt")
-    data.add_argument(
-        "--max_tokens", type=int, help="N: train on the first N tokens, and on the "
-        "rest of their last sentence (default all)",
-    )  # fmt: skip
-
-    training = parser.add_argument_group(f"the training, as in {SCRIPT}")
-    add_options(training, TrainingOptions, FIXED)
+    add_options(parser.add_argument_group("the data"), task.data)
+    training = parser.add_argument_group(f"the training, as in {task.program}")
+    add_options(training, task.options, task.plain)
     return parser
+
+
+def default_of(task: Task, name: str) -> str:
+    """The default of an option: its values in the recipes, or that of the task."""
+    found = {
+        dataset: recipe.space[name]
+        for dataset, recipe in task.recipes.items()
+        if name in recipe.space
+    }
+    if not found:
+        return str(named_fields(task.options)[name].default)
+    return ", ".join(f"{values} for {dataset}" for dataset, values in found.items())
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises a ValueError for an option of the search that is out of its range."""
-    for name in ("max_trials", "epochs", "executions_per_trial", "max_tokens"):
+    for name in ("max_trials", "epochs", "executions_per_trial", "max_wait"):
         value = getattr(arguments, name)
         if value is not None:
             count(name, value)
@@ -136,9 +168,7 @@ def check(arguments: argparse.Namespace) -> None:
             f"Option `workers` must not be negative or above {MAX_WORKERS}. "
             f"Received: workers={arguments.workers}"
         )
-    for name in ("save_path", "data_dir"):
-        if getattr(arguments, name) is not None:
-            path(name, getattr(arguments, name))
+    path("save_path", arguments.save_path)
 
 
 def check_role(part: str, arguments: argparse.Namespace) -> None:
@@ -152,55 +182,93 @@ def check_role(part: str, arguments: argparse.Namespace) -> None:
         raise ValueError("Option `overwrite` is for the chief, not for a worker")
 
 
-def space_from(arguments: argparse.Namespace) -> Space:
-    """The space of the command line."""
-    space = {}
-    for name, hyperparameter in HYPERPARAMETERS.items():
-        text = getattr(arguments, name)
-        default = DEFAULTS[arguments.dataset][name]
-        space[name] = Dimension.parse(hyperparameter, default if text is None else text)
-    return space
+def space_from(
+    task: Task, recipe: Recipe, arguments: argparse.Namespace
+) -> tuple[Space, dict[str, Any]]:
+    """The space of the command line, and the options that have one value in it.
+
+    The hyperparameters of the recipe are in the space, also with one value.
+    """
+    space, values = {}, {}
+    for name in task.searchable:
+        text = getattr(arguments, name, recipe.space.get(name))
+        if text is None:
+            continue
+        dimension = Dimension.parse(Hyperparameter(task.options, name), text)
+        if name in recipe.space or len(dimension.values) > 1:
+            space[name] = dimension
+        else:
+            values[name] = dimension.values[0]
+    return space, values
 
 
-def options_from(arguments: argparse.Namespace) -> TrainingOptions:
-    """The options of all trainings, without the hyperparameters."""
-    given = {name: vars(arguments)[name] for name in FIXED if name in arguments}
-    epochs = arguments.epochs or EPOCHS[arguments.dataset]
-    return TrainingOptions(epochs=epochs, **given)
+def options_from(
+    task: Task,
+    recipe: Recipe,
+    arguments: argparse.Namespace,
+    values: dict[str, Any],
+) -> Any:
+    """The options of all trainings, without the hyperparameters.
+
+    Args:
+        task: what is searched.
+        recipe: that of the search.
+        arguments: of the command line.
+        values: options that the command line gives one value: see `space_from`.
+    """
+    plain = {n: getattr(arguments, n) for n in task.plain if n in arguments}
+    epochs = arguments.epochs or recipe.epochs
+    return task.options(**{**recipe.options, **plain, **values, "epochs": epochs})
 
 
-def largest(space: Space, options: TrainingOptions, executions: int) -> TrainingOptions:
+def largest(space: Space, options: Any, executions: int) -> Any:
     """The options of the largest model of a search, with its last seed.
 
     Raises:
         ValueError: if a trial could have options that do not go together.
     """
-    options = replace(options, seed=options.seed + executions - 1)
+    options = options.changed(seed=options.seed + executions - 1)
     values = [{n: end(d.values) for n, d in space.items()} for end in (min, max)]
     _, found = (trial_options(options, each) for each in values)
     return found
 
 
+def check_tuner(tuner: str, space: Space, options: Any) -> None:
+    """Raises a ValueError if the tuner cannot run such trials."""
+    schedules = space["schedule"].values if "schedule" in space else [options.schedule]
+    if tuner == "hyperband" and "one_cycle" in schedules:
+        raise ValueError(
+            "Option `schedule` must be decay with tuner hyperband. It trains good "
+            "trials for more epochs, and the rates of one cycle depend on the number "
+            "of epochs. Received: schedule='one_cycle'"
+        )
+
+
 def record(
+    task: Task,
     arguments: argparse.Namespace,
     space: Space,
-    options: TrainingOptions,
-    task: LanguageModelTask,
-) -> dict:
+    options: Any,
+    fingerprint: str,
+) -> dict[str, Any]:
     """The record of a search. Trials of searches with equal records are comparable."""
     # The space holds the hyperparameters. How often checkpoints are written may change.
-    free = {"save_every", *HYPERPARAMETERS}
-    fixed = {name: value for name, value in vars(options).items() if name not in free}
+    free = {"save_every", *space}
+    fixed = {name: v for name, v in asdict(options).items() if name not in free}
+    for name in task.experiment.paths:
+        if fixed[name] is not None:
+            fixed[name] = str(Path(fixed[name]).resolve())
     return {
+        "task": task.name,
         **{name: str(dimension) for name, dimension in space.items()},
         "tuner": arguments.tuner,
         "executions_per_trial": arguments.executions_per_trial,
         **fixed,
-        "data": task.fingerprint,
+        "data": fingerprint,
     }
 
 
-def run(arguments: argparse.Namespace, argv: list[str]) -> None:
+def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
     """The search, in the role that this process has in it.
 
     Every option is checked before the data are loaded, and against the data before
@@ -209,26 +277,45 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     check(arguments)
     part, directory = role(), Path(arguments.save_path).absolute()
     check_role(part, arguments)
-    space = space_from(arguments)
-    options = options_from(arguments)
+    data = data_from(arguments, task.data)
+    recipe = task.recipe(data.dataset, getattr(arguments, "pretrained", None))
+    space, values = space_from(task, recipe, arguments)
+    options = options_from(task, recipe, arguments, values)
     model = largest(space, options, arguments.executions_per_trial)
+    check_tuner(arguments.tuner, space, options)
     max_trials = arguments.max_trials
     if max_trials is None and arguments.tuner not in ("hyperband", "grid"):
-        max_trials = MAX_TRIALS[arguments.dataset]
+        max_trials = recipe.max_trials
     oracle = make_oracle(
-        arguments.tuner, space, max_trials, options.epochs, options.seed
+        arguments.tuner, space, task.objective, max_trials, options.epochs, options.seed
     )
-    task = LanguageModelTask.load(
-        arguments.dataset, arguments.data_dir, arguments.max_tokens, model
-    )
-    print(task.summary, flush=True)
-    expected = record(arguments, space, options, task)
+    experiment_of = task.load(data)
+    experiment = experiment_of(model)
+    experiment.prepare(goes_on=False)
+    print(experiment.summary, flush=True)
+    expected = record(task, arguments, space, options, task.fingerprint(experiment))
+    del experiment  # what the runs start from may be large
+
+    def train(
+        options: Any, path: Path, callbacks: Sequence[keras.callbacks.Callback]
+    ) -> list[dict]:
+        return train_experiment(
+            experiment_of(options), path, resume=True, callbacks=callbacks, verbose=0
+        )
+
+    def save_data(options: Any, path: Path) -> None:
+        experiment_of(options).save(path)
 
     def make_tuner() -> TrialTuner:
         return TrialTuner(
-            oracle, directory, task.train, options,
-            arguments.executions_per_trial, arguments.verbose,
+            oracle, directory, task, train, options, arguments.executions_per_trial,
+            arguments.verbose, arguments.max_wait,
         )  # fmt: skip
+
+    def results() -> list[dict]:
+        return write_results(
+            oracle, directory, space, task.objective, options, recipe, save_data
+        )
 
     if part == "worker":
         ask_chief_directly()
@@ -239,12 +326,12 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
                 f"Option `save_path`: the chief's search is not in {directory}. All "
                 "machines must share that directory"
             )
-        check_record(directory / RECORD, expected)
+        check_record(directory / RECORD, expected, task.options)
         tuner.search()
         return
     refuse_foreign(directory)  # before the lock's file is made there
     with held(directory, "searched"):
-        if prepare(directory, expected, arguments.overwrite):
+        if prepare(directory, expected, task.options, arguments.overwrite):
             print(f"Goes on with the search in {directory}", flush=True)
         tuner = make_tuner()
         try:
@@ -257,15 +344,17 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
             else:
                 tuner.search()
         except KeyboardInterrupt:
-            rows = write_results(oracle, directory, options, task.save)
+            rows = results()
             raise KeyboardInterrupt(
                 f"Trials that have ended: {len(rows)}. Start it again and it goes on."
             ) from None
         if oracle.failure:
             raise RuntimeError(str(oracle.failure))
-        tidy_trials(oracle, directory)
-        rows = write_results(oracle, directory, options, task.save)
-    print_results(rows, directory, arguments)
+        tidy_trials(oracle, directory, task.objective)
+        rows = results()
+    words = data.command_line(task.search_only)
+    words = ["python", task.program, *words, "--config", str(directory / "best.json")]
+    print_results(rows, space, task.objective, directory, words)
 
 
 def serve(oracle: keras_tuner.Oracle) -> None:
@@ -278,9 +367,20 @@ def serve(oracle: keras_tuner.Oracle) -> None:
 
 
 def print_results(
-    rows: list[dict], directory: Path, arguments: argparse.Namespace
+    rows: list[dict],
+    space: Space,
+    objective: Objective,
+    directory: Path,
+    train: Sequence[str],
 ) -> None:
     """Prints the best trials and how to go on from them.
+
+    Args:
+        rows: those of the table of the trials.
+        space: what was searched.
+        objective: the metric that ranks the trials.
+        directory: the directory of the search.
+        train: the command that trains the best in full.
 
     Raises:
         RuntimeError: if no trial came to an end.
@@ -290,12 +390,8 @@ def print_results(
         raise RuntimeError(
             f"None of {len(rows)} trials came to an end; see {directory / 'trials.csv'}"
         )
-    data = ["--dataset", arguments.dataset]
-    if arguments.data_dir is not None:
-        data = ["--data_dir", arguments.data_dir]
-    train = ["python", SCRIPT, *data, "--config", str(directory / "best.json")]
     print(f"\n{ended} of {len(rows)} trials completed. The best:\n")
-    print(best_table(rows))
+    print(best_table(rows, space, objective))
     print(
         f"\nIn {directory}: trials.csv, best.json, best_model.keras, objective.png, "
         "hyperparameters.png, parallel.png\n"
@@ -307,16 +403,23 @@ def print_results(
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parser().parse_args(argv)
+    task = task_of(argv)
+    commands = parser(task)
+    arguments, unknown = commands.parse_known_args(argv)
+    if unknown:
+        commands.error(
+            f"task {task.name} has no option {unknown[0]}: see --task {task.name} "
+            "--help"
+        )
     if arguments.launched:
         end_with_parent()
 
     def command() -> None:
         if arguments.verbose:
-            run(arguments, argv)
+            run(task, arguments, argv)
             return
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            run(arguments, argv)
+            run(task, arguments, argv)
 
     return run_command(
         "search.py",

@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 
 from keras_qrnn._files import UNFINISHED, atomic_write, remove_leftovers
-from keras_qrnn.training.options import defaults_of, with_current_names
+from keras_qrnn.training.objective import Objective
+from keras_qrnn.training.options import RunOptions, defaults_of, with_current_names
 from keras_qrnn.training.run_directory import LOCK, RunDirectory, first_difference
-from search_task import OBJECTIVE
 
 RECORD = "search.json"
 # The record while --overwrite deletes the files of the search before.
@@ -81,7 +81,9 @@ def refuse_foreign(directory: Path) -> None:
         )
 
 
-def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
+def prepare(
+    directory: Path, expected: dict, options: type[RunOptions], overwrite: bool
+) -> bool:
     """Makes `directory` one of this search: a new one, or one to go on with.
 
     A deletion that was ordered by `overwrite` and then killed is finished by the
@@ -90,6 +92,7 @@ def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
     Args:
         directory: the directory of the search. This process holds it.
         expected: the record of this search.
+        options: the dataclass of the task's options.
         overwrite: whether to delete a search that is there.
 
     Returns:
@@ -104,7 +107,7 @@ def prepare(directory: Path, expected: dict, overwrite: bool) -> bool:
     if overwrite and record.exists():
         write_state(record, DELETING)
     if record.exists() and read_state(record) != DELETING:
-        check_record(record, expected)
+        check_record(record, expected, options)
         return True
     for file in list(directory.iterdir()):
         if file != record and file.name != LOCK:
@@ -121,11 +124,13 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def check_record(path: Path, expected: dict) -> None:
+def check_record(path: Path, expected: dict, options: type[RunOptions]) -> None:
     """Raises a ValueError if the search at `path` is another than `expected`."""
-    found = with_current_names(read_state(path))
-    # An option that was added since the search began was then unused.
-    found = {k: v for k, v in defaults_of().items() if k in expected} | found
+    found = with_current_names(read_state(path), options)
+    # An option that was added since the search began was then unused. At first all
+    # searches were of the language model.
+    unused = {k: v for k, v in defaults_of(options).items() if k in expected}
+    found = unused | {"task": "lm"} | found
     name = first_difference(found, expected)
     if name is not None:
         raise ValueError(
@@ -193,7 +198,7 @@ def check_zip(path: Path, advice: str) -> None:
         raise ValueError(f"{path} is damaged: {error}. {advice}") from error
 
 
-def tidy(directory: Path) -> None:
+def tidy(directory: Path, objective: Objective) -> None:
     """Deletes the files of an ended trial except its logs and its best model."""
     if not directory.exists():
         return
@@ -204,7 +209,7 @@ def tidy(directory: Path) -> None:
         run.settle(0)  # a killed run may have left a model newer than its checkpoint
         run.checkpoint.unlink(missing_ok=True)
         if run.model.exists():
-            models.append((_rank(run.log), run.model))
+            models.append((_rank(run.log, objective), run.model))
     failed = (directory / "error.txt").exists()
     best = None if failed or not models else min(models)[1]
     for _, model in models:
@@ -215,13 +220,13 @@ def tidy(directory: Path) -> None:
         best.replace(directory / "model.keras")
 
 
-def _rank(log: Path) -> float:
+def _rank(log: Path, objective: Objective) -> float:
     """A number to order trainings by. Infinity, the last, without a readable log."""
-    sign = 1 if OBJECTIVE.direction == "min" else -1
+    sign = 1 if objective.direction == "min" else -1
     try:
         with log.open(encoding="utf-8", newline="") as file:
             return min(
-                sign * float(row[OBJECTIVE.name]) for row in csv.DictReader(file)
+                sign * float(row[objective.name]) for row in csv.DictReader(file)
             )
     except (FileNotFoundError, ValueError, KeyError, TypeError, csv.Error):
         return math.inf

@@ -5,6 +5,7 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
@@ -14,6 +15,7 @@ from keras_tuner.oracles import (
     RandomSearchOracle,
 )
 
+from keras_qrnn.training.objective import Objective
 from search_directory import (
     read_error,
     read_state,
@@ -24,7 +26,6 @@ from search_directory import (
     write_state,
 )
 from search_space import Space, keras_tuner_space, shown
-from search_task import HYPERPARAMETERS, OBJECTIVE
 
 TUNERS = ("random", "bayesian", "hyperband", "grid")
 # A trial that diverges says something about its hyperparameters. Several that break
@@ -33,10 +34,16 @@ MAX_ERRORS_IN_A_ROW = 3
 ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
 
 
+def hyperparameters_of(trial: Trial) -> dict[str, Any]:
+    """The hyperparameters of a trial, without what Hyperband adds."""
+    found = trial.hyperparameters
+    return {each.name: found.values[each.name] for each in found.space}
+
+
 def describe(trial: Trial) -> str:
     """The hyperparameters of a trial in a line."""
     values = trial.hyperparameters.values
-    words = [f"{name}={shown(values[name])}" for name in HYPERPARAMETERS]
+    words = [f"{n}={shown(value)}" for n, value in hyperparameters_of(trial).items()]
     if "tuner/epochs" in values:
         words.append(f"epochs={values['tuner/epochs']}")
     return " ".join(words)
@@ -179,7 +186,7 @@ class Resumable:
         if trial.status == TrialStatus.COMPLETED:
             best = self.get_best_trials()[0]
             print(
-                f"Trial {trial_id} ends: {OBJECTIVE.name} {shown(trial.score)}, "
+                f"Trial {trial_id} ends: {self.objective.name} {shown(trial.score)}, "
                 f"best {shown(best.score)} in trial {best.trial_id}",
                 flush=True,
             )
@@ -255,6 +262,7 @@ class GridOracle(Resumable, keras_tuner.Oracle):
 def make_oracle(
     tuner: str,
     space: Space,
+    objective: Objective,
     max_trials: int | None,
     epochs: int,
     seed: int,
@@ -264,6 +272,7 @@ def make_oracle(
     Args:
         tuner: one of `TUNERS`.
         space: what to search.
+        objective: the metric that ranks the trials.
         max_trials: trials to give out at most; None for all of a grid or of
             Hyperband's brackets.
         epochs: epochs of a trial. With Hyperband, of the longest trials.
@@ -272,7 +281,7 @@ def make_oracle(
     if tuner == "grid":
         space = {name: dimension.grid() for name, dimension in space.items()}
     common = {
-        "objective": keras_tuner.Objective(OBJECTIVE.name, OBJECTIVE.direction),
+        "objective": keras_tuner.Objective(objective.name, objective.direction),
         "hyperparameters": keras_tuner_space(space),
         # keras-tuner takes 0 for "any".
         "seed": seed + 1,

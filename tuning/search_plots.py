@@ -1,34 +1,51 @@
-"""The pictures of a search: its objective by trial and by hyperparameter.
-
-A lower objective is better.
-"""
+"""The pictures of a search: its objective by trial and by hyperparameter."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 
+from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.plots import pyplot, save_figure
-from search_space import shown
-from search_task import HYPERPARAMETERS, OBJECTIVE, OBJECTIVE_LABEL
+from search_space import Hyperparameter, Space, shown
 
 
-def varied(rows: list[dict]) -> list[str]:
+def varied(rows: list[dict], space: Space) -> list[str]:
     """The hyperparameters that are not the same in all trials."""
-    return [name for name in HYPERPARAMETERS if len({row[name] for row in rows}) > 1]
+    return [name for name in space if len({row[name] for row in rows}) > 1]
 
 
-def plot_objective(path: Path, rows: list[dict]) -> None:
+def label_of(objective: Objective) -> str:
+    """The objective in words: "validation perplexity" for `val_perplexity`."""
+    return objective.name.replace("val_", "validation ").replace("_", " ")
+
+
+def better(objective: Objective) -> np.ufunc:
+    """The function that gives the better of two values."""
+    return np.minimum if objective.direction == "min" else np.maximum
+
+
+def index_of_best(values: np.ndarray, objective: Objective) -> int:
+    """The index of the best value."""
+    return int(values.argmin() if objective.direction == "min" else values.argmax())
+
+
+def is_logarithmic(values: np.ndarray, objective: Objective) -> bool:
+    """Whether the objective is drawn by its logarithm: a loss or a perplexity."""
+    return objective.direction == "min" and bool(values.min() > 0)
+
+
+def plot_objective(path: Path, rows: list[dict], objective: Objective) -> None:
     """The objective of each trial, and the best so far."""
     figure, axis = pyplot().subplots(figsize=(8, 4.5), layout="tight")
-    done = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE.name] != ""]
-    values = np.array([rows[n - 1][OBJECTIVE.name] for n in done])
-    best = np.minimum.accumulate(values)
+    done = [n for n, row in enumerate(rows, 1) if row[objective.name] != ""]
+    values = np.array([rows[n - 1][objective.name] for n in done])
+    best = better(objective).accumulate(values)
     axis.step(
         [*done, len(rows)], [*best, best[-1]], "C0", where="post", label="best so far"
     )
     axis.plot(done, values, "o", color="C7", alpha=0.8, label="trial")
-    last = int(values.argmin())
+    last = index_of_best(values, objective)
     axis.plot(
         done[last], values[last], "*", color="C3", markersize=16, label="the best"
     )
@@ -36,7 +53,7 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
         f"{values[last]:.4g}", (done[last], values[last]), textcoords="offset points",
         xytext=(8, 10), color="C3",
     )  # fmt: skip
-    failed = [n for n, row in enumerate(rows, 1) if row[OBJECTIVE.name] == ""]
+    failed = [n for n, row in enumerate(rows, 1) if row[objective.name] == ""]
     if failed:
         # They have no value: they are drawn on the upper edge.
         edge = axis.get_xaxis_transform()
@@ -48,65 +65,71 @@ def plot_objective(path: Path, rows: list[dict]) -> None:
             transform=edge,
             label="failed",
         )
-    _objective_scale(axis, values)
+    _objective_scale(axis, values, objective)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("trial, in the order of their beginning")
-    axis.set_ylabel(OBJECTIVE_LABEL)
+    axis.set_ylabel(label_of(objective))
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, path)
 
 
-def plot_hyperparameters(path: Path, rows: list[dict]) -> None:
+def plot_hyperparameters(
+    path: Path, rows: list[dict], space: Space, objective: Objective
+) -> None:
     """The objective against each hyperparameter that was varied."""
-    names = varied(rows) or list(HYPERPARAMETERS)
+    names = varied(rows, space) or list(space)
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
     figure, axes = pyplot().subplots(
         lines, columns, figsize=(3.2 * columns, 3 * lines), squeeze=False,
         sharey=True, layout="constrained",
     )  # fmt: skip
-    values = np.array([row[OBJECTIVE.name] for row in rows])
-    best = int(values.argmin())
+    values = np.array([row[objective.name] for row in rows])
+    best = index_of_best(values, objective)
     for axis, name in zip(axes.flat, names, strict=False):
-        at, labels = _positions(name, [row[name] for row in rows])
+        hyperparameter = space[name].hyperparameter
+        at, labels = _positions(hyperparameter, [row[name] for row in rows])
         # Trials of equal values are drawn side by side, not one over the other.
         if labels:
             shift = np.random.default_rng(0).uniform(-0.15, 0.15, len(at))
             at = at + shift
             axis.set_xticks(range(len(labels)), labels)
             axis.set_xlim(-0.5, len(labels) - 0.5)
-        elif HYPERPARAMETERS[name].log:
+        elif hyperparameter.log:
             _log_scale(axis.xaxis, (1, 2, 5))
         axis.plot(at, values, "o", color="C0", alpha=0.6, markersize=5)
         axis.plot(at[best], values[best], "*", color="C3", markersize=14)
-        _objective_scale(axis, values)
+        _objective_scale(axis, values, objective)
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
-        axis.set_ylabel(OBJECTIVE_LABEL)
+        axis.set_ylabel(label_of(objective))
     for axis in axes.flat[len(names) :]:
         axis.remove()
     figure.suptitle(f"{len(rows)} trials; the star is the best")
     save_figure(figure, path)
 
 
-def plot_parallel(path: Path, rows: list[dict]) -> None:
+def plot_parallel(
+    path: Path, rows: list[dict], space: Space, objective: Objective
+) -> None:
     """Each trial a line through its hyperparameters to its objective."""
     plt = pyplot()
-    names = varied(rows) or list(HYPERPARAMETERS)
-    values = np.array([row[OBJECTIVE.name] for row in rows])
+    names = varied(rows, space) or list(space)
+    values = np.array([row[objective.name] for row in rows])
     figure, host = plt.subplots(
         figsize=(1.7 * (len(names) + 1) + 1, 5), layout="constrained"
     )
     columns, axes = [], [host] + [host.twinx() for _ in names]
     for n, (axis, name) in enumerate(zip(axes, [*names, None], strict=True)):
         if name is None:
-            at, labels, log = np.log(values), None, True
+            at, labels, log = values, None, is_logarithmic(values, objective)
         else:
-            at, labels = _positions(name, [row[name] for row in rows])
-            log = HYPERPARAMETERS[name].log and not labels
-            at = np.log(at) if log else at
+            hyperparameter = space[name].hyperparameter
+            at, labels = _positions(hyperparameter, [row[name] for row in rows])
+            log = hyperparameter.log and not labels
+        at = np.log(at) if log else at
         low, high = at.min(), at.max()
         if low == high:
             low, high = low - 0.5, high + 0.5
@@ -122,14 +145,16 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
         axis.yaxis.set_ticks_position("left")
         axis.spines["left"].set_position(("data", n))
     host.set_xlim(-0.2, len(names) + 0.2)
-    host.set_xticks(range(len(names) + 1), [*names, OBJECTIVE_LABEL.replace(" ", "\n")])
+    label = label_of(objective).replace(" ", "\n")
+    host.set_xticks(range(len(names) + 1), [*names, label])
     host.xaxis.tick_top()
     host.tick_params(axis="x", length=0)
     lines = np.stack(columns, 1)
     # Colours go by rank. By value, one bad trial would leave the others one colour.
-    rank = values.argsort().argsort() / max(1, len(values) - 1)
-    for n in np.argsort(-values):  # the best on top
-        best = n == values.argmin()
+    order = np.argsort(values if objective.direction == "min" else -values)
+    rank = order.argsort() / max(1, len(values) - 1)
+    for n in order[::-1]:  # the best on top
+        best = n == order[0]
         host.plot(
             range(len(axes)), lines[n], lw=2.8 if best else 1.3,
             color="C3" if best else plt.colormaps["viridis"](rank[n]),
@@ -139,19 +164,21 @@ def plot_parallel(path: Path, rows: list[dict]) -> None:
     save_figure(figure, path)
 
 
-def _positions(name: str, values: list) -> tuple[np.ndarray, list[str] | None]:
+def _positions(
+    hyperparameter: Hyperparameter, values: list
+) -> tuple[np.ndarray, list[str] | None]:
     """Positions of the values on an axis, and labels if the values are few."""
     kinds = sorted(set(values))
-    if HYPERPARAMETERS[name].type is str or len(kinds) <= 4:
+    if hyperparameter.type is str or len(kinds) <= 4:
         return np.array([kinds.index(value) for value in values], float), [
             shown(kind) for kind in kinds
         ]
     return np.array(values, float), None
 
 
-def _objective_scale(axis, values: np.ndarray) -> None:  # noqa: ANN001
+def _objective_scale(axis, values: np.ndarray, objective: Objective) -> None:  # noqa: ANN001
     """Makes the scale logarithmic if some trials are far worse than others."""
-    if values.max() > 2 * values.min():
+    if is_logarithmic(values, objective) and values.max() > 2 * values.min():
         _log_scale(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
 
 

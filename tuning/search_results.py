@@ -2,38 +2,40 @@
 
 import csv
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.trial import TrialStatus
 
 from keras_qrnn._files import atomic_write, write_csv
-from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.options import defaults_of
 from search_directory import check_zip, read_error, tidy, trial_directory, write_json
-from search_oracles import ENDED
+from search_oracles import ENDED, hyperparameters_of
 from search_plots import plot_hyperparameters, plot_objective, plot_parallel
-from search_space import shown
-from search_task import DURATION, HYPERPARAMETERS, OBJECTIVE
+from search_space import Space, shown
+from search_task import DURATION, Recipe, trial_options
 
 MEASURED = ("best_epoch", "epochs", "seconds")
 
 
 def trial_rows(oracle: keras_tuner.Oracle, directory: Path) -> list[dict]:
     """A row for each trial that has ended, in the order of their beginning."""
+    objective = oracle.objective.name
     rows = []
     for trial in map(oracle.get_trial, oracle.start_order):
         if trial.status not in ENDED:
             continue
         completed = trial.status == TrialStatus.COMPLETED
         row = {"trial": trial.trial_id, "status": trial.status}
-        row[OBJECTIVE.name] = trial.score if completed else ""
+        row[objective] = trial.score if completed else ""
         for name in MEASURED:
             value = trial.metrics.get_last_value(name) if completed else ""
             row[name] = int(value) if completed and value == int(value) else value
-        for name in HYPERPARAMETERS:
-            row[name] = trial.hyperparameters.values[name]
+        row |= hyperparameters_of(trial)
         row["error"] = read_error(trial_directory(directory, trial.trial_id))
         rows.append(row)
     return rows
@@ -44,28 +46,35 @@ def completed(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["status"] == TrialStatus.COMPLETED]
 
 
-def ranked(rows: list[dict]) -> list[dict]:
+def ranked(rows: list[dict], objective: Objective) -> list[dict]:
     """The rows of the trials that came to an end, the best first."""
     return sorted(
         completed(rows),
-        key=lambda row: float(row[OBJECTIVE.name]),
-        reverse=OBJECTIVE.direction == "max",
+        key=lambda row: float(row[objective.name]),
+        reverse=objective.direction == "max",
     )
 
 
 def write_results(
     oracle: keras_tuner.Oracle,
     directory: Path,
-    options: TrainingOptions,
-    save_data: Callable[[Path], None],
+    space: Space,
+    objective: Objective,
+    options: Any,
+    recipe: Recipe,
+    save_data: Callable[[Any, Path], None],
 ) -> list[dict]:
     """Writes `trials.csv`, the best trial's options and model, and the pictures.
 
     Args:
         oracle: the oracle of the search. Some or all of its trials have ended.
         directory: the directory of the search.
+        space: what is searched.
+        objective: the metric that ranks the trials.
         options: options of the training, without the hyperparameters.
-        save_data: writes the data that a model needs beside its own file.
+        recipe: that of the search.
+        save_data: takes options and a directory, and writes the data that a model of
+            these options needs beside its own file.
 
     Returns:
         The rows of `trials.csv`.
@@ -79,13 +88,15 @@ def write_results(
     if not completed(rows):
         write_csv(directory / "trials.csv", rows)
         return rows
-    best = ranked(rows)[0]
-    copied = _best_before(directory) == best["trial"]
-    write_json(directory / "best.json", best_options(best, options))
-    save_data(directory)
-    plot_objective(directory / "objective.png", rows)
-    plot_hyperparameters(directory / "hyperparameters.png", completed(rows))
-    plot_parallel(directory / "parallel.png", completed(rows))
+    best = ranked(rows, objective)[0]
+    copied = _best_before(directory, objective) == best["trial"]
+    values = {name: best[name] for name in space}
+    write_json(directory / "best.json", best_options(values, options, recipe))
+    save_data(trial_options(options, values), directory)
+    ended = completed(rows)
+    plot_objective(directory / "objective.png", rows, objective)
+    plot_hyperparameters(directory / "hyperparameters.png", ended, space, objective)
+    plot_parallel(directory / "parallel.png", ended, space, objective)
     try:
         _copy_best(directory, best["trial"], copied)
     finally:
@@ -94,25 +105,28 @@ def write_results(
     return rows
 
 
-def best_options(row: dict, options: TrainingOptions) -> dict:
-    """What `train_lm.py --config` needs to train a trial's model in full.
+def best_options(values: Mapping[str, Any], options: Any, recipe: Recipe) -> dict:
+    """What the training program's `--config` needs to train a trial's model in full.
 
     These are the trial's hyperparameters and the other options that were set for the
-    search, except the length of the training: that is the recipe's.
+    search, except the length of the training: that is the program's own. The program
+    may have the recipe's options as defaults, or the dataclass's.
     """
+    defaults = defaults_of(type(options))
     set_here = {
         name: value
-        for name, value in vars(options).items()
-        if value != defaults_of()[name] and name not in DURATION
+        for name, value in asdict(options).items()
+        if (value != defaults[name] or value != recipe.options.get(name, value))
+        and name not in DURATION
     }
-    return set_here | {name: row[name] for name in HYPERPARAMETERS}
+    return set_here | dict(values)
 
 
-def _best_before(directory: Path) -> str | None:
+def _best_before(directory: Path, objective: Objective) -> str | None:
     """The id of the trial whose model is `best_model.keras`, or None if unknown."""
     try:
         with (directory / "trials.csv").open(encoding="utf-8", newline="") as file:
-            return ranked(list(csv.DictReader(file)))[0]["trial"]
+            return ranked(list(csv.DictReader(file)), objective)[0]["trial"]
     except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error):
         return None
 
@@ -149,19 +163,22 @@ def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
         )
 
 
-def tidy_trials(oracle: keras_tuner.Oracle, directory: Path) -> None:
+def tidy_trials(
+    oracle: keras_tuner.Oracle, directory: Path, objective: Objective
+) -> None:
     """Calls `tidy` for ended trials: a kill or Hyperband may have left files."""
     for trial in oracle.trials.values():
         if trial.status in ENDED:
-            tidy(trial_directory(directory, trial.trial_id))
+            tidy(trial_directory(directory, trial.trial_id), objective)
 
 
-def best_table(rows: list[dict], count: int = 10) -> str:
+def best_table(
+    rows: list[dict], space: Space, objective: Objective, count: int = 10
+) -> str:
     """The best trials, the best first, as text."""
-    columns = ("trial", OBJECTIVE.name, "best_epoch", "seconds", *HYPERPARAMETERS)
-    cells = [columns] + [
-        [shown(row[name]) for name in columns] for row in ranked(rows)[:count]
-    ]
+    columns = ("trial", objective.name, "best_epoch", "seconds", *space)
+    best = ranked(rows, objective)[:count]
+    cells = [columns] + [[shown(row[name]) for name in columns] for row in best]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

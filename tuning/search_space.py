@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import keras_tuner
 import numpy as np
 
-from keras_qrnn.training import TrainingOptions
-from keras_qrnn.training.options import named_fields, type_of
+from keras_qrnn.training.options import RunOptions, named_fields, type_of
 
 # Values that the grid takes of a range.
 GRID_POINTS = 5
+# Options whose ranges are drawn from, and plotted, on a logarithmic scale.
+LOGARITHMIC = ("learning_rate", "weight_decay", "l2", "epsilon")
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\s*-\s*({NUMBER})", re.ASCII)
 
@@ -27,22 +28,37 @@ class Hyperparameter:
     Its type, its range and its help text are those of the option.
 
     Attributes:
-        name: the name of the field of `TrainingOptions`.
-        log: whether the values are drawn and plotted on a logarithmic scale.
+        options: the dataclass of a task's options.
+        name: the name of one of its fields.
+
+    Raises:
+        ValueError: if the task has no such option.
     """
 
+    options: type[RunOptions]
     name: str
-    log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in named_fields(self.options):
+            raise ValueError(
+                f"Hyperparameter `{self.name}` must be an option of "
+                f"{self.options.__name__}: {', '.join(named_fields(self.options))}"
+            )
+
+    @property
+    def log(self) -> bool:
+        """Whether its ranges are on a logarithmic scale."""
+        return self.name in LOGARITHMIC
 
     @property
     def type(self) -> type:
         """The type of its values."""
-        return type_of(TrainingOptions, self.name)
+        return type_of(self.options, self.name)
 
     @property
     def help(self) -> str:
         """One line about it, for the command line."""
-        return named_fields(TrainingOptions)[self.name].metadata["help"]
+        return named_fields(self.options)[self.name].metadata["help"]
 
     def value(self, text: str) -> int | float | str:
         """The value that `text` stands for.
@@ -58,7 +74,7 @@ class Hyperparameter:
                 f"Option `{self.name}` must be {kind}, values separated by commas or "
                 f"a range. Received: {text!r}"
             ) from error
-        named_fields(TrainingOptions)[self.name].metadata["check"](self.name, value)
+        named_fields(self.options)[self.name].metadata["check"](self.name, value)
         return value
 
 
@@ -94,6 +110,11 @@ class Dimension:
                 raise ValueError(
                     f"Option `{name}`: the range is empty, its lower end must come "
                     f"first. Received: {text!r}"
+                )
+            if hyperparameter.log and not low:
+                raise ValueError(
+                    f"Option `{name}`: the range is on a logarithmic scale, its lower "
+                    f"end must be positive. Received: {text!r}"
                 )
             return cls(hyperparameter, (low, high) if low < high else [low])
         values = [hyperparameter.value(part.strip()) for part in text.split(",")]

@@ -16,6 +16,7 @@ class Corpus:
         floor_perplexity: for each split, its perplexity under the distribution that
             the text was drawn from, `<eos>` counted. No model can expect to go
             below it. None if the distribution is not known.
+        revision: the commit of the hub's data set. None if it is not from the hub.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Corpus:
     valid: list[str]
     test: list[str]
     floor_perplexity: Mapping[str, float] | None = None
+    revision: str | None = None
 
 
 def fingerprint(*parts: Iterable[str]) -> str:

@@ -1,11 +1,13 @@
 """Data sets from the Hugging Face hub."""
 
 import importlib.util
+import json
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 
 TIMEOUT = 10  # seconds
+Columns = Mapping[str, Mapping[str, list]]
 
 
 def need_datasets(what: str) -> None:
@@ -21,13 +23,22 @@ def need_datasets(what: str) -> None:
         )
 
 
+def refuse_revision(revision: str | None, from_hub: bool) -> None:
+    """Raises a ValueError for a revision of data that do not come from the hub."""
+    if revision is not None and not from_hub:
+        raise ValueError(
+            "Argument `revision` goes with a data set of the hub, not with files or "
+            f"the sample. Received: revision={revision!r}"
+        )
+
+
 def load_columns(
     name: str,
     revision: str,
     splits: Sequence[str],
     columns: Sequence[str],
     advice: str,
-) -> Mapping[str, Mapping[str, list]]:
+) -> tuple[Columns, str]:
     """Columns of the splits of a data set on the hub.
 
     Args:
@@ -39,7 +50,8 @@ def load_columns(
         advice: what a user can do instead if the hub cannot be reached.
 
     Returns:
-        For each split the values of each column.
+        For each split the values of each column; and the commit that `revision` was
+        at. With HF_HUB_OFFLINE the hub is not asked for it: then `revision` itself.
 
     Raises:
         ValueError: if the data set lacks a split or a column.
@@ -51,11 +63,13 @@ def load_columns(
 
     quoted = urllib.parse.quote(revision, safe="")
     url = f"{constants.ENDPOINT}/api/datasets/{name}/revision/{quoted}"
+    commit = revision
     try:
         if not constants.HF_HUB_OFFLINE:
             # `datasets` retries for minutes. So one request first tests whether the
             # hub can be reached.
-            urllib.request.urlopen(url, timeout=TIMEOUT).close()
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+                commit = _commit_in(answer.read())
         found = load_dataset(name, revision=revision)
     except (OSError, DatasetsError) as error:
         raise ConnectionError(
@@ -66,10 +80,19 @@ def load_columns(
     _check_names(name, "splits", splits, found)
     for split in splits:
         _check_names(name, "columns", columns, found[split].column_names)
-    return {
+    values = {
         split: {column: list(found[split][column]) for column in columns}
         for split in splits
     }
+    return values, commit
+
+
+def _commit_in(answer: bytes) -> str:
+    """The commit in the hub's description of a revision."""
+    try:
+        return str(json.loads(answer)["sha"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConnectionError(f"its answer names no commit: {answer[:80]!r}") from error
 
 
 def _check_names(

@@ -63,6 +63,7 @@ class Reviews:
         unlabelled: further reviews, tokens separated by blanks.
         best_accuracy: for each split the accuracy of the rules that wrote the reviews.
             No model can expect a higher one. None if it is not known.
+        revision: the commit of the hub's data set. None if they are not from the hub.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Reviews:
     test: Labelled
     unlabelled: list[str] = field(default_factory=list)
     best_accuracy: Mapping[str, float] | None = None
+    revision: str | None = None
 
 
 def load_reviews(
@@ -80,6 +82,7 @@ def load_reviews(
     valid_seed: int = 0,
     cased: bool = False,
     unlabelled: bool = False,
+    revision: str | None = None,
 ) -> Reviews:
     """Loads IMDb, any corpus in its layout, or the generated sample.
 
@@ -95,11 +98,13 @@ def load_reviews(
         valid_seed: seed of the choice of these reviews.
         cased: whether capitals stay as they are.
         unlabelled: whether to read the reviews without a label too.
+        revision: revision of the hub's data set: a branch, a tag or a commit.
 
     Raises:
         ValueError: for an unknown dataset; for an archive that is damaged, holds a link
             or a name outside itself, or a name twice; for a review that is not UTF-8
-            or has no word; if `valid_size` leaves nothing to train on.
+            or has no word; if `valid_size` leaves nothing to train on; for a
+            `revision` of reviews that are not from the hub.
         FileNotFoundError: if `data_dir` or a part of its layout is missing.
         ConnectionError: if the hub cannot be reached.
         ImportError: if `datasets` is needed and not installed.
@@ -114,10 +119,11 @@ def load_reviews(
             "Argument `data_dir` goes with dataset='imdb'; the sample is generated. "
             f"Received: data_dir={str(data_dir)!r}"
         )
+    hub.refuse_revision(revision, dataset != "sample" and data_dir is None)
     if valid_size is not None:
         positive_integer("valid_size", valid_size)
     integer("valid_seed", valid_seed, 0)
-    opinions = None
+    opinions, commit = None, None
     if dataset == "sample":
         name = "sample"
         sample = sentiment_sample.generate()
@@ -129,7 +135,7 @@ def load_reviews(
         splits, others = _from_files(Path(data_dir), cased, unlabelled)
     else:
         name = HUB_NAME
-        splits, others = _from_hub(cased, unlabelled)
+        splits, others, commit = _from_hub(revision or HUB_REVISION, cased, unlabelled)
     train = splits["train"]
     if valid_size is None:
         valid_size = max(1, len(train) // 10)
@@ -148,7 +154,13 @@ def load_reviews(
             "test": float(is_right["test"].mean()),
         }
     return Reviews(
-        name, train.chosen(kept), train.chosen(held_out), splits["test"], others, best
+        name,
+        train.chosen(kept),
+        train.chosen(held_out),
+        splits["test"],
+        others,
+        best,
+        commit,
     )
 
 
@@ -300,11 +312,13 @@ def _place(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
     return parts if parts[:1] in (("train",), ("test",)) else parts[1:]
 
 
-def _from_hub(cased: bool, unlabelled: bool) -> tuple[dict[str, Labelled], list[str]]:
+def _from_hub(
+    revision: str, cased: bool, unlabelled: bool
+) -> tuple[dict[str, Labelled], list[str], str]:
     hub.need_datasets("IMDb")
     columns = ["text", "label"]
     splits = ["train", "test", *["unsupervised"] * unlabelled]
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, splits, columns, ADVICE)
+    found, commit = hub.load_columns(HUB_NAME, revision, splits, columns, ADVICE)
 
     def texts(split: str) -> list[str]:
         rows = found[split]["text"]
@@ -317,4 +331,4 @@ def _from_hub(cased: bool, unlabelled: bool) -> tuple[dict[str, Labelled], list[
         split: Labelled(texts(split), np.array(found[split]["label"]))
         for split in ("train", "test")
     }
-    return labelled, texts("unsupervised") if unlabelled else []
+    return labelled, texts("unsupervised") if unlabelled else [], commit

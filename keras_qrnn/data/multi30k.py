@@ -47,6 +47,7 @@ class ParallelText:
         tests: the test sets by name.
         has_one_answer: whether each sentence has one right translation, so that the
             best reachable accuracy is 100 %.
+        revision: the commit of the hub's data set. None if it is not from the hub.
     """
 
     name: str
@@ -55,12 +56,14 @@ class ParallelText:
     valid: Pairs
     tests: Mapping[str, Pairs] = field(default_factory=dict)
     has_one_answer: bool = False
+    revision: str | None = None
 
 
 def load_parallel_text(
     dataset: str = "multi30k",
     data_dir: str | os.PathLike | None = None,
     languages: tuple[str, str] = LANGUAGES,
+    revision: str | None = None,
 ) -> ParallelText:
     """Loads Multi30k, any corpus in its layout, or the generated sample.
 
@@ -73,10 +76,12 @@ def load_parallel_text(
             Each pair of files whose name begins with `test` is a test set.
         languages: of the source and of the target, as in the names of the files and
             of the hub's columns.
+        revision: revision of the hub's data set: a branch, a tag or a commit.
 
     Raises:
         ValueError: for an unknown dataset; for a file that is empty or not UTF-8; for
-            two files of a split that have different numbers of lines.
+            two files of a split that have different numbers of lines; for a
+            `revision` of text that is not from the hub.
         FileNotFoundError: if the directory or a file is missing.
         ConnectionError: if the hub cannot be reached.
         ImportError: if `datasets` is needed and not installed.
@@ -86,6 +91,7 @@ def load_parallel_text(
             "Argument `dataset` must be 'multi30k' or 'sample'. "
             f"Received: dataset={dataset!r}"
         )
+    hub.refuse_revision(revision, dataset != "sample" and data_dir is None)
     for language in languages:
         if not re.fullmatch(r"\w+", language):
             raise ValueError(
@@ -115,7 +121,7 @@ def load_parallel_text(
         )
     if data_dir is not None:
         return _from_directory(Path(data_dir), languages)
-    return _from_hub(languages)
+    return _from_hub(languages, revision or HUB_REVISION)
 
 
 def _from_directory(directory: Path, languages: tuple[str, str]) -> ParallelText:
@@ -177,10 +183,10 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
-def _from_hub(languages: tuple[str, str]) -> ParallelText:
+def _from_hub(languages: tuple[str, str], revision: str) -> ParallelText:
     hub.need_datasets("Multi30k")
     names = ("train", "validation", "test")
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, names, languages, ADVICE)
+    found, commit = hub.load_columns(HUB_NAME, revision, names, languages, ADVICE)
     splits = {
         name: Pairs(*([line.strip() for line in columns[n]] for n in languages))
         for name, columns in found.items()
@@ -191,4 +197,5 @@ def _from_hub(languages: tuple[str, str]) -> ParallelText:
         splits["train"],
         splits["validation"],
         {"test": splits["test"]},
+        revision=commit,
     )

@@ -17,7 +17,9 @@ ADVICE = (
 
 
 def load_corpus(
-    dataset: str = "ptb", data_dir: str | os.PathLike | None = None
+    dataset: str = "ptb",
+    data_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
 ) -> Corpus:
     """Loads Penn Treebank, any corpus in its format, or the generated sample.
 
@@ -26,9 +28,11 @@ def load_corpus(
             which the package generates.
         data_dir: a directory with `train.txt`, `valid.txt` and `test.txt`, a sentence
             a line, UTF-8.
+        revision: revision of the hub's data set: a branch, a tag or a commit.
 
     Raises:
-        ValueError: for an unknown dataset, or a file that is empty or not UTF-8.
+        ValueError: for an unknown dataset, a file that is empty or not UTF-8, or a
+            `revision` of data that are not from the hub.
         FileNotFoundError: if the directory or a file is missing.
         ConnectionError: if the hub cannot be reached.
         ImportError: if `datasets` is needed and not installed.
@@ -38,6 +42,7 @@ def load_corpus(
             "Argument `dataset` must be 'ptb' or 'sample'. "
             f"Received: dataset={dataset!r}"
         )
+    hub.refuse_revision(revision, dataset != "sample" and data_dir is None)
     if dataset == "sample":
         if data_dir is not None:
             raise ValueError(
@@ -45,10 +50,16 @@ def load_corpus(
                 f"generated. Received: data_dir={str(data_dir)!r}"
             )
         splits, floor = sample.generate()
-        return Corpus("sample", **splits, floor_perplexity=floor)
+        return Corpus(
+            "sample",
+            splits["train"],
+            splits["valid"],
+            splits["test"],
+            floor_perplexity=floor,
+        )
     if data_dir is not None:
         return _from_directory(Path(data_dir))
-    return _from_hub()
+    return _from_hub(revision)
 
 
 def _from_directory(directory: Path) -> Corpus:
@@ -90,8 +101,11 @@ def _from_directory(directory: Path) -> Corpus:
     return Corpus(str(directory), **splits)  # type: ignore[arg-type]
 
 
-def _from_hub() -> Corpus:
+def _from_hub(revision: str | None = None) -> Corpus:
     """Penn Treebank from the Hugging Face hub.
+
+    Args:
+        revision: of the data set. Defaults to `HUB_REVISION`.
 
     Raises:
         ConnectionError: if the hub cannot be reached.
@@ -99,10 +113,13 @@ def _from_hub() -> Corpus:
     """
     hub.need_datasets("Penn Treebank")
     splits = ("train", "validation", "test")
-    found = hub.load_columns(HUB_NAME, HUB_REVISION, splits, ["sentence"], ADVICE)
+    found, commit = hub.load_columns(
+        HUB_NAME, revision or HUB_REVISION, splits, ["sentence"], ADVICE
+    )
     return Corpus(
         HUB_NAME,
         train=found["train"]["sentence"],
         valid=found["validation"]["sentence"],
         test=found["test"]["sentence"],
+        revision=commit,
     )

@@ -191,7 +191,8 @@ class RunFiles(keras.callbacks.Callback):
     `save_every` exceeds the steps of an epoch, these two files are therefore written
     after fewer epochs: when `save_every` steps have passed, and after the last epoch.
     Until then the best model has a name of its own, and `model.keras` is that of the
-    checkpoint's epochs: see `RunDirectory.settle`.
+    checkpoint's epochs: see `RunDirectory.settle`. After a kill the best model is found
+    all the same: see `RunDirectory.best_model`.
 
     Where several processes train together, process 0 writes. The others hand it what
     only they have.

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from keras_qrnn._files import atomic_write
 from keras_qrnn._processes import is_first
 from keras_qrnn.distribution import evaluation_distribution, scope_of
+from keras_qrnn.training.data_options import DataOptions
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.experiment import Experiment, has_diverged, train_experiment
 from keras_qrnn.training.options import (
@@ -24,6 +25,7 @@ from keras_qrnn.training.options import (
 from keras_qrnn.training.options import path as path_option
 
 Options = TypeVar("Options", bound=RunOptions)
+Data = TypeVar("Data", bound=DataOptions)
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +86,11 @@ def given_options(arguments: argparse.Namespace, options: Any) -> dict[str, Any]
     """The options of a dataclass that were given on the command line."""
     given = vars(arguments)
     return {name: given[name] for name in named_fields(options) if name in given}
+
+
+def data_from(arguments: argparse.Namespace, kind: type[Data]) -> Data:
+    """The options of the data that were given on the command line."""
+    return kind(**given_options(arguments, kind))
 
 
 def read_config(path: str, options: Any) -> dict[str, Any]:
@@ -228,9 +235,11 @@ def train_and_evaluate(
     with scope_of(evaluation_distribution(experiment.options.distribution)):
         found = evaluate(say)
     if arguments.train and is_first():
+        revision = experiment.revision
         record = {
             "command": shlex.join([program, *argv]),
             "options": asdict(experiment.options) | experiment.sizes,
+            **({} if revision is None else {"revision": revision}),
             **found,
             **environment(),
         }

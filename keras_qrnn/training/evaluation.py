@@ -10,6 +10,7 @@ from keras_qrnn._files import reading
 from keras_qrnn.data import BPTTBatches, Vocabulary
 from keras_qrnn.distribution import whole_batches
 from keras_qrnn.models import LanguageModel
+from keras_qrnn.training.run_directory import RunDirectory
 
 Model = TypeVar("Model", bound=keras.Model)
 Words = TypeVar("Words", bound=Vocabulary)
@@ -87,6 +88,9 @@ def load_run(
 ) -> tuple[Model, Words]:
     """The best model of a run, and its vocabulary.
 
+    If the run was killed, that may be the model of an epoch after its last checkpoint:
+    see `RunDirectory.best_model`.
+
     Args:
         directory: the run's `save_path`.
         option: the option's name in error messages.
@@ -99,14 +103,14 @@ def load_run(
         FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
         ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
-    for name in ("model.keras", "vocabulary.json"):
-        if not (directory / name).is_file():
+    path = RunDirectory(directory).best_model()
+    for file in (path, directory / "vocabulary.json"):
+        if not file.is_file():
             raise FileNotFoundError(
                 f"Option `{option}` must be a directory that {program} wrote. "
-                f"Received: {directory}, which holds no {name}"
+                f"Received: {directory}, which holds no {file.name}"
             )
     vocabulary = words.load(directory / "vocabulary.json")
-    path = directory / "model.keras"
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
     with reading(f"Option `{option}`: {path}", f"a whole{what}"):
         model = keras.saving.load_model(path, compile=False)

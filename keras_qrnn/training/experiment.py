@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +66,8 @@ class Experiment(abc.ABC):
         paths: the options that are paths.
         scales: the options that set how large the initial weights are.
         sizes: values, by name, that come from the data or from another run.
+        revision: the commit of the hub's data set. None for other data.
+        summary: the data in a line.
 
     Raises:
         ValueError: if the backend has no such `distribution`.
@@ -79,12 +81,17 @@ class Experiment(abc.ABC):
 
     vocabulary: Any
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, revision: str | None = None) -> None:
         if options.distribution is not None:
             refuse_elsewhere(options.distribution)
             join_processes(options.seed)  # before anything is computed
         self.options = options
+        self.revision = revision
         self.sizes: dict[str, Any] = {}
+
+    @property
+    @abc.abstractmethod
+    def summary(self) -> str: ...
 
     @abc.abstractmethod
     def data(self) -> dict[str, Any]:
@@ -143,6 +150,8 @@ class Experiment(abc.ABC):
     def record(self) -> dict[str, Any]:
         """Options, data and backend. Two runs are the same if all are equal."""
         record = asdict(self.options) | self.data()
+        if self.sizes:
+            record["sizes"] = self.sizes
         record["backend"] = keras.config.backend()  # each draws other random numbers
         return self._absolute(record)
 
@@ -151,7 +160,8 @@ class Experiment(abc.ABC):
         kind = type(self.options)
         found = with_current_names(meta["options"], kind)
         # What an old checkpoint lacks was added later: the default was in use.
-        added = {name: expected[name] for name in ("data", "backend")}
+        names = expected.keys() & {"data", "backend", "sizes"}
+        added = {name: expected[name] for name in names}
         found = self._absolute(defaults_of(kind) | added | found)
         free = set(FREE)
         begun = len(meta["history"]) + bool(meta["step"])
@@ -192,8 +202,8 @@ class Experiment(abc.ABC):
         """
         options = self.options
         keras.utils.set_random_seed(options.seed)
-        self.options = replace(
-            options, learning_rate=1e-30, schedule="decay", weight_average=0.0
+        self.options = options.changed(
+            learning_rate=1e-30, schedule="decay", weight_average=0.0
         )
         try:
             model = self.start(self.model())

@@ -106,10 +106,15 @@ class LanguageModelling(Experiment):
     def __init__(
         self, corpus: Corpus, vocabulary: Vocabulary, options: TrainingOptions
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, corpus.revision)
         self.corpus = corpus
         self.vocabulary = vocabulary
         self._trained: LanguageModel | None = None
+
+    @property
+    def summary(self) -> str:
+        words = f"{len(self.vocabulary)} words, from {self.corpus.name}"
+        return f"{len(self.train_ids)} tokens to train on, {words}"
 
     def data(self) -> dict[str, Any]:
         words = self.vocabulary.words

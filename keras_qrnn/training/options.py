@@ -10,7 +10,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from keras_qrnn._checks import (
     integer,
@@ -116,6 +116,15 @@ def path(name: str, value: str | os.PathLike) -> str | os.PathLike:
     return value
 
 
+def not_empty(name: str, value: str) -> str:
+    """The check of an option that is any text, but not an empty one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(
+            f"Option `{name}` must not be empty. Received: {name}={value!r}"
+        )
+    return value
+
+
 def choice(*choices: str) -> Check:
     """The check of an option that is one of `choices`."""
 
@@ -158,6 +167,11 @@ class RunOptions:
       and kept. The number is the momentum of the averages. With an `average_trigger`
       above 0 they are plain averages since validation stalled: see
       `AverageAfterStall`.
+
+    Attributes:
+        given: names of the options that were given, also where the value is the
+            default. If all are given, as by `dataclasses.replace`, those that differ
+            from their defaults; `changed` makes a copy that keeps what was given.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -218,6 +232,25 @@ class RunOptions:
         "Keras dtype policy, such as mixed_bfloat16",
         choice(*DTYPE_POLICIES),
     )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        current, defaults = _current_names(cls), defaults_of(cls)
+        given = dict(zip(defaults, args, strict=False))
+        given |= {current.get(name, name): value for name, value in kwargs.items()}
+        if given.keys() == defaults.keys():
+            given = {n: value for n, value in given.items() if value != defaults[n]}
+        object.__setattr__(self, "_given", frozenset(given))  # the class is frozen
+        return self
+
+    @property
+    def given(self) -> frozenset[str]:
+        return self.__dict__["_given"]
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values of some options. What was given stays given."""
+        values = {name: getattr(self, name) for name in self.given}
+        return type(self)(**values | with_current_names(changes, type(self)))
 
     def __post_init__(self) -> None:
         check_each(self)

@@ -131,6 +131,13 @@ class RunDirectory:
         }
         return {int(n): file for n, file in numbers.items() if n.isdecimal()}
 
+    def best_model(self) -> Path:
+        """The best model of all epochs that were trained, those after the checkpoint
+        too: a run that was killed has them, and trains them again when it is resumed.
+        """
+        newer = self._newer_models()
+        return newer[max(newer)] if newer else self.model
+
     def settle(self, epochs: int) -> None:
         """Brings `model` to the epochs of the checkpoint, after it was written or read.
 

@@ -1,5 +1,6 @@
 """Training of a sentiment classifier: its options, its model and its data."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class SentimentOptions(RunOptions):
     - `pretrained` is the `save_path` of a finished run of `train_lm.py`. The embedding
       and the recurrent layers start from its weights. Their sizes, and zoneout if no
       other is given, are those of that run. They are not densely connected. An option
-      that asks for another size is refused.
+      that is given and asks for another size is refused.
     - `layer_rate` multiplies the learning rate of each lower layer: once for the layer
       below the logit, twice for the layer below that, and so on down to the embedding.
     - With `unfreeze_epochs=N` above 0 the logit alone is trained in the first N epochs.
@@ -153,9 +154,13 @@ class SentimentOptions(RunOptions):
 class SentimentAnalysis(Experiment):
     """A sentiment classifier on reviews.
 
+    A new run reads the word vectors, or the run that it is pretrained by. A run that
+    goes on needs neither: its weights are in its checkpoint, its sizes and words too.
+
     Args:
         reviews: the training and development splits are used.
         options: the recipe.
+        resumed: directory of the run that is to go on, if there is one.
 
     Raises:
         FileNotFoundError: if there is no such file of word vectors or such a run.
@@ -183,13 +188,26 @@ class SentimentAnalysis(Experiment):
     scales = ("embedding_scale",)
     options: SentimentOptions
 
-    def __init__(self, reviews: Reviews, options: SentimentOptions) -> None:
-        super().__init__(options)
+    def __init__(
+        self,
+        reviews: Reviews,
+        options: SentimentOptions,
+        resumed: Path | None = None,
+    ) -> None:
+        super().__init__(options, reviews.revision)
         self.reviews = reviews
         self.trained: LanguageModel | None = None
         self.vectors: dict[str, np.ndarray] = {}
-        self.emb_dim = options.emb_dim or EMB_DIM
+        self._read = False  # what a new run starts from
+        if resumed is None or not self._recall(RunDirectory(resumed)):
+            self._read_start()
+
+    def _read_start(self) -> None:
+        """Reads what a new run starts from. Sets the vocabulary and the sizes."""
+        options = self.options
+        self._read = True
         self.sizes = {
+            "emb_dim": options.emb_dim or EMB_DIM,
             "units": options.units,
             "layers": options.layers,
             "window": windows(options.window, options.first_window, options.layers),
@@ -212,57 +230,61 @@ class SentimentAnalysis(Experiment):
                     "reviews have words that it does not know. "
                     f"Received: pretrained={options.pretrained!r}"
                 )
-            self.emb_dim = self._same_size(
-                "emb_dim", self.trained.get_config()["emb_dim"], "in that run"
-            )
-            self.sizes |= self._sizes_of(self.trained)
+            self.sizes |= sizes_of(self.trained)
+            if options.zoneout is not None:
+                self.sizes["zoneout"] = options.zoneout
         else:
-            self.vocabulary = vocabulary_of(reviews, options.vocab_size)
+            self.vocabulary = vocabulary_of(self.reviews, options.vocab_size)
         if options.embeddings is not None:
-            size, self.vectors = read_word_vectors(
+            self.sizes["emb_dim"], self.vectors = read_word_vectors(
                 options.embeddings, self.vocabulary.words
             )
-            self.emb_dim = self._same_size("emb_dim", size, "in the word vectors")
-        self.sizes["emb_dim"] = self.emb_dim
-        self.tokens = {
-            split: self.encoded(getattr(reviews, split)) for split in ("train", "valid")
-        }
+        self._check_given()
 
-    def _same_size(self, name: str, expected: Any, what: str) -> Any:
-        if getattr(self.options, name) not in (None, expected):
-            raise ValueError(
-                f"Option `{name}` must be {expected}, as {what}. "
-                f"Received: {name}={getattr(self.options, name)}"
-            )
-        return expected
+    def _recall(self, run: RunDirectory) -> bool:
+        """Takes vocabulary and sizes from the run that is to go on.
 
-    def _sizes_of(self, trained: LanguageModel) -> dict[str, Any]:
-        """The sizes of a language model. An option is refused that asks for another.
-
-        An option at its default asks for nothing.
+        Returns:
+            Whether the run has them and started from the same files. Earlier versions
+            did not write the sizes.
         """
-        layers = trained.recurrent
-        last = layers[-1].window
-        expected = {
-            "units": layers[0].units,
-            "layers": len(layers),
-            "window": last,
-            "first_window": layers[0].window,
-            "pooling": layers[0].pooling,
-        }
-        for name, value in expected.items():
-            if getattr(self.options, name) != getattr(SentimentOptions, name):
-                self._same_size(name, value, "in that run")
-        sizes = {
-            "units": [layer.units for layer in layers],
-            "layers": len(layers),
-            "window": [layer.window for layer in layers],
-            "dense": False,
-            "pooling": layers[0].pooling,
-        }
-        if self.options.zoneout is None:
-            sizes["zoneout"] = layers[0].zoneout
-        return sizes
+        words = run.path / "vocabulary.json"
+        if not (run.checkpoint.exists() and words.exists()):
+            return False
+        found = read_meta(run.checkpoint)["options"]
+        start = self._absolute(
+            {name: getattr(self.options, name) for name in self.paths}
+        )
+        if "sizes" not in found or found != found | start:
+            return False
+        self.sizes, self.vocabulary = found["sizes"], Vocabulary.load(words)
+        self._check_given()
+        return True
+
+    def _check_given(self) -> None:
+        """Refuses an option that was given and is not what is used."""
+        options, sizes = self.options, self.sizes
+        used, what = {"emb_dim": sizes["emb_dim"]}, "in the word vectors"
+        if options.pretrained is not None:
+            what = "in that run"
+            used |= {"layers": sizes["layers"], "pooling": sizes["pooling"]}
+            used |= {"units": sizes["units"][0], "dense": sizes["dense"]}
+            used |= {"first_window": sizes["window"][0], "window": sizes["window"][-1]}
+            if options.vocab_size < len(self.vocabulary):
+                used["vocab_size"] = len(self.vocabulary)
+        for name, value in used.items():
+            found = getattr(options, name)
+            if name in options.given and found not in (None, value):
+                raise ValueError(
+                    f"Option `{name}` must be {value}, as {what}. "
+                    f"Received: {name}={found}"
+                )
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, list[np.ndarray]]:
+        """The tokens of the training and the development split."""
+        splits = {"train": self.reviews.train, "valid": self.reviews.valid}
+        return {name: self.encoded(reviews) for name, reviews in splits.items()}
 
     def encoded(self, reviews: Labelled) -> list[np.ndarray]:
         """The tokens of each review: see `encode_reviews`."""
@@ -274,9 +296,9 @@ class SentimentAnalysis(Experiment):
         sizes = [len(getattr(self.reviews, s)) for s in ("train", "valid", "test")]
         text = "{} reviews to train on, {} held out, {} to test with; ".format(*sizes)
         text += f"{len(self.vocabulary)} words"
-        if self.options.embeddings is not None:
+        if self.vectors:
             found = f"{len(self.vectors)} of them found in {self.options.embeddings}"
-            text += f", {found}, {self.emb_dim} dimensions"
+            text += f", {found}, {self.sizes['emb_dim']} dimensions"
         if self.trained is not None:
             tokens = np.concatenate(self.tokens["train"])
             unknown = np.mean(tokens == self.vocabulary.words.index(UNK) + 1)
@@ -290,6 +312,8 @@ class SentimentAnalysis(Experiment):
         }
 
     def prepare(self, goes_on: bool) -> None:
+        if not (goes_on or self._read):
+            self._read_start()
         options = self.options
         weights = count_weights(options.cell, len(self.vocabulary), **self.sizes)
         units = self.sizes["units"]
@@ -391,6 +415,20 @@ class SentimentAnalysis(Experiment):
             return {"val_loss": logs["cross_entropy"], "val_accuracy": accuracy}
 
         return validate
+
+
+def sizes_of(trained: LanguageModel) -> dict[str, Any]:
+    """The sizes of a language model, as arguments of a `SentimentModel`."""
+    layers = trained.recurrent
+    return {
+        "emb_dim": trained.get_config()["emb_dim"],
+        "units": [layer.units for layer in layers],
+        "layers": len(layers),
+        "window": [layer.window for layer in layers],
+        "dense": False,
+        "pooling": layers[0].pooling,
+        "zoneout": layers[0].zoneout,
+    }
 
 
 def fingerprint_of(reviews: Reviews, vocabulary: Vocabulary) -> str:

@@ -125,7 +125,7 @@ class Translation(Experiment):
     options: TranslationOptions
 
     def __init__(self, text: ParallelText, options: TranslationOptions) -> None:
-        super().__init__(options)
+        super().__init__(options, text.revision)
         self.text = text
         self.pairs, self.long, self.empty = without_long(text.train, options.max_length)
         if not len(self.pairs):
@@ -136,6 +136,14 @@ class Translation(Experiment):
             )
         self.vocabulary = CharacterVocabulary.build(
             [*self.pairs.source, *self.pairs.target], options.min_count
+        )
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{len(self.pairs)} pairs to train on, {len(self.vocabulary)} characters. "
+            f"Left out: {self.long} pairs with a sentence of more than "
+            f"{self.options.max_length} characters, {self.empty} with an empty one"
         )
 
     def data(self) -> dict[str, Any]:

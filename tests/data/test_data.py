@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
 from keras_qrnn.data.imdb import load_reviews
 from keras_qrnn.data.multi30k import load_parallel_text
-from tests.data.hub import Hub, penn_treebank
+from tests.data.hub import COMMIT, Hub, penn_treebank
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,7 @@ def load_from(endpoint, home):
         "import json; from keras_qrnn.data import load_corpus\n"
         "try:\n"
         "  c = load_corpus()\n"
-        "  print(json.dumps([c.name, c.train, c.valid, c.test]))\n"
+        "  print(json.dumps([c.name, c.revision, c.train, c.valid, c.test]))\n"
         "except ConnectionError as error: print('ConnectionError', error)"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
@@ -148,8 +148,8 @@ def test_hub(tmp_path):
     with Hub(penn_treebank(splits | {"test": SPLITS["test"]})) as hub:
         done = load_from(hub.endpoint, tmp_path)
     assert done.returncode == 0, done.stderr
-    name, *loaded = json.loads(done.stdout.splitlines()[-1])
-    assert name == "ptb-text-only/ptb_text_only"
+    name, revision, *loaded = json.loads(done.stdout.splitlines()[-1])
+    assert (name, revision) == ("ptb-text-only/ptb_text_only", COMMIT)
     assert loaded == list(SPLITS.values())
     assert any("refs/convert/parquet" in path for path in hub.requests)
 
@@ -160,9 +160,42 @@ def test_a_split_that_the_hub_lacks(load, monkeypatch):
     names = ("sentence", "text", "label", "de", "en")
     train = datasets.Dataset.from_dict({name: ["a"] for name in names})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": train})
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+    answer = b'{"sha": "c0ffee"}'
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(answer))
     with pytest.raises(ValueError, match=r"must have the splits train, .*has no test"):
         load()
+
+
+@pytest.mark.parametrize("load", [load_corpus, load_reviews, load_parallel_text])
+def test_revisions_of_the_hub(load, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    names = ("sentence", "text", "label", "de", "en")
+    split = datasets.Dataset.from_dict({name: ["a"] * 2 for name in names})
+    splits = {name: split for name in ("train", "test", "validation")}
+    asked, answers = [], []
+
+    def load_dataset(name, revision):
+        asked.append(revision)
+        return splits
+
+    def urlopen(url, timeout):
+        asked.append(url.rpartition("/")[2])
+        return io.BytesIO(answers.pop())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    answers.append(b'{"sha": "c0ffee"}')
+    assert load(revision="a/b").revision == "c0ffee" and asked == ["a%2Fb", "a/b"]
+    answers += [b"<html>", b"{}", b"[]"]
+    while answers:
+        with pytest.raises(ConnectionError, match="its answer names no commit"):
+            load()
+    asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load(revision="a/b").revision == "a/b" and asked == ["a/b"]
+    for place in ({"dataset": "sample"}, {"data_dir": "x"}):
+        with pytest.raises(ValueError, match="`revision` goes with a data set of the"):
+            load(**place, revision="main")
 
 
 @pytest.mark.parametrize("listening", [False, True])

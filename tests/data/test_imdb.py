@@ -18,7 +18,7 @@ from keras_qrnn.data.imdb import load_reviews, write_text
 from keras_qrnn.data.review_batches import ReviewBatches, encode_reviews
 from keras_qrnn.data.tokens import tokenize
 from keras_qrnn.data.word_vectors import read_word_vectors
-from tests.data.hub import Hub
+from tests.data.hub import COMMIT, Hub
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -259,7 +259,7 @@ def test_hub(tmp_path):
     program = (
         "import json; from keras_qrnn.data.imdb import load_reviews\n"
         "r = load_reviews(valid_size=1, unlabelled=True)\n"
-        "print(json.dumps([r.name, sorted(r.train.texts + r.valid.texts),"
+        "print(json.dumps([r.name, r.revision, sorted(r.train.texts + r.valid.texts),"
         " r.test.texts, r.test.labels.tolist(), r.unlabelled]))"
     )
     with Hub(files, "stanfordnlp/imdb", "main") as hub:
@@ -274,7 +274,7 @@ def test_hub(tmp_path):
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [
-        "stanfordnlp/imdb", ["a bad film", "a good one", "not bad"],
+        "stanfordnlp/imdb", COMMIT, ["a bad film", "a good one", "not bad"],
         ["good .", "bad ."], [1, 0], ["long"],
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from keras_qrnn.data.multi30k import (
     load_parallel_text,
 )
 from keras_qrnn.data.pair_batches import PairBatches, source_batch, without_long
-from tests.data.hub import Hub
+from tests.data.hub import COMMIT, Hub
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -178,6 +178,7 @@ def test_hub(tmp_path):
     assert done.returncode == 0, done.stderr
     text, error = done.stdout.splitlines()[-2:]
     text = json.loads(text)
+    assert text["revision"] == COMMIT
     for split, name in (("train", "train"), ("val", "valid")):
         assert [text[name]["source"], text[name]["target"]] == [*SPLITS[split]]
     assert list(text["tests"]["test"].values()) == [*SPLITS["test_b"]]

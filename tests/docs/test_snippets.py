@@ -1,5 +1,6 @@
 """Every Python example of README.md and docs/ runs, on each backend."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -10,9 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests.examples.programs import script as load
+from tests.examples.programs import ROOT, script
 
-ROOT = Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): re.findall(
         r"^```python\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE
@@ -137,10 +137,19 @@ def test_places_in_the_design():
         assert any(path.exists() for path in found), place
 
 
+def help_of(program, task):
+    """The help of a program. That of the search is for a task."""
+    if program == "tuning/search.py":
+        search = importlib.import_module("search")
+        return search.parser(search.TASKS[task]).format_help()
+    return script(Path(program).stem).parser().format_help()
+
+
 @pytest.mark.one_backend
 @pytest.mark.parametrize(
-    "script",
+    "program",
     [
+        "examples/release_weights.py",
         "examples/train_lm.py",
         "examples/train_sentiment.py",
         "examples/train_translation.py",
@@ -148,21 +157,40 @@ def test_places_in_the_design():
         "tuning/search.py",
     ],
 )
-def test_options_of_commands(script):
-    """The options that the pages' commands have are options of the script."""
-    parser = load(Path(script).stem).parser()
-    known = set(re.findall(r"--\w+", parser.format_help()))
+def test_options_of_commands(program):
+    """The options that the pages' commands have are options of the program."""
     commands = [
-        command
+        command.partition(program)[2]
         for page in PAGES
         for block in re.findall(
             r"```bash\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL
         )
         for command in block.replace("\\\n", " ").splitlines()
-        if script in command
+        if program in command
     ]
     assert commands
     for command in commands:
-        assert (
-            set(re.findall(r"(?<=\s)--\w+", command.partition(script)[2])) <= known
-        ), command
+        task = re.search(r"--task (\w+)", command)
+        known = help_of(program, task[1] if task else "lm")
+        given = set(re.findall(r"(?<=\s)--\w+", command))
+        assert given <= set(re.findall(r"--\w+", known)), command
+
+
+@pytest.mark.one_backend
+def test_spaces_of_the_search():
+    """docs/search.md shows the values that are searched by default."""
+    tasks = importlib.import_module("search").TASKS
+    text = (ROOT / "docs" / "search.md").read_text("utf-8")
+    for name, task in tasks.items():
+        shown = text.partition(f"`--task {name}`\n\n")[2].partition("\n\n")[0]
+        head, _, *rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in shown.splitlines()
+        ]
+        columns = [re.search(r"`(?:--)?(\w+)`", cell)[1] for cell in head[2:]]
+        spaces = {column: {} for column in columns}
+        for option, _, *values in rows:
+            for column, value in zip(columns, values, strict=True):
+                if value:
+                    spaces[column][option.strip("`-")] = value
+        assert spaces == {n: dict(r.space) for n, r in task.recipes.items()}

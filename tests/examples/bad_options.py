@@ -85,6 +85,8 @@ def train_cases() -> Iterator[Case]:
         ("--preset=",),
         ("--dataset=x",),
         ("--dataset=sample",),  # with --data_dir
+        ("--revision=main",),  # with --data_dir
+        ("--revision=",),
         ("--data_dir=",),
         ("--data_dir=nowhere",),
         ("--save_path=",),
@@ -169,7 +171,9 @@ def sample_cases() -> Iterator[Case]:
 
 def search_cases() -> Iterator[Case]:
     """Cases of `search.py`."""
-    for name in ("max_trials", "epochs", "executions_per_trial", "max_tokens"):
+    for name in (
+        "max_trials", "epochs", "executions_per_trial", "max_tokens", "max_wait",
+    ):  # fmt: skip
         # More trials or tokens than there are is all of them.
         for value in NO_COUNT if name == "epochs" else NO_COUNT[:7]:
             yield Case("search.py", (f"--{name}={value}",))
@@ -219,6 +223,16 @@ def search_cases() -> Iterator[Case]:
         ("--verbose=x",),
         ("--colour=red",),
         ("red",),
+        ("--task=speech",),
+        ("--task=",),
+        ("--task=sentiment",),  # it has no option `seq_len`
+        ("--task=translation",),
+        ("--revision=main",),  # with --data_dir
+        ("--batch_size=4,4",),
+        ("--batch_size=4-0",),
+        ("--weight_decay=0-1",),
+        ("--tuner=hyperband", "--schedule=one_cycle"),
+        ("--optimizer=sgd,x",),
     ):
         yield Case("search.py", options)
 

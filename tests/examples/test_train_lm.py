@@ -69,6 +69,7 @@ def test_options_and_defaults_of_the_original():
     }  # fmt: skip
     parsed = train_lm.parser().parse_args([])
     values = asdict(train_lm.options_from(parsed)) | vars(parsed)
+    values |= vars(train_lm.CorpusOptions())
     assert {name: values[name] for name in expected} == expected
     options = train_lm.options_from(parsed)
     assert train_lm.save_path_of(parsed, options) == Path("lm-qrnn_model")
@@ -153,7 +154,7 @@ def test_sample_comes_within_five_percent_of_the_best_reachable(
         texts, floor = sample.generate({"train": 1500, "valid": 100, "test": 100})
         corpus, most = replace(corpus, **texts, floor_perplexity=floor), 1.5
         data += ["--epochs", "3"]
-        monkeypatch.setattr(train_lm, "load_corpus", lambda *_: corpus)
+        monkeypatch.setattr(train_lm.CorpusOptions, "load", lambda _: corpus)
     assert train_lm.main(data) == 0
     out = capsys.readouterr().out
     floors = corpus.floor_perplexity

@@ -54,7 +54,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     """A run, its history, and whether sacrebleu has evaluated it."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    text = train.load_parallel_text(data_dir=data)
+    text = train.TextOptions(data_dir=str(data)).load()
     experiment = Translation(text, TranslationOptions(**TINY))
     experiment_history = train.shared.train_experiment(experiment, path, verbose=0)
     return path, experiment_history, experiment

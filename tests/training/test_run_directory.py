@@ -140,6 +140,7 @@ def test_a_start_is_decided_when_the_directory_is_held(
 
     class Task(experiment.Experiment):
         started = False
+        summary = ""
         save = validation = kept = lambda self, _: None
 
         def data(self):

@@ -1,5 +1,7 @@
 """Training of the sentiment classifier: what it starts from, its rates, resuming."""
 
+import csv
+
 import keras
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from keras import ops
 from keras_qrnn.data import Corpus, Vocabulary
 from keras_qrnn.data.imdb import Labelled, Reviews
 from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.checkpoint import load_checkpoint, save_checkpoint
 from keras_qrnn.training.experiment import has_diverged, train_experiment
 from keras_qrnn.training.language_model import LanguageModelling
+from keras_qrnn.training.run_directory import RunDirectory
 from keras_qrnn.training.sentiment import (
     SentimentAnalysis,
     SentimentOptions,
@@ -171,15 +175,36 @@ def test_a_run_starts_from_a_language_model(tmp_path):
         "units": [3, 2], "layers": 2, "window": [3, 2], "dense": False,
         "pooling": "ifo", "zoneout": 0.3, "emb_dim": 2,
     }  # fmt: skip
+    # Also defaults, if they are given: those of `units`, `layers`, `pooling`, `dense`.
     for changed in ({"units": 5}, {"layers": 3}, {"window": 4}, {"first_window": 2},
-                    {"pooling": "f"}):  # fmt: skip
+                    {"pooling": "f"}, {"units": 256}, {"layers": 4},
+                    {"pooling": "fo"}, {"dense": True}, {"vocab_size": 4}):  # fmt: skip
         other = SentimentOptions(**changed, pretrained=str(tmp_path / "lm"))
         with pytest.raises(ValueError, match=f"`{next(iter(changed))}` must be"):
             SentimentAnalysis(reviews(), other)
+    taken = {"vocab_size": len(vocabulary), "units": 3, "dense": False, "zoneout": 0.0}
+    other = SentimentOptions(**taken, pretrained=str(tmp_path / "lm"))
+    assert SentimentAnalysis(reviews(), other).sizes["zoneout"] == 0
     with pytest.raises(FileNotFoundError, match="`pretrained` must be a directory"):
         SentimentAnalysis(
             reviews(), SentimentOptions(pretrained=str(tmp_path / "nowhere"))
         )
+    if keras.config.backend() != "torch":
+        return  # what follows is the same on all backends
+    # A run that goes on does not need the language model.
+    first = train_experiment(experiment, tmp_path / "run", verbose=0)
+    (tmp_path / "lm").rename(tmp_path / "moved")
+    options = options.changed(epochs=3)
+    resumed = SentimentAnalysis(reviews(), options, tmp_path / "run")
+    assert resumed.trained is None and resumed.sizes == experiment.sizes
+    history = train_experiment(resumed, tmp_path / "run", resume=True, verbose=0)
+    assert history[:2] == first and len(history) == 3
+    with pytest.raises(ValueError, match="`units` must be 3, as in that run"):
+        SentimentAnalysis(reviews(), options.changed(units=256), tmp_path / "run")
+    # One that starts does, and one of another language model is none to go on with.
+    for other, path in ((options, "new"), (options.changed(pretrained="x"), "run")):
+        with pytest.raises(FileNotFoundError, match="`pretrained` must be a directory"):
+            SentimentAnalysis(reviews(), other, tmp_path / path)
 
 
 @pytest.mark.one_backend("torch")
@@ -210,7 +235,8 @@ def test_a_run_starts_from_word_vectors(tmp_path):
     path.write_text("good 3 4\nbad -3 -4\nelse 1 1\n")
     options = SentimentOptions(**TINY | {"emb_dim": None}, embeddings=str(path))
     experiment = SentimentAnalysis(reviews(), options)
-    assert "2 of them found" in experiment.summary and experiment.emb_dim == 2
+    assert "2 of them found" in experiment.summary
+    assert experiment.sizes["emb_dim"] == 2
     model = experiment.start(experiment.model(1))
     matrix = ops.convert_to_numpy(model.embedding.embeddings)
     words = experiment.vocabulary.words
@@ -219,6 +245,49 @@ def test_a_run_starts_from_word_vectors(tmp_path):
     assert not matrix[0].any() and matrix[1 + words.index("a")].any()
     with pytest.raises(ValueError, match="`emb_dim` must be 2, as in the word"):
         SentimentAnalysis(reviews(), SentimentOptions(emb_dim=50, embeddings=str(path)))
+    # A run that goes on does not need them. Its checkpoint may be an earlier version's.
+    train_experiment(experiment, tmp_path / "run", verbose=0)
+    path.rename(tmp_path / "moved.txt")
+    options = options.changed(epochs=3)
+    resumed = SentimentAnalysis(reviews(), options, tmp_path / "run")
+    assert "found" not in resumed.summary
+    train_experiment(resumed, tmp_path / "run", resume=True, verbose=0)
+    model = resumed.model(1)
+    meta = load_checkpoint(tmp_path / "run" / "checkpoint.npz", model)
+    del meta["options"]["sizes"]
+    save_checkpoint(tmp_path / "run" / "checkpoint.npz", model, meta)
+    with pytest.raises(FileNotFoundError, match=r"vectors\.txt"):
+        SentimentAnalysis(reviews(), options, tmp_path / "run")
+    (tmp_path / "moved.txt").rename(path)
+    options = options.changed(epochs=4)
+    resumed = SentimentAnalysis(reviews(), options, tmp_path / "run")
+    history = train_experiment(resumed, tmp_path / "run", resume=True, verbose=0)
+    assert len(history) == 4
+
+
+@pytest.mark.one_backend("torch")
+def test_the_best_model_of_a_killed_run_is_loaded(tmp_path):
+    """No checkpoint was written yet: an epoch has fewer steps than `save_every`."""
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    options = SentimentOptions(**TINY | {"save_every": 1000, "epochs": 5})
+    experiment = SentimentAnalysis(reviews(), options)
+    with pytest.raises(KeyboardInterrupt):
+        train_experiment(experiment, tmp_path, callbacks=[Kill()], verbose=0)
+    assert not (tmp_path / "model.keras").exists()
+    with (tmp_path / "log.csv").open() as file:
+        best = max(float(row["val_accuracy"]) for row in csv.DictReader(file))
+    model, _ = load_sentiment(tmp_path, "save_path")
+    logits = logits_of(model, experiment.tokens["valid"], 4)
+    assert np.mean((logits > 0) == experiment.reviews.valid.labels) == best
+    # Resumed, these epochs are trained again.
+    history = train_experiment(experiment, tmp_path, resume=True, verbose=0)
+    assert len(history) == 5 and (tmp_path / "model.keras").exists()
+    assert RunDirectory(tmp_path).best_model() == tmp_path / "model.keras"
 
 
 @pytest.mark.one_backend("torch")

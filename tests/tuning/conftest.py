@@ -10,7 +10,13 @@ import pytest
 import search
 import search_results
 import search_tuner
-from tests.tuning.searches import TINY, TRIALS, FakeTask, arguments
+from tests.tuning.searches import (
+    FAKE_TASKS,
+    TINY,
+    TRIALS,
+    arguments,
+    fake_train_experiment,
+)
 
 
 def no_pictures_in(patch):
@@ -24,12 +30,13 @@ def no_pictures_in(patch):
 
 def no_training_in(patch):
     """Trials take no time, and pictures are not drawn."""
-    patch.setattr(search, "LanguageModelTask", FakeTask)
+    patch.setattr(search, "TASKS", FAKE_TASKS)
+    patch.setattr(search, "train_experiment", fake_train_experiment)
     patch.setattr(search_tuner.gc, "collect", lambda: None)
     patch.setattr(search_tuner.keras.utils, "clear_session", lambda: None)
     patch.setattr(search_tuner, "write_session", lambda *args: None)
     for name in ("objective", "hyperparameters", "parallel"):
-        patch.setattr(search_results, f"plot_{name}", lambda path, rows: None)
+        patch.setattr(search_results, f"plot_{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Shared by the tests of the search: small searches, and a fake training."""
 
 import csv
+import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -15,11 +17,11 @@ import search
 import search_oracles
 import search_tuner
 from keras_qrnn.training import TrainingOptions
-from search_space import Dimension
-from search_task import HYPERPARAMETERS
-from search_task import OBJECTIVE as objective
+from search_space import Dimension, Hyperparameter
+from search_task import TASKS
 
-OBJECTIVE = objective.name
+LM = TASKS["lm"]
+OBJECTIVE = LM.objective.name
 SCRIPT = Path(search.__file__)
 ROOT = SCRIPT.parents[1]
 PATH = os.pathsep.join(map(str, [ROOT, SCRIPT.parent, ROOT / "tests/without_numba"]))
@@ -91,51 +93,71 @@ def assert_same_trials(rows, expected):
         assert row == other
 
 
-def fake_training(options, directory, callbacks):
+def fake_training(options, directory, callbacks, objective=OBJECTIVE):
     """A history that depends on the options alone."""
-    value = 10 + options.units + options.window / 10 + options.zoneout
+    value = 10 + options.units + options.window / 10 + (options.zoneout or 0)
     directory.mkdir(parents=True, exist_ok=True)
     history = [
-        {"epoch": n + 1, OBJECTIVE: value / (n + 1), "seconds": 1.0}
+        {"epoch": n + 1, objective: value / (n + 1), "seconds": 1.0}
         for n in range(options.epochs)
     ]
     for row in history:
         for callback in callbacks:
-            callback.on_epoch_end(row["epoch"] - 1, row | {"perplexity": 5.0})
+            logs = row | {"perplexity": 5.0, "loss": 5.0}
+            callback.on_epoch_end(row["epoch"] - 1, logs)
     return history
 
 
-def parse(name, text):
-    return Dimension.parse(HYPERPARAMETERS[name], text)
+def parse(name, text, task=LM):
+    return Dimension.parse(Hyperparameter(task.options, name), text)
 
 
-def make_tuner(path, tuner, max_trials, space=None, train=fake_training):
+def make_tuner(path, tuner, max_trials, space=None, train=fake_training, **more):
     space = {n: parse(n, str(t)) for n, t in (SPACE | (space or {})).items()}
-    oracle = search_oracles.make_oracle(tuner, space, max_trials, 3, 0)
-    return search_tuner.TrialTuner(oracle, path, train, TrainingOptions(epochs=3), 1)
+    oracle = search_oracles.make_oracle(tuner, space, LM.objective, max_trials, 3, 0)
+    options = TrainingOptions(epochs=3)
+    return search_tuner.TrialTuner(oracle, path, LM, train, options, 1, **more)
 
 
-class FakeTask:
-    """It stands for `LanguageModelTask`. It has no corpus and trains nothing."""
+class FakeExperiment:
+    """It stands for a task's experiment. It has no data and trains nothing."""
 
     summary = "no data"
-    fingerprint = "0123456789abcdef"
 
-    @classmethod
-    def load(cls, dataset, data_dir, max_tokens, options):
-        return cls()
+    def __init__(self, objective, options):
+        self.objective = objective
+        self.options = options
 
-    def train(self, options, directory, callbacks):
-        history = fake_training(options, directory, callbacks)
-        with (directory / "log.csv").open("w") as file:
-            writer = csv.DictWriter(file, list(history[0]))
-            writer.writeheader()
-            writer.writerows(history)
-        keras_file(directory / "model.keras", str(options.units))
-        return history
+    def prepare(self, goes_on):
+        pass
 
     def save(self, directory):
         (directory / "vocabulary.json").write_text("{}")
+
+
+def fake_task(task):
+    """The task with fake experiments."""
+    return dataclasses.replace(
+        task,
+        load=lambda data: functools.partial(FakeExperiment, task.objective.name),
+        fingerprint=lambda experiment: "0123456789abcdef",
+    )
+
+
+def fake_train_experiment(experiment, directory, resume, callbacks, verbose):
+    """It stands for `train_experiment`."""
+    history = fake_training(
+        experiment.options, directory, callbacks, experiment.objective
+    )
+    with (directory / "log.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    keras_file(directory / "model.keras", str(experiment.options.units))
+    return history
+
+
+FAKE_TASKS = {name: fake_task(task) for name, task in TASKS.items()}
 
 
 def keras_file(path, content):

@@ -4,11 +4,14 @@ import importlib
 import os
 import re
 import sys
+from dataclasses import asdict
 
 import pytest
 
 import search
-from tests.tuning.searches import SCRIPT, TINY, FakeTask, trials
+from search_space import Hyperparameter
+from search_task import TASKS
+from tests.tuning.searches import SCRIPT, TINY, FakeExperiment, trials
 
 pytestmark = pytest.mark.one_backend  # no search trains here
 
@@ -39,16 +42,72 @@ pytestmark = pytest.mark.one_backend  # no search trains here
         ({"data_dir": ""}, "`data_dir` must be a path"),
         ({"save_path": ""}, "`save_path` must be a path"),
         ({"workers": 10**9}, "`workers` must not be negative or above 256"),
+        ({"max_wait": 0}, "`max_wait` must be a positive integer"),
+        ({"batch_size": "8,0"}, "`batch_size` must be a positive integer"),
+        (
+            {"weight_decay": "0-0.1"},
+            "logarithmic scale, its lower end must be positive",
+        ),
+        ({"seed": "1,2"}, "invalid int value"),
+        ({"revision": "main"}, "`revision` goes with the data set of the hub"),
+        (
+            {"tuner": "hyperband", "schedule": "one_cycle"},
+            "`schedule` must be decay with tuner hyperband",
+        ),
+        ({"task": "speech"}, "invalid choice: 'speech'"),
+        ({"task": "sentiment"}, "task sentiment has no option --seq_len=30"),
+        ({"task": "translation"}, "task translation has no option --seq_len=30"),
     ],
 )
 def test_bad_options(small_ptb, tmp_path, capsys, options, message):
     path = tmp_path / "search"
     options = {"data_dir": small_ptb, "save_path": path, **TINY, **options}
     options = [f"--{name}={value}" for name, value in options.items()]
-    assert search.main(options) == 2
+    try:
+        code = search.main(options)
+    except SystemExit as exit:  # of the parser
+        code = exit.code
     error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
     assert error.startswith("search.py: error: ") and message in error
     assert not path.exists()
+
+
+def test_a_hyperparameter_is_an_option_of_its_task():
+    with pytest.raises(ValueError, match="`seq_len` must be an option of Sentiment"):
+        Hyperparameter(TASKS["sentiment"].options, "seq_len")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_recipes(name):
+    """The spaces and options of the recipes are those of the task."""
+    task = TASKS[name]
+    assert {task.data.hub, "sample"} <= task.recipes.keys()
+    for dataset, recipe in task.recipes.items():
+        given = ["--pretrained", "x"] if dataset == "pretrained" else []
+        arguments = search.parser(task).parse_args(given)
+        space, values = search.space_from(task, recipe, arguments)
+        assert space.keys() == recipe.space.keys() and not values
+        options = search.options_from(task, recipe, arguments, values)
+        assert options.epochs == recipe.epochs
+        kept = {n: v for n, v in recipe.options.items() if n != "epochs"}
+        assert kept.items() <= asdict(options).items()
+        search.largest(space, options, 1)
+        shown = search.parser(task).format_help()
+        assert all(f"--{each} " in shown for each in (*space, *task.plain))
+
+
+def test_any_option_of_a_task_can_be_searched_or_set():
+    task = TASKS["sentiment"]
+    words = ["--batch_size", "16,32", "--rho", "0.9", "--first_qrnn_k", "4-6"]
+    words += ["--nodense", "--window", "3", "--embeddings", "a,b-c"]
+    arguments = search.parser(task).parse_args(words)
+    recipe = task.recipe("imdb", None)
+    space, values = search.space_from(task, recipe, arguments)
+    assert str(space["batch_size"]) == "16,32" and str(space["first_window"]) == "4-6"
+    assert str(space["window"]) == "3" and values == {"rho": 0.9}
+    options = search.options_from(task, recipe, arguments, values)
+    assert not options.dense and options.embeddings == "a,b-c"
 
 
 def test_missing_keras_tuner_names_the_extra(monkeypatch):
@@ -119,10 +178,10 @@ def test_a_full_disk_or_an_interrupt_at_any_write(
 def test_an_interrupt_while_the_data_are_loaded(
     tmp_path, monkeypatch, run, no_training
 ):
-    def interrupted(*args):
+    def interrupted(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FakeTask, "load", interrupted)
+    monkeypatch.setattr(FakeExperiment, "prepare", interrupted)
     code, _, error = run(save_path=tmp_path / "s", **TINY)
     assert code == 130 and re.fullmatch(INTERRUPTED, error)
     assert not (tmp_path / "s").exists()

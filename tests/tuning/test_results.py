@@ -8,9 +8,10 @@ import pytest
 
 from keras_qrnn.data import Vocabulary, load_corpus
 from keras_qrnn.training import TrainingOptions, evaluate_perplexity
-from search_task import LanguageModelTask
+from search_task import SearchedCorpus
 from tests.examples.test_train_lm import train_lm
 from tests.tuning.searches import (
+    LM,
     SPACE,
     TINY,
     TRIALS,
@@ -124,10 +125,9 @@ def test_event_files_for_the_hparams_view(searched):
 
 @once
 def test_max_tokens_keeps_the_vocabulary(small_ptb):
-    task = LanguageModelTask.load(
-        "ptb", small_ptb, 100, TrainingOptions(batch_size=8, seq_len=5)
-    )
-    corpus, vocabulary = task.corpus, task.vocabulary
+    data = SearchedCorpus(data_dir=str(small_ptb), max_tokens=100)
+    experiment = LM.load(data)(TrainingOptions(batch_size=8, seq_len=5))
+    corpus, vocabulary = experiment.corpus, experiment.vocabulary
     whole = load_corpus(data_dir=small_ptb)
     assert vocabulary.words == Vocabulary.build(whole.train).words
     assert corpus.train == whole.train[: len(corpus.train)]

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -375,7 +376,7 @@ def test_overwriting_can_be_killed_at_any_point(
                 patch.setattr(os, name, dying(function))
             left = points
             try:
-                search_directory.prepare(path, expected, True)
+                search_directory.prepare(path, expected, TrainingOptions, True)
                 break
             except Killed:
                 pass
@@ -401,12 +402,46 @@ def test_overwriting_deletes_a_link_and_not_what_it_points_to(
 
 def test_record_from_before_an_option_was_added(tmp_path):
     path = tmp_path / "search.json"
-    options = vars(TrainingOptions(tied=False))
-    before = {name: value for name, value in options.items() if name != "tied"}
+    options = {"task": "lm"} | asdict(TrainingOptions(tied=False))
+    before = {n: value for n, value in options.items() if n not in ("task", "tied")}
     path.write_text(json.dumps(before))
-    search_directory.check_record(path, options)
+
+    def check(**changed):
+        search_directory.check_record(path, options | changed, TrainingOptions)
+
+    check()
     with pytest.raises(ValueError, match=r"tied=False\. Received: tied=True"):
-        search_directory.check_record(path, options | {"tied": True})
+        check(tied=True)
     path.write_text("[]")
     with pytest.raises(ValueError, match="is damaged: expected a JSON object"):
-        search_directory.check_record(path, options)
+        check()
+
+
+def test_a_search_from_before_there_were_tasks_goes_on(
+    finished, tmp_path, run, no_training
+):
+    """The record of an earlier version: no task, and fewer options."""
+    path = Path(shutil.copytree(finished, tmp_path / "s"))
+    state = json.loads((path / "search.json").read_text())
+    for name in ("task", "checksum", "rho", "random_lengths"):
+        del state[name]
+    (path / "search.json").write_text(json.dumps(state))
+    before = trials(path)
+    assert run(save_path=path, **TINY, max_trials=4)[0] == 0
+    assert trials(path)[:3] == before
+
+
+@pytest.mark.parametrize("task", ["sentiment", "translation"])
+def test_the_directory_of_another_task_is_refused(
+    finished, tmp_path, run, no_training, task
+):
+    path = Path(shutil.copytree(finished, tmp_path / "s"))
+    code, _, error = run(save_path=path, task=task, max_trials=3)
+    assert code == 2 and error.count("\n") == 1
+    assert f"with task='lm'. Received: task='{task}'" in error
+    assert "another --save_path" in error
+    # And the other way round.
+    other = tmp_path / "other"
+    assert run(save_path=other, task=task, units="4-8", max_trials=1)[0] == 0
+    code, _, error = run(save_path=other, **TINY, max_trials=3)
+    assert code == 2 and f"with task='{task}'. Received: task='lm'" in error

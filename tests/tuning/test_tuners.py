@@ -1,17 +1,19 @@
 """The tuners: the trials that they choose, and trials that fail."""
 
 import contextlib
+import os
 
 import pytest
 from keras_tuner.engine.trial import TrialStatus
+from keras_tuner.errors import FatalError
 
 import search
 import search_directory
 import search_tuner
 from keras_qrnn.training.run_directory import held
 from tests.tuning.searches import (
+    LM,
     TINY,
-    FakeTask,
     arguments,
     fake_training,
     make_tuner,
@@ -58,7 +60,7 @@ def test_tidy_of_a_trial_that_failed_before_its_first_epoch(tmp_path):
     for name in ("model.keras", "model.epoch3.keras", "checkpoint.npz"):
         (execution / name).write_bytes(b"copied")
     search_directory.write_error(tmp_path, "MemoryError")
-    search_directory.tidy(tmp_path)
+    search_directory.tidy(tmp_path, LM.objective)
     assert not list(execution.iterdir())
 
 
@@ -75,6 +77,33 @@ def test_a_trial_waits_for_its_old_worker(tmp_path, monkeypatch, capsys, no_trai
     assert trial.status == TrialStatus.COMPLETED
 
 
+def test_a_trial_does_not_wait_for_a_worker_that_hangs(
+    tmp_path, monkeypatch, no_training
+):
+    """The old worker writes now and then, and then no more."""
+    searched = make_tuner(tmp_path / "s", "random", 1, max_wait=2)
+    directory = tmp_path / "s" / "trial_0" / "execution_0"
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += 50
+        if now[0] < 500:
+            (directory / "checkpoint.npz").write_text(str(now[0]))
+            os.utime(directory / "checkpoint.npz", (now[0], now[0]))
+
+    monkeypatch.setattr(search_tuner.time, "sleep", sleep)
+    monkeypatch.setattr(search_tuner.time, "monotonic", lambda: now[0])
+    with (
+        held(directory, "trained in"),
+        pytest.raises(
+            FatalError, match=r"execution_0 is being trained in .* 2 minutes"
+        ),
+    ):
+        searched.search()
+    assert now[0] == 600
+    assert searched.oracle.ongoing_trials  # the next start runs it again
+
+
 def test_many_diverged_trials(tmp_path, no_training):
     def diverges(options, directory, callbacks):
         history = fake_training(options, directory, callbacks)
@@ -89,10 +118,10 @@ def test_many_diverged_trials(tmp_path, no_training):
 
 
 def test_errors_in_a_row_stop_the_search(tmp_path, monkeypatch, capsys, no_training):
-    def breaks(*args):
+    def breaks(*args, **more):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(FakeTask, "train", breaks)
+    monkeypatch.setattr(search, "train_experiment", breaks)
     options = arguments(save_path=tmp_path / "s", **TINY)
     assert search.main(options) == 2
     error = capsys.readouterr().err
@@ -105,13 +134,13 @@ def test_errors_in_a_row_stop_the_search(tmp_path, monkeypatch, capsys, no_train
 def test_a_full_disk_stops_the_search_and_no_trial_is_blamed(
     tmp_path, monkeypatch, capsys, no_training, where
 ):
-    def full(*args):
+    def full(*args, **more):
         raise OSError(28, "No space left on device", "model.keras")
 
     options = arguments(save_path=tmp_path / "s", **(TINY | {"max_trials": 1}))
     with monkeypatch.context() as patch:
         if where == "training":
-            patch.setattr(FakeTask, "train", full)
+            patch.setattr(search, "train_experiment", full)
         else:
             patch.setattr(search_tuner, "write_session", full)
         assert search.main(options) == 2
