@@ -32,6 +32,9 @@ from keras_qrnn.training.translation import PRESETS, Translation, TranslationOpt
 # Options that are the same in all trials: they say how long a trial lasts, or what its
 # objective means.
 FIXED = ("early_stopping", "save_every", "seed", "vocab_size", "min_count")
+# Options that a search does not have: its own `epochs` are those of a trial, and on
+# several devices it runs several trials at a time.
+NOT_OF_A_SEARCH = ("epochs", "distribution")
 # Options that belong to the search and not to the training of the best in full.
 DURATION = ("epochs", "early_stopping", "save_every")
 # A task's experiment with some options.
@@ -107,7 +110,7 @@ class Task:
     def searchable(self) -> list[str]:
         """The options that can be searched, those of the recipes first."""
         first = [name for recipe in self.recipes.values() for name in recipe.space]
-        left_out = {"epochs", *self.plain}
+        left_out = {*NOT_OF_A_SEARCH, *self.plain}
         names = [name for name in named_fields(self.options) if name not in left_out]
         return list(dict.fromkeys([*first, *names]))
 
