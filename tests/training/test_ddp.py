@@ -13,6 +13,7 @@ from keras_qrnn.training.callbacks import BatchesOfTheEpoch, CarriedState
 from tests.assertions import assert_close
 
 ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "without_numba"]))
 
 
 @pytest.mark.one_backend("torch")
@@ -24,7 +25,7 @@ def test_two_processes_are_one(tmp_path):
             sys.executable, "-m", "torch.distributed.run", "--standalone",
             "--nproc_per_node", "2", "-m", "tests.training.ddp_processes", tmp_path,
         ],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": PLACES, "OMP_NUM_THREADS": "1"},
         cwd=ROOT, check=True, timeout=240,
     )  # fmt: skip
     for task in ddp_processes.TASKS:
