@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from keras_qrnn import QRNN
 from keras_qrnn.ops.backend import backend as active
+from keras_qrnn.ops.equations import GATES
 from tests import reference
 from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
@@ -81,10 +82,16 @@ test_second_gradients = test_pooling.test_second_gradients
 test_second_gradients_of_the_scan = test_scan.test_second_gradients_of_the_scan
 test_values = again(test_layer.test_values)
 test_gradients = again(test_layer.test_gradients)
-test_inference_in_pieces = test_layer.test_inference_in_pieces
 test_dtype_policies = test_layer.test_dtype_policies
 test_gradients_with_a_zoneout_mask = test_layer.test_gradients_with_a_zoneout_mask
 test_other_activations = test_layer.test_other_activations
+
+
+@pytest.mark.parametrize("pooling", GATES)
+@pytest.mark.parametrize(("window", "time"), [(1, 9), (5, 2)])
+def test_inference_in_pieces(window, time, pooling):
+    """Few of the layer's cases: what differs is the scan, by length and pooling."""
+    test_layer.test_inference_in_pieces(window, time, "causal", pooling, True)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow")
