@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_qrnn.distribution import data_parallel, layout_map, model_parallel
-from keras_qrnn.models import LanguageModel, SentimentModel, TranslationModel
+from keras_qrnn.models import LanguageModel, TranslationModel
 from keras_qrnn.training import evaluate_perplexity, load_trained, read_stream
 from keras_qrnn.training.experiment import train_experiment
 from keras_qrnn.training.options import DISTRIBUTIONS
@@ -143,8 +143,7 @@ def test_layouts_of_the_weights():
     """All weights whose last axis four devices can divide are divided along it."""
     with model_parallel().scope():
         models = [LanguageModel(12, 4, 8, 1, batch_size=4, cell=c) for c in CELLS]
-        models += [SentimentModel(8, 4, 4, 1, cell=c, vocabulary="x") for c in CELLS]
-        models += [TranslationModel(12, 4, 4, 2, cell=c) for c in CELLS]
+        models.append(TranslationModel(12, 4, 4, 2))
         for model in models:
             model.build()
         models[0].compile(keras.optimizers.SGD(0.1, momentum=0.9))
@@ -218,6 +217,7 @@ def test_two_processes_are_one(language_models, tmp_path):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
         "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     processes = [
         subprocess.Popen(
@@ -234,7 +234,6 @@ def test_two_processes_are_one(language_models, tmp_path):
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     path, _ = language_models
-    for kind in DISTRIBUTIONS:
-        same_run(tmp_path / kind, path / kind)
-    model, _ = load_trained(tmp_path / "data", "save_path")
+    same_run(tmp_path, path / "alone")
+    model, _ = load_trained(tmp_path, "save_path")
     assert model.recurrent[0].units == 4
