@@ -12,7 +12,7 @@ import pytest
 from keras_qrnn.data import load_corpus
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training import evaluate_perplexity, load_trained
-from tests.examples.programs import arguments, script
+from tests.examples.programs import ROOT, arguments, script
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
@@ -116,6 +116,17 @@ def test_bad_options(trained, small_ptb, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+@once
+def test_the_card_of_an_earlier_run():
+    """Its options have older names."""
+    record = release.read_record(ROOT / "results" / "qrnn")
+    card = release.model_card(record, {"valid": (73759, 79.4)}, "Penn Treebank")
+    assert "# QRNN language model: 2 layers of 640, zoneout none" in card
+    assert "17,729,040 weights" in card and "| valid | 73759 | 79.40 | 79.36 |" in card
+    assert "| `emb_dim` | size of the embedding | 640 |" in card
+    assert "`zoneout`" in card and "`epochs`" not in card
 
 
 @once

@@ -1,6 +1,9 @@
 """Training of the sentiment classifier: what it starts from, its rates, resuming."""
 
+import copy
 import csv
+import pickle
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -22,6 +25,7 @@ from keras_qrnn.training.sentiment import (
     load_sentiment,
     logits_of,
 )
+from keras_qrnn.training.translation import TranslationOptions
 from tests.training.test_recipe import Interrupt, final_state
 
 trains = pytest.mark.skipif(
@@ -327,6 +331,18 @@ def test_a_divergence_is_no_accuracy(tmp_path, monkeypatch):
 def test_bad_options(changed, message):
     with pytest.raises(ValueError, match=message):
         SentimentOptions(**changed)
+
+
+@pytest.mark.one_backend
+def test_options_know_which_of_them_were_given():
+    options = TranslationOptions(10, qrnn_k=3, units=320)
+    assert options.given == {"epochs", "window", "units"}  # defaults among them
+    changed = options.changed(first_qrnn_k=5, window=2)
+    assert changed.given == {"epochs", "window", "units", "first_window"}
+    assert (changed.window, changed.first_window, changed.epochs) == (2, 5, 10)
+    for copied in (copy.copy(options), pickle.loads(pickle.dumps(options))):  # noqa: S301
+        assert copied == options and copied.given == options.given
+    assert replace(options, units=64).given == {"window", "units"}
 
 
 @pytest.mark.one_backend
