@@ -170,7 +170,7 @@ class AttentionQRNN(QRNN):
             if mask is not None:
                 zeros = ops.zeros_like(attention)
                 attention = expand(attention, mask, zeros[:, 0])
-                attention = ops.where(mask[:, :, None], attention, zeros)
+                attention = ops.where(ops.expand_dims(mask, 2), attention, zeros)
             results.append(ops.cast(attention, self.compute_dtype))
         if self.return_state:
             results += self._returned(states)
@@ -211,7 +211,8 @@ class AttentionQRNN(QRNN):
         source = as_value(encoder_outputs, accumulator)
         self._check_source(sequences.shape[0], source.shape)
         if mask is not None:
-            source = ops.where(mask[:, :, None], source, ops.zeros((), accumulator))
+            is_valid = ops.expand_dims(mask, 2)
+            source = ops.where(is_valid, source, ops.zeros((), accumulator))
         return source, mask
 
     def _check_source(self, batch: int | None, shape: Shape) -> None:
@@ -288,7 +289,7 @@ def _attend(
     """
     scores = ops.cast(cells, source.dtype) @ ops.swapaxes(source, 1, 2)
     if mask is not None:
-        mask = mask[:, None]
+        mask = ops.expand_dims(mask, 1)
         lowest = ops.full((), -1e30, scores.dtype)
         scores = ops.where(mask, scores, lowest)
     attention = ops.softmax(scores, axis=-1)

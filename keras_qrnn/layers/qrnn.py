@@ -502,7 +502,9 @@ class QRNN(KeptStates, keras.layers.Layer):
             last = outputs = last_valid(outputs, valid, previous_output)
             mask = mask[:, -1]
         if self.zero_output_for_mask:
-            outputs = ops.where(mask[..., None], outputs, ops.zeros((), outputs.dtype))
+            # LiteRT knows no index `None` of booleans.
+            is_valid = ops.expand_dims(mask, -1)
+            outputs = ops.where(is_valid, outputs, ops.zeros((), outputs.dtype))
         return outputs, last
 
     def _returned(self, states: list[Tensor]) -> list[Tensor]:

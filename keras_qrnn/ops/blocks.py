@@ -1,4 +1,4 @@
-"""How time is cut: a scan in blocks, a layer in pieces.
+"""How time is cut: a scan in blocks, by doubling, a layer in pieces.
 
 A block is a stretch of the scan. A scan of one step after the other dispatches `time`
 steps. If the steps are small, dispatching is almost all of its cost. A scan in blocks
@@ -20,6 +20,14 @@ memory that the process has already, and in the caches.
 Training keeps the gates of all steps for the gradient. The arrays computed from them
 live for one piece only. PyTorch does this explicitly; elsewhere XLA fuses them away.
 """
+
+# A scan by doubling is for exports that do not know the number of steps. It has no
+# loop, but a fixed number of rounds, so it reaches this many steps. After k rounds a
+# state depends on the `2**k` steps up to its own, and its product is that of their
+# decays. The initial state stands before the first step, with a decay of 0. So a state
+# that depends on it has a product of 0 and changes no more.
+ROUNDS = 17
+REACH = 2**ROUNDS
 
 # A step of at most this many elements costs its dispatch and little else.
 SMALL_STEP = 4096

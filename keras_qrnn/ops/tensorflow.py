@@ -1,10 +1,10 @@
 """TensorFlow: the scan and the poolings, with gradients by hand.
 
-The recurrence is written in four ways, and `_scan` chooses: `_in_place` is for XLA,
-`_halving` for a GPU, `_blocked` for small steps, `_sequential` for the rest. The scan's
-gradient is `_scan_gradient`, a pooling's is `_pool_gradient`. `ops/tensorflow_graph.py`
-has XLA compile what pays, and frees a gradient together with its graph. Shapes and
-dtypes are those of `Backend` in `ops/backend.py`.
+The recurrence is written in five ways, and `_scan` chooses: `_in_place` is for XLA,
+`_halving` for a GPU, `_doubling` for LiteRT, `_blocked` for small steps, `_sequential`
+for the rest. The scan's gradient is `_scan_gradient`, a pooling's is `_pool_gradient`.
+`ops/tensorflow_graph.py` has XLA compile what pays, and frees a gradient together with
+its graph. Shapes and dtypes are those of `Backend` in `ops/backend.py`.
 """
 
 import sys
@@ -14,13 +14,15 @@ import tensorflow as tf
 from keras import ops
 
 from keras_qrnn.ops import equations
-from keras_qrnn.ops.blocks import is_cut_in_blocks
+from keras_qrnn.ops.blocks import REACH, ROUNDS, is_cut_in_blocks
 from keras_qrnn.ops.equations import GATES, Gates
 from keras_qrnn.ops.tensorflow_graph import (
+    LITERT,
     as_graph,
     gradient_by_hand,
     has_gpu,
     is_compiled,
+    is_traced_by,
     run,
 )
 
@@ -123,8 +125,10 @@ def _scan(
     width = None if None in (batch, units) else batch * units
     if is_compiled(inputs):
         scan = _in_place
-    elif has_gpu() and time is not None:
+    elif time is not None and (has_gpu() or is_traced_by(LITERT)):
         scan = _halving
+    elif is_traced_by(LITERT):
+        scan = _doubling
     else:
         # A GPU launches kernels for every step: fewer steps are faster.
         cut = has_gpu() or is_cut_in_blocks(time, width)
@@ -198,6 +202,27 @@ def _halving(
     units = tf.shape(inputs)[2] if units is None else units
     states = tf.reshape(states, (-1, 2 * pairs, units))
     return tf.concat([states, first[:, pairs:]], axis=1)
+
+
+def _doubling(
+    decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
+) -> tf.Tensor:
+    """The scan of a sequence of up to `REACH - 1` steps, without a loop or a list.
+
+    Later states are NaN: see `REACH` in `ops/blocks.py`.
+    """
+    if reverse:
+        decay, inputs = (tf.reverse(x, [1]) for x in (decay, inputs))
+        return tf.reverse(_doubling(decay, inputs, initial_state, False), [1])
+    product = tf.concat([tf.zeros_like(initial_state)[:, None], decay], axis=1)
+    states = tf.concat([initial_state[:, None], inputs], axis=1)
+    step = tf.range(tf.shape(states)[1])
+    for n in range(ROUNDS):
+        earlier = tf.maximum(step - 2**n, 0)
+        states += product * tf.gather(states, earlier, axis=1)
+        product *= tf.gather(product, earlier, axis=1)
+    in_reach = tf.reshape(step < REACH, (1, -1, 1))
+    return tf.where(in_reach, states, tf.constant(float("nan"), states.dtype))[:, 1:]
 
 
 def _sequential(
@@ -391,7 +416,7 @@ def causal_conv(
         outputs = _convolution(inputs, kernel)
     if not inputs.shape[0]:
         # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
-        batch, time = tf.unstack(tf.shape(inputs)[:2])
+        batch, time, _ = ops.shape(inputs)
         outputs = tf.reshape(outputs, (batch, time - window + 1, channels))
     return outputs if bias is None else _add_bias(outputs, tf.convert_to_tensor(bias))
 

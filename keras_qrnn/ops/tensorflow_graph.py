@@ -32,27 +32,29 @@ def is_compiled(sequence: tf.Tensor) -> bool:
     in_graph = not tf.executing_eagerly()
     has_xla = sys.platform != "darwin"  # a Mac's GPU has no XLA
     known = in_graph and has_xla and sequence.shape[1] is not None
-    return known and not has_gpu() and not _is_exporting()
+    return known and not has_gpu() and not is_traced_by(WITHOUT_XLA)
 
 
-def _is_exporting() -> bool:
-    """Whether this graph is traced for ONNX or OpenVINO, by Keras or a converter.
+# Modules that trace a graph for a format that holds no function compiled by XLA, and
+# for LiteRT, which holds one, but no list of tensors whose sizes are unknown.
+WITHOUT_XLA = (
+    "keras.src.export.onnx", "keras.src.export.openvino", "tf2onnx", "openvino"
+)  # fmt: skip
+LITERT = ("keras.src.export.litert", "tensorflow.lite")
 
-    The two formats hold no function that XLA compiles. SavedModel and LiteRT do. A
-    graph does not say for which format it is traced. So this looks for the exporting
-    modules on the call stack.
+
+def is_traced_by(modules: tuple[str, ...]) -> bool:
+    """Whether one of these modules, or one inside, traces the present graph.
+
+    A graph does not say for which format it is traced. So this looks for the modules on
+    the call stack.
     """
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = None if tf.executing_eagerly() else sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+        if frame.f_globals.get("__name__", "").startswith(modules):
             return True
         frame = frame.f_back
     return False
-
-
-_EXPORTERS = (
-    "keras.src.export.onnx", "keras.src.export.openvino", "tf2onnx", "openvino"
-)  # fmt: skip
 
 
 def _by_xla(function: Callable) -> Callable:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, AttentionQRNN, Bidirectional
 from keras_qrnn.layers import QRNNStack
 from keras_qrnn.models import LanguageModel
 
@@ -21,66 +21,112 @@ WORDS, FEATURES, UNITS = 9, 3, 4
 STEPS = 5  # of the models that know their number of steps
 
 
-def sequence(time, layer=QRNN):
-    x = inputs = keras.Input((time, FEATURES), name="x")
+def given(time, masked, words=False):
+    """An input of a model and what its first layer reads, masked or not."""
+    if words:
+        inputs = keras.Input((time,), dtype="int32", name="words")
+        return inputs, layers.Embedding(WORDS, FEATURES, mask_zero=masked)(inputs)
+    inputs = keras.Input((time, FEATURES), name="x")
+    return inputs, layers.Masking()(inputs) if masked else inputs
+
+
+def sequence(time, masked, layer=QRNN):
+    inputs, x = given(time, masked)
     x = layer(UNITS, return_sequences=True)(x)
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
-def classifier(time, layer=QRNN):
-    words = keras.Input((time,), dtype="int32", name="words")
-    x = layers.Embedding(WORDS, FEATURES, mask_zero=True)(words)
-    return keras.Model(words, layers.Dense(1, "sigmoid")(layer(UNITS)(x)))
+def classifier(time, masked, layer=QRNN):
+    inputs, x = given(time, masked, words=True)
+    return keras.Model(inputs, layers.Dense(1, "sigmoid")(layer(UNITS)(x)))
 
 
-def bidirectional(time, layer=QRNN):
-    x = inputs = keras.Input((time, FEATURES), name="x")
-    x = layers.Masking()(x)
+def bidirectional(time, masked, layer=QRNN):
+    inputs, x = given(time, masked)
     x = layers.Bidirectional(layer(UNITS, return_sequences=True))(x)
     return keras.Model(inputs, layers.Bidirectional(layer(UNITS))(x))
 
 
-def states(time, layer=QRNN):
-    x = keras.Input((time, FEATURES), name="x")
+def states(time, masked, layer=QRNN):
+    inputs, x = given(time, masked)
     shapes = [(UNITS,), (2, FEATURES)] if layer is QRNN else [(UNITS,), (UNITS,)]
-    given = [keras.Input(shape, name=f"state_{n}") for n, shape in enumerate(shapes)]
+    first = [keras.Input(shape, name=f"state_{n}") for n, shape in enumerate(shapes)]
     more = {"window": 3, "pooling": "ifo"} if layer is QRNN else {}
     layer = layer(UNITS, return_sequences=True, return_state=True, **more)
-    return keras.Model([x, *given], list(layer(x, initial_state=given)))
+    return keras.Model([inputs, *first], list(layer(x, initial_state=first)))
 
 
-def stack(time):
-    words = keras.Input((time,), dtype="int32", name="words")
-    x = layers.Embedding(WORDS, FEATURES, mask_zero=True)(words)
-    return keras.Model(words, QRNNStack(UNITS, 2, [3, 1], dense=True)(x))
+def one_step(time, masked, layer=QRNN):
+    """Its layer has no loop."""
+    return states(1, masked, layer)
 
 
-def language_model(time):
+def language_model(time, masked, layer=QRNN):
     sizes = {"vocab_size": WORDS, "emb_dim": FEATURES, "units": UNITS}
-    return LanguageModel(**sizes, batch_size=1, window=[2, 1]).serving_model(time=time)
+    cell = {"window": [2, 1]} if layer is QRNN else {"cell": "lstm"}
+    return LanguageModel(**sizes, **cell, batch_size=1).serving_model(time=time)
 
 
-MODELS = {
-    each.__name__: each
-    for each in (
-        sequence, classifier, bidirectional, states, stack, language_model
-    )
-}  # fmt: skip
+def stack(time, masked):
+    inputs, x = given(time, masked, words=True)
+    return keras.Model(inputs, QRNNStack(UNITS, 2, [3, 1], dense=True)(x))
+
+
+def same(time, masked):
+    """`padding="same"`, in a layer and in a stack."""
+    inputs, x = given(time, masked)
+    x = QRNN(UNITS, 3, padding="same", return_sequences=True)(x)
+    return keras.Model(inputs, QRNNStack(UNITS, 2, padding="same")(x))
+
+
+def context(time, masked):
+    """`keras_qrnn.Bidirectional`, which hands its context to two QRNNs."""
+    inputs, x = given(time, masked)
+    topic = keras.Input((2,), name="topic")
+    x = Bidirectional(QRNN(UNITS, return_sequences=True))(x, context=topic)
+    return keras.Model([inputs, topic], x)
+
+
+def attention(time, masked):
+    inputs, x = given(time, masked)
+    encoder = QRNN(UNITS, return_sequences=True, return_state=True)
+    encoded, cell, _ = encoder(x)
+    x = AttentionQRNN(UNITS, return_sequences=True)(x, encoded, cell)
+    return keras.Model(inputs, x)
+
+
+OF_LSTM = (sequence, classifier, bidirectional, states, one_step, language_model)
+MODELS = {each.__name__: each for each in (*OF_LSTM, stack, same, context, attention)}
+
+
+# Each model as a name, a number of steps or None, and whether it is masked.
+CELLS = [
+    (name, time, masked)
+    for name, time, masked in itertools.product(MODELS, (STEPS, None), (False, True))
+    if not (name == "one_step" and time is None)
+    and not (name == "language_model" and masked)
+]
 
 
 def values(model, batch, steps):
-    """Inputs for a model; some steps are padding."""
+    """Inputs for a model. Some steps are padding, and the whole of a third row."""
     rng = np.random.default_rng(batch + steps)
     arrays = []
-    for given in model.inputs:
-        shape = [batch, *given.shape[1:]]
+    for each in model.inputs:
+        shape = [batch, *each.shape[1:]]
         shape = [steps if size is None else size for size in shape]
-        if given.dtype == "int32":
+        if each.dtype == "int32":
             arrays.append(rng.integers(1, WORDS, shape).astype("int32"))
         else:
             arrays.append(rng.normal(size=shape).astype("float32"))
     arrays[0][0, 1:3] = 0
+    arrays[0][2:3] = 0
     return arrays
+
+
+def single(arrays):
+    """What a model takes: one array, or a list of several."""
+    return arrays if len(arrays) > 1 else arrays[0]
 
 
 def saved_model(model, directory):
@@ -88,7 +134,7 @@ def saved_model(model, directory):
 
     model.export(str(directory), verbose=False)
     loaded = tf.saved_model.load(str(directory))
-    return lambda arrays: loaded.serve(arrays if len(arrays) > 1 else arrays[0])
+    return lambda arrays: loaded.serve(single(arrays))
 
 
 def onnx(model, directory):
@@ -102,13 +148,78 @@ def onnx(model, directory):
 
 
 def openvino(model, directory):
+    """The file that Keras writes. From JAX it is one of ONNX."""
     import openvino as ov
 
     path = str(directory / "model.xml")
-    model.export(path, format="openvino", verbose=False)
+    if BACKEND == "jax":
+        path = str(directory / "model.onnx")
+        model.export(path, format="onnx", verbose=False)
+    else:
+        model.export(path, format="openvino", verbose=False)
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # From TensorFlow, further outputs come behind those of the model.
     return lambda arrays: list(compiled(arrays).values())[: len(model.outputs)]
+
+
+def litert(model, directory, batch=2):
+    """A file of LiteRT's own operations. From PyTorch it has one batch size."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    options = {}
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+    elif BACKEND == "torch":
+        specs = [
+            keras.InputSpec(dtype=each.dtype, shape=(batch, *each.shape[1:]))
+            for each in model.inputs
+        ]
+        options["input_signature"] = [single(specs)]
+    path = str(directory / "model.tflite")
+    model.export(path, format="litert", verbose=False, **options)
+    runner = Interpreter(path).get_signature_runner()
+    names = [each.name for each in model.inputs]
+    if BACKEND == "torch":
+        names = sorted(runner.get_input_details(), key=lambda name: (len(name), name))
+
+    def run(arrays):
+        found = runner(**dict(zip(names, arrays, strict=True)))
+        return [found[f"output_{n}"] for n in range(len(found))]
+
+    return run
+
+
+def keras_file(model, directory):
+    model.save(directory / "model.keras")
+    loaded = keras.saving.load_model(directory / "model.keras")
+    return lambda arrays: loaded.predict(arrays, verbose=0)
+
+
+def jax_export(model, directory):
+    import jax
+    from jax import export
+
+    scope = export.SymbolicScope()
+    shapes = [
+        export.symbolic_shape(
+            ", ".join(
+                "batch" if n == 0 else "time" if size is None else str(size)
+                for n, size in enumerate(each.shape)
+            ),
+            scope=scope,
+        )
+        for each in model.inputs
+    ]
+    arguments = [
+        jax.ShapeDtypeStruct(shape, each.dtype)
+        for shape, each in zip(shapes, model.inputs, strict=True)
+    ]
+    exported = export.export(jax.jit(lambda *x: model(single(x))))(*arguments)
+    (directory / "model").write_bytes(exported.serialize())
+    loaded = export.deserialize((directory / "model").read_bytes())
+    return lambda arrays: loaded.call(*arrays)
 
 
 def torch_export(model, directory):
@@ -117,75 +228,95 @@ def torch_export(model, directory):
     batch = torch.export.Dim("batch")
     time = torch.export.Dim("time")
     shapes = [
-        {0: batch} | ({1: time} if given.shape[1] is None else {})
-        for given in model.inputs
+        {0: batch} | ({1: time} if each.shape[1] is None else {})
+        for each in model.inputs
     ]
-    arrays = values(model, 2, 4)
-    given = tuple(map(torch.tensor, arrays))
-    if len(given) > 1:
-        given, shapes = (list(given),), [shapes]
-    exported = torch.export.export(model, given, dynamic_shapes=(tuple(shapes),))
+    example = tuple(map(torch.tensor, values(model, 2, 4)))
+    if len(example) > 1:
+        example, shapes = (list(example),), [shapes]
+    exported = torch.export.export(model, example, dynamic_shapes=(tuple(shapes),))
     torch.export.save(exported, directory / "model.pt2")
     program = torch.export.load(directory / "model.pt2").module()
-
-    def run(arrays):
-        arrays = list(map(torch.tensor, arrays))
-        return program(arrays if len(arrays) > 1 else arrays[0])
-
-    return run
+    return lambda arrays: program(single(list(map(torch.tensor, arrays))))
 
 
 TOOLS = {
-    "tensorflow": [saved_model, onnx, openvino],
-    "jax": [saved_model, onnx],
-    "torch": [torch_export, onnx, openvino],
+    "tensorflow": [saved_model, onnx, openvino, litert, keras_file],
+    "jax": [saved_model, onnx, openvino, jax_export],
+    "torch": [onnx, openvino, litert, torch_export],
 }
 
 
+def refused(tool, time, masked):
+    """The error of a cell, as a regular expression. None if it gives the results."""
+    if BACKEND != "torch" or tool is not litert:
+        return None
+    if masked:
+        return "operand type mismatch|STABLEHLO_SORT|failed to prepare"
+    return "failed to prepare" if time is None else None
+
+
+def sizes(tool, time):
+    """The batches and numbers of steps of a cell, other than a tool may have traced."""
+    if BACKEND == "torch" and tool is litert and time is not None:
+        return [(2, time)]
+    return [(2, STEPS), (3, STEPS)] if time else [(2, STEPS), (1, 1), (3, 20)]
+
+
 def check(tool, model, directory):
-    """Exports and compares, at other sizes than those that a tool may have traced."""
-    sizes = [(2, STEPS), (3, STEPS)]
-    if model.inputs[0].shape[1] is None:
-        sizes = [(2, STEPS), (1, 1), (3, 20)]
-    cases = [values(model, *size) for size in sizes]
-    model(cases[0] if len(model.inputs) > 1 else cases[0][0])  # as Keras asks for
+    """Exports and compares, to 1e-5.
+
+    Raises:
+        AssertionError: if the exported model gives other results.
+        Exception: of the tool, if it refuses.
+    """
+    cases = [values(model, *size) for size in sizes(tool, model.inputs[0].shape[1])]
+    model(single(cases[0]))  # as Keras asks for
     wanted = [keras.tree.flatten(model.predict(arrays, verbose=0)) for arrays in cases]
     run = tool(model, directory)
-    for size, arrays, want in zip(sizes, cases, wanted, strict=True):
+    for arrays, want in zip(cases, wanted, strict=True):
         got = keras.tree.flatten(run(arrays))
         assert len(got) == len(want)
         for one, expected in zip(got, want, strict=True):
             one = np.asarray(one.detach() if hasattr(one, "detach") else one)
-            assert one.shape == expected.shape, (size, one.shape, expected.shape)
-            difference = np.abs(one - expected).max()
-            assert difference < 1e-5, (size, difference)
+            of = arrays[0].shape[:2], one.shape, expected.shape
+            assert one.shape == expected.shape, of
+            assert np.abs(one - expected).max() < 1e-5, of
 
 
 def main():
     """Arguments: which models, tools and layers; all that have no name in them."""
     chosen = set(sys.argv[1:])
 
-    def of(names):
-        return [name for name in names if name in chosen or not chosen & set(names)]
+    def is_chosen(name, names):
+        return name in chosen or not chosen & set(names)
 
     tools = {tool.__name__: tool for tool in TOOLS[BACKEND]}
     kinds = {"QRNN": QRNN, "LSTM": layers.LSTM}
-    for tool, name, kind in itertools.product(of(tools), of(MODELS), of(kinds)):
-        if kind == "LSTM" and name in ("stack", "language_model"):
+    for tool, cell, kind in itertools.product(tools, CELLS, kinds):
+        name, time, masked = cell
+        if kind == "LSTM" and MODELS[name] not in OF_LSTM:
             continue
+        pairs = (name, MODELS), (tool, tools), (kind, kinds)
+        if not all(is_chosen(*pair) for pair in pairs):
+            continue
+        keras.utils.set_random_seed(0)
         more = {} if kind == "QRNN" else {"layer": kinds[kind]}
-        for time in (STEPS, None):
-            keras.utils.set_random_seed(0)
-            place = tempfile.TemporaryDirectory()
+        with tempfile.TemporaryDirectory() as directory:
             try:
-                with place as directory:
-                    check(tools[tool], MODELS[name](time, **more), Path(directory))
+                model = MODELS[name](time, masked, **more)
+                check(tools[tool], model, Path(directory))
                 result = "right"
+            except AssertionError as error:
+                result = f"WRONG: {error}"
             except Exception as error:  # noqa: BLE001 (of any tool)
                 words = " ".join(str(error).split())
-                result = f"{type(error).__name__}: {words[:300]}"
-            cell = f"{BACKEND:11}{tool:13}{kind:5}{name:15}"
-            print(f"{cell} time={time!s:5}{result}", flush=True)
+                result = f"refused: {type(error).__name__}: {words[:300]}"
+        masks = "masked" if masked else "-"
+        print(
+            f"{BACKEND:11}{tool:13}{kind:5}{name:15}{masks:7}time={time!s:5}{result}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """PyTorch: what is exported runs without this package."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -101,3 +103,24 @@ def test_onnx_of_keras(time, tmp_path):
     for size, expected in zip(sizes, want, strict=True):
         (got,) = session.run(None, {name: values(*size)})
         assert np.abs(got - expected).max() < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_aot_inductor_takes_any_batch_and_time(tmp_path):
+    """One compilation. The batch was 2 and the time 5 at the export."""
+    model, sizes = Masked(), {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+
+    def draw(batch, time):
+        return torch.rand(batch, time, 3), torch.rand(batch, time) > 0.4
+
+    with torch.no_grad():
+        model(*draw(2, 5))
+        program = torch.export.export(model, draw(2, 5), dynamic_shapes=(sizes, sizes))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "model.pt2")
+        )
+        compiled = torch._inductor.aoti_load_package(path)
+        for size in ((2, 5), (1, 1), (5, 70)):
+            arguments = draw(*size)
+            torch.testing.assert_close(compiled(*arguments), model(*arguments))

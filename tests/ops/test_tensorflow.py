@@ -65,6 +65,24 @@ def test_xla_compiles_what_has_a_known_length():
     assert compiled(8) == compiled(512)  # what is compiled does not grow
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_by_doubling(reverse, monkeypatch):
+    """It equals the scan step by step as far as it reaches. Later states are NaN."""
+    rng = np.random.default_rng(0)
+    decay = rng.uniform(0, 1, (2, 21, 3)).astype("float32")
+    inputs = rng.normal(size=(2, 21, 3)).astype("float32")
+    arguments = *map(tf.constant, (decay, inputs, inputs[:, 0])), reverse
+    want = active._sequential(*arguments).numpy()
+    assert_close("states", active._doubling(*arguments), want)
+    monkeypatch.setattr(active, "ROUNDS", 4)
+    monkeypatch.setattr(active, "REACH", 16)
+    states = active._doubling(*arguments).numpy()
+    if reverse:
+        states, want = states[:, ::-1], want[:, ::-1]
+    assert_close("states in reach", states[:, :15], want[:, :15])
+    assert np.isnan(states[:, 15:]).all()
+
+
 def test_what_is_compiled_is_freed_with_its_graph():
     """A cache in the module would keep what every model has traced."""
     import gc

@@ -14,11 +14,9 @@ import torch
 from torch.nn import functional
 
 from keras_qrnn.ops import equations
+from keras_qrnn.ops.blocks import REACH, ROUNDS
 from keras_qrnn.ops.equations import GATES, Gates
 
-# Rounds of a scan of unknown length, and the steps that they reach.
-ROUNDS = 17
-REACH = 2**ROUNDS
 # Up to this many steps are computed one by one. More steps are cut into blocks.
 FEW = 32
 
@@ -103,9 +101,7 @@ def _scan_by_doubling(
 ) -> torch.Tensor:
     """The states of a sequence of up to `REACH - 1` steps. Later states are NaN.
 
-    After k rounds a state depends on the `2**k` steps up to its own. `product` is the
-    product of their decays. The initial state stands before the first step, with a
-    decay of 0. So a state that depends on it has a product of 0 and changes no more.
+    See `REACH` in `ops/blocks.py`.
     """
     product = torch.cat([torch.zeros_like(initial).unsqueeze(1), decay], 1)
     states = torch.cat([initial.unsqueeze(1), inputs], 1)
