@@ -4,9 +4,13 @@ Run as a program, it prints the table of the active backend, for LSTM beside QRN
 """
 
 import itertools
+import os
 import sys
 import tempfile
 from pathlib import Path
+
+# As in tests/conftest.py. The converter from PyTorch to LiteRT needs it for tokens.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 import keras
 import numpy as np
