@@ -4,7 +4,8 @@
 # make test-export  exports run in ONNX Runtime, OpenVINO and others
 # make lint         ruff, codespell, mypy
 # make types        mypy with each framework's own types, after lint
-# make docs         the documentation, in docs/_build/index.html; a warning is an error
+# make docs         the documentation, in docs/_build/html/index.html; a warning is an error
+# make notebooks    the same, and writes the outputs of the notebooks into docs/notebooks
 # make figure       the figure in README.md
 # make weights      weights of a run in half precision, with a model card: RUN=DIRECTORY
 # make dist         wheel and sdist, checked, and the wheel installed for each backend
@@ -22,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP = bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c constraints.txt
 
-.PHONY: demo test test-export test-numpy lint docs types figure weights dist dist/built test-oldest clean
+.PHONY: demo test test-export test-numpy lint docs notebooks types figure weights dist dist/built test-oldest clean
 .PHONY: $(foreach what,test test-export environment dist oldest,$(BACKENDS:%=$(what)-%))
 
 demo: .venv-demo-$(BACKEND)/installed
@@ -74,8 +75,12 @@ lint:
 docs:
 	$(PYTHON) -m venv --clear .venv-docs
 	.venv-docs/$(PINNED) '.[jax,docs]'
-	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
-	@echo "Documentation: docs/_build/index.html"
+	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	@echo "Documentation: docs/_build/html/index.html"
+
+# The documentation has executed them.
+notebooks: docs
+	cp docs/_build/jupyter_execute/notebooks/*.ipynb docs/notebooks
 
 # The package and what callers write, checked against the types of a framework.
 # One after another, because they share mypy's cache.

@@ -1,4 +1,4 @@
-"""Settings of Sphinx. `make docs` builds the pages into docs/_build."""
+"""Settings of Sphinx. `make docs` builds the pages into docs/_build/html."""
 
 import os
 
@@ -12,12 +12,18 @@ author = copyright = "The keras_qrnn authors"
 release = version = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
+
+# Each notebook is executed. An error in one ends the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell
+nb_execution_in_temp = True  # what they save is not left in docs/
 myst_heading_anchors = 3
 nitpicky = False
 
