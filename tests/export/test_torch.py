@@ -109,6 +109,7 @@ def test_onnx_of_keras(time, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_aot_inductor_takes_any_batch_and_time(tmp_path):
     """One compilation. The batch was 2 and the time 5 at the export."""
+    pytest.importorskip("onnxruntime", reason="needs `make test-export`")
     model, sizes = Masked(), {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
 
     def draw(batch, time):
