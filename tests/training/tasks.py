@@ -25,7 +25,7 @@ COMMON |= {"batch_size": 4, "dropout": 0.2, "zoneout": 0.2}
 
 
 def language_model(**more):
-    recipe = {"seq_len": 14, "layers": 2, "optimizer": "adamw", "learning_rate": 0.01}
+    recipe = {"seq_len": 14, "optimizer": "adamw", "learning_rate": 0.01}
     options = TrainingOptions(**COMMON | recipe | {"weight_average": 0.9} | more)
     return LanguageModelling(CORPUS, Vocabulary.build(CORPUS.train), options)
 
