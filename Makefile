@@ -78,8 +78,10 @@ docs:
 	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 	@echo "Documentation: docs/_build/html/index.html"
 
-# The documentation has executed them.
-notebooks: docs
+# The documentation executes them. What it executed before is deleted first.
+notebooks:
+	rm -rf docs/_build/jupyter_execute
+	$(MAKE) docs
 	cp docs/_build/jupyter_execute/notebooks/*.ipynb docs/notebooks
 
 # The package and what callers write, checked against the types of a framework.

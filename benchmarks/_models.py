@@ -43,7 +43,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 
 def whole_steps(model: keras.Model, batches: Any) -> dict[str, dict]:
-    """Times steps of `fit` and `evaluate`. The first two steps of each do not count.
+    """Times steps of `fit` and `evaluate`. The first three steps of each do not count.
 
     Args:
         model: a compiled model.

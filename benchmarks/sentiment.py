@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = SentimentOptions(dtype_policy=policy, **sizes)
     batch, emb_dim = recipe.batch_size, 4 if options.quick else 300
     rng = np.random.default_rng(0)
-    count = batch * (options.steps + 2)
+    count = batch * (options.steps + 3)
     # All of one length: JAX compiles one shape, before the steps that are timed.
     words = list(rng.integers(1, vocab, (count, time)).astype("int32"))
     batches = ReviewBatches(rng.integers(0, 2, count), words, batch, seed=0)

@@ -39,6 +39,11 @@ except KeyboardInterrupt:  # the imports take seconds
 
 WEIGHTS = "model.weights.h5"  # in a .keras file
 SPLITS = ("valid", "test")
+# What a cell is called in a title.
+CELLS = {"qrnn": "QRNN", "lstm": "LSTM", "unrolled_lstm": "LSTM"}
+# Options that do not make another recipe than the paper's. It has runs with and
+# without zoneout.
+SAME_RECIPE = {"zoneout", "seed", "save_every", "distribution", "dtype_policy"}
 # Half precision and another backend change a perplexity by less than this factor.
 CLOSE = 0.01
 LOAD = """\
@@ -165,25 +170,32 @@ def model_card(
     for split, (tokens, perplexity) in perplexities.items():
         before = f"{record[split]:.2f}" if split in record else "not read"
         rows.append((split, tokens, f"{perplexity:.2f}", before))
+    fields = named_fields(TrainingOptions)
+    changed = {n for n in fields if n in options and options[n] != fields[n].default}
     settings = [
         (f"`{name}`", each.metadata["help"], options[name])
-        for name, each in named_fields(TrainingOptions).items()
-        if name in options and options[name] not in (None, each.default)
+        for name, each in fields.items()
+        if name in changed and options[name] is not None
     ]
     here = environment()
-    sizes = f"{options['layers']} layers of {options['units']}, "
-    sizes += f"zoneout {options['zoneout'] or 'none'}"
+    cell = options.get("cell", "qrnn")
+    sizes = f"{options['layers']} layers of {options['units']}"
+    what = f"A word-level language model of {CELLS[cell]} layers"
+    if cell == "qrnn":
+        sizes += f", zoneout {options['zoneout'] or 'none'}"
+        what += " ([arXiv 1611.01576](https://arxiv.org/abs/1611.01576))"
+        if changed <= SAME_RECIPE:
+            what += ", with the recipe of the paper's section 3.2"
     return f"""\
 ---
 library_name: keras
 license: apache-2.0
-tags: [qrnn, language-model]
+tags: [{CELLS[cell].lower()}, language-model]
 ---
 
-# QRNN language model: {sizes}
+# {CELLS[cell]} language model: {sizes}
 
-The word-level language model of [arXiv 1611.01576](https://arxiv.org/abs/1611.01576),
-section 3.2, trained with keras_qrnn on {data}. It has {record["weights"]:,} weights.
+{what}. It was trained with keras_qrnn on {data}. It has {record["weights"]:,} weights.
 The file has them in half precision (float16); the loaded model computes in float32.
 
 ## Perplexity

@@ -12,6 +12,7 @@ it. docs/search.md has the details.
 """
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -49,7 +50,15 @@ try:
     from search_oracles import TUNERS, make_oracle
     from search_results import best_table, completed, tidy_trials, write_results
     from search_space import Dimension, Hyperparameter, Space
-    from search_task import TASKS, Recipe, Task, trial_options
+    from search_task import (
+        SIZES,
+        STARTS,
+        TASKS,
+        USED_BY_QRNN,
+        Recipe,
+        Task,
+        trial_options,
+    )
     from search_tuner import MAX_WAIT, TrialTuner
     from search_workers import (
         MAX_WORKERS,
@@ -146,14 +155,16 @@ def parser(task: Task) -> Parser:
 
 
 def default_of(task: Task, name: str) -> str:
-    """The default of an option: its values in the recipes, or that of the task."""
+    """The default of an option in each recipe, or the one that all have."""
+    default = named_fields(task.options)[name].default
     found = {
-        dataset: recipe.space[name]
+        dataset: str(recipe.space.get(name, recipe.options.get(name, default)))
         for dataset, recipe in task.recipes.items()
-        if name in recipe.space
+        # Its sizes are those of the run that it starts from.
+        if dataset != "pretrained" or name not in SIZES
     }
-    if not found:
-        return str(named_fields(task.options)[name].default)
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
     return ", ".join(f"{values} for {dataset}" for dataset, values in found.items())
 
 
@@ -224,13 +235,52 @@ def options_from(
 def largest(space: Space, options: Any, executions: int) -> Any:
     """The options of the largest model of a search, with its last seed.
 
+    No check reads more than three options. So all trials are valid if the trials are
+    in which three hyperparameters have any values and the others have their first. A
+    number is refused at an end of its values if it is refused at all.
+
     Raises:
         ValueError: if a trial could have options that do not go together.
     """
     options = options.changed(seed=options.seed + executions - 1)
-    values = [{n: end(d.values) for n, d in space.items()} for end in (min, max)]
-    _, found = (trial_options(options, each) for each in values)
-    return found
+    ends = {name: ends_of(dimension) for name, dimension in space.items()}
+    first = {name: values[0] for name, values in ends.items()}
+    several = [name for name, values in ends.items() if len(values) > 1]
+    for names in itertools.combinations(several, min(3, len(several))):
+        for values in itertools.product(*(ends[name] for name in names)):
+            trial_options(options, first | dict(zip(names, values, strict=True)))
+    return trial_options(options, {n: max(d.values) for n, d in space.items()})
+
+
+def ends_of(dimension: Dimension) -> list:
+    """The smallest and the largest of numbers, or all values of another type."""
+    values = dimension.values
+    if dimension.hyperparameter.type is str:
+        return list(values)
+    return sorted({min(values), max(values)})
+
+
+def check_space(task: Task, space: Space, options: Any) -> None:
+    """Raises a ValueError for a hyperparameter that the trials do not use.
+
+    Those are pooling, window and others with another cell than the QRNN, and the sizes
+    if the trials start from the weights of a run.
+    """
+    unused = {}
+    if options.cell != "qrnn":
+        unused[f"cell {options.cell}, which does not use them"] = USED_BY_QRNN
+    for start in task.experiment.paths:
+        if getattr(options, start) is not None:
+            unused[f"`{start}`, whose sizes are those of all trials"] = STARTS[start]
+    for why, options_of_it in unused.items():
+        found = [n for n in options_of_it if n in space and len(space[n].values) > 1]
+        if found:
+            names = "`, `".join(found)
+            received = ", ".join(f"{name}={str(space[name])!r}" for name in found)
+            raise ValueError(
+                f"Options `{names}` must have one value each with {why}. "
+                f"Received: {received}"
+            )
 
 
 def check_tuner(tuner: str, space: Space, options: Any) -> None:
@@ -260,6 +310,7 @@ def record(
             fixed[name] = str(Path(fixed[name]).resolve())
     return {
         "task": task.name,
+        "backend": keras.config.backend(),  # each draws other random numbers
         **{name: str(dimension) for name, dimension in space.items()},
         "tuner": arguments.tuner,
         "executions_per_trial": arguments.executions_per_trial,
@@ -281,6 +332,7 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
     recipe = task.recipe(data.dataset, getattr(arguments, "pretrained", None))
     space, values = space_from(task, recipe, arguments)
     options = options_from(task, recipe, arguments, values)
+    check_space(task, space, options)
     model = largest(space, options, arguments.executions_per_trial)
     check_tuner(arguments.tuner, space, options)
     max_trials = arguments.max_trials
@@ -292,8 +344,12 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
     experiment_of = task.load(data)
     experiment = experiment_of(model)
     experiment.prepare(goes_on=False)
+    if any(getattr(model, name) is not None for name in experiment.paths):
+        experiment.start(experiment.model())  # refuses weights of other sizes
     print(experiment.summary, flush=True)
     expected = record(task, arguments, space, options, task.fingerprint(experiment))
+    # A vocabulary depends on no hyperparameter.
+    vocabulary = experiment.vocabulary
     del experiment  # what the runs start from may be large
 
     def train(
@@ -303,9 +359,6 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
             experiment_of(options), path, resume=True, callbacks=callbacks, verbose=0
         )
 
-    def save_data(options: Any, path: Path) -> None:
-        experiment_of(options).save(path)
-
     def make_tuner() -> TrialTuner:
         return TrialTuner(
             oracle, directory, task, train, options, arguments.executions_per_trial,
@@ -314,7 +367,7 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
 
     def results() -> list[dict]:
         return write_results(
-            oracle, directory, space, task.objective, options, recipe, save_data
+            oracle, directory, space, task.objective, options, recipe, vocabulary
         )
 
     if part == "worker":
@@ -343,13 +396,16 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
                 run_workers(oracle, arguments.workers, command, directory)
             else:
                 tuner.search()
+            if oracle.failure:
+                raise RuntimeError(str(oracle.failure))
         except KeyboardInterrupt:
             rows = results()
             raise KeyboardInterrupt(
                 f"Trials that have ended: {len(rows)}. Start it again and it goes on."
             ) from None
-        if oracle.failure:
-            raise RuntimeError(str(oracle.failure))
+        except Exception:
+            results()  # of the trials that have ended
+            raise
         tidy_trials(oracle, directory, task.objective)
         rows = results()
     words = data.command_line(task.search_only)

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from search_directory import check_zip, read_error, tidy, trial_directory, write
 from search_oracles import ENDED, hyperparameters_of
 from search_plots import plot_hyperparameters, plot_objective, plot_parallel
 from search_space import Space, shown
-from search_task import DURATION, Recipe, trial_options
+from search_task import DURATION, Recipe
 
 MEASURED = ("best_epoch", "epochs", "seconds")
 
@@ -62,7 +62,7 @@ def write_results(
     objective: Objective,
     options: Any,
     recipe: Recipe,
-    save_data: Callable[[Any, Path], None],
+    vocabulary: Any,
 ) -> list[dict]:
     """Writes `trials.csv`, the best trial's options and model, and the pictures.
 
@@ -73,8 +73,7 @@ def write_results(
         objective: the metric that ranks the trials.
         options: options of the training, without the hyperparameters.
         recipe: that of the search.
-        save_data: takes options and a directory, and writes the data that a model of
-            these options needs beside its own file.
+        vocabulary: that of all trials.
 
     Returns:
         The rows of `trials.csv`.
@@ -85,23 +84,21 @@ def write_results(
     rows = trial_rows(oracle, directory)
     if not rows:
         return rows
-    if not completed(rows):
-        write_csv(directory / "trials.csv", rows)
+    # This file says whose model `best_model.keras` is. Another trial's goes first.
+    best = next(iter(ranked(rows, objective)), None)
+    if best is not None and _best_before(directory, objective) != best["trial"]:
+        (directory / "best_model.keras").unlink(missing_ok=True)
+    write_csv(directory / "trials.csv", rows)
+    if best is None:
         return rows
-    best = ranked(rows, objective)[0]
-    copied = _best_before(directory, objective) == best["trial"]
     values = {name: best[name] for name in space}
     write_json(directory / "best.json", best_options(values, options, recipe))
-    save_data(trial_options(options, values), directory)
+    vocabulary.save(directory / "vocabulary.json")
     ended = completed(rows)
     plot_objective(directory / "objective.png", rows, objective)
     plot_hyperparameters(directory / "hyperparameters.png", ended, space, objective)
     plot_parallel(directory / "parallel.png", ended, space, objective)
-    try:
-        _copy_best(directory, best["trial"], copied)
-    finally:
-        # Last: it says whose model `best_model.keras` is.
-        write_csv(directory / "trials.csv", rows)
+    _copy_best(directory, best["trial"])
     return rows
 
 
@@ -131,23 +128,19 @@ def _best_before(directory: Path, objective: Objective) -> str | None:
         return None
 
 
-def _copy_best(directory: Path, trial_id: str, copied: bool) -> None:
+def _copy_best(directory: Path, trial_id: str) -> None:
     """Copies the model of a trial to `best_model.keras`.
 
-    If the trial's model was deleted, an existing copy of it stays. A copy of another
-    trial's model is removed.
+    If the trial's model was deleted, an existing copy of it stays.
 
     Args:
         directory: the directory of the search.
         trial_id: the best trial.
-        copied: whether `best_model.keras` is a copy of this trial's model.
 
     Raises:
         ValueError: if the trial's model is damaged.
     """
     trial, copy = trial_directory(directory, trial_id), directory / "best_model.keras"
-    if not copied:
-        copy.unlink(missing_ok=True)
     # In a resumed search the model may still be in the directory of its execution.
     found = [trial / "model.keras", *sorted(trial.glob("execution_*/model.keras"))]
     model = next((path for path in found if path.exists()), None)

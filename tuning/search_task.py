@@ -30,13 +30,31 @@ from keras_qrnn.training.sentiment import SentimentAnalysis, SentimentOptions
 from keras_qrnn.training.translation import PRESETS, Translation, TranslationOptions
 
 # Options that are the same in all trials: they say how long a trial lasts, or what its
-# objective means.
-FIXED = ("early_stopping", "save_every", "seed", "vocab_size", "min_count")
+# objective means, or they are words of their own in the task's program.
+FIXED = (
+    "cell",
+    "early_stopping",
+    "save_every",
+    "seed",
+    "vocab_size",
+    "min_count",
+    "max_length",
+)
 # Options that a search does not have: its own `epochs` are those of a trial, and on
 # several devices it runs several trials at a time.
 NOT_OF_A_SEARCH = ("epochs", "distribution")
 # Options that belong to the search and not to the training of the best in full.
 DURATION = ("epochs", "early_stopping", "save_every")
+# Options that other cells than the QRNN do not use.
+USED_BY_QRNN = ("window", "first_window", "pooling", "zoneout", "kernel_dropout")
+# Options that are those of the run that a training starts from.
+SIZES = ("units", "layers", "window", "first_window", "emb_dim", "pooling")
+# The options that say what a training starts from, and those that it decides.
+STARTS = {
+    "finetune": (*SIZES, "embedding_scale"),
+    "pretrained": (*SIZES, "embedding_scale"),
+    "embeddings": ("emb_dim", "embedding_scale"),
+}
 # A task's experiment with some options.
 MakeExperiment = Callable[[Any], Experiment]
 

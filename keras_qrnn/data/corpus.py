@@ -16,7 +16,8 @@ class Corpus:
         floor_perplexity: for each split, its perplexity under the distribution that
             the text was drawn from, `<eos>` counted. No model can expect to go
             below it. None if the distribution is not known.
-        revision: the commit of the hub's data set. None if it is not from the hub.
+        revision: the commit of the hub's data set. With HF_HUB_OFFLINE the revision
+            that was asked for. None if it is not from the hub.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Data sets from the Hugging Face hub."""
 
+import http.client
 import importlib.util
 import json
 import urllib.parse
@@ -51,7 +52,8 @@ def load_columns(
 
     Returns:
         For each split the values of each column; and the commit that `revision` was
-        at. With HF_HUB_OFFLINE the hub is not asked for it: then `revision` itself.
+        at and that was loaded. With HF_HUB_OFFLINE the hub is not asked for a commit:
+        then `revision` itself.
 
     Raises:
         ValueError: if the data set lacks a split or a column.
@@ -70,8 +72,8 @@ def load_columns(
             # hub can be reached.
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
                 commit = _commit_in(answer.read())
-        found = load_dataset(name, revision=revision)
-    except (OSError, DatasetsError) as error:
+        found = load_dataset(name, revision=commit)
+    except (OSError, http.client.HTTPException, DatasetsError) as error:
         raise ConnectionError(
             f"Could not load {name} ({revision}) from {constants.ENDPOINT}: "
             f"{type(error).__name__}: {error}. {advice}, or HF_HUB_OFFLINE=1 for a "

@@ -63,7 +63,8 @@ class Reviews:
         unlabelled: further reviews, tokens separated by blanks.
         best_accuracy: for each split the accuracy of the rules that wrote the reviews.
             No model can expect a higher one. None if it is not known.
-        revision: the commit of the hub's data set. None if they are not from the hub.
+        revision: the commit of the hub's data set. With HF_HUB_OFFLINE the revision
+            that was asked for. None if they are not from the hub.
     """
 
     name: str

@@ -47,7 +47,8 @@ class ParallelText:
         tests: the test sets by name.
         has_one_answer: whether each sentence has one right translation, so that the
             best reachable accuracy is 100 %.
-        revision: the commit of the hub's data set. None if it is not from the hub.
+        revision: the commit of the hub's data set. With HF_HUB_OFFLINE the revision
+            that was asked for. None if it is not from the hub.
     """
 
     name: str

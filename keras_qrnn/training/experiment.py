@@ -66,7 +66,8 @@ class Experiment(abc.ABC):
         paths: the options that are paths.
         scales: the options that set how large the initial weights are.
         sizes: values, by name, that come from the data or from another run.
-        revision: the commit of the hub's data set. None for other data.
+        revision: the commit of the hub's data set. With HF_HUB_OFFLINE the revision
+            that was asked for. None for other data.
         summary: the data in a line.
 
     Raises:
@@ -77,7 +78,7 @@ class Experiment(abc.ABC):
     watched: ClassVar[str] = "loss"
     panels: ClassVar[tuple[Panel, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ()
-    scales: ClassVar[tuple[str, ...]] = ()
+    scales: tuple[str, ...] = ()
 
     vocabulary: Any
 

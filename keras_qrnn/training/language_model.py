@@ -100,13 +100,14 @@ class LanguageModelling(Experiment):
     watched = "perplexity"
     panels = PANELS
     paths = ("finetune",)
-    scales = ("embedding_scale",)
     options: TrainingOptions
 
     def __init__(
         self, corpus: Corpus, vocabulary: Vocabulary, options: TrainingOptions
     ) -> None:
         super().__init__(options, corpus.revision)
+        if options.finetune is None:
+            self.scales = ("embedding_scale",)
         self.corpus = corpus
         self.vocabulary = vocabulary
         self._trained: LanguageModel | None = None

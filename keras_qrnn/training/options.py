@@ -140,14 +140,7 @@ def takes_older_names(options: type[Options]) -> type[Options]:
 
     @functools.wraps(init)
     def by_any_name(self: Options, *args: Any, **kwargs: Any) -> None:
-        if kwargs.keys() > named_fields(options).keys():
-            # `dataclasses.replace` passes the changes first, then all other fields. So
-            # an older name that comes before the current name is a change.
-            given = list(kwargs)
-            for older, name in _current_names(options).items():
-                if older in kwargs and given.index(older) < given.index(name):
-                    del kwargs[name]
-        init(self, *args, **with_current_names(kwargs, options))
+        init(self, *args, **_by_current_names(kwargs, options))
 
     options.__init__ = by_any_name  # type: ignore
     return options
@@ -235,9 +228,9 @@ class RunOptions:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        current, defaults = _current_names(cls), defaults_of(cls)
+        defaults = defaults_of(cls)
         given = dict(zip(defaults, args, strict=False))
-        given |= {current.get(name, name): value for name, value in kwargs.items()}
+        given |= _by_current_names(kwargs, cls)
         if given.keys() == defaults.keys():
             given = {n: value for n, value in given.items() if value != defaults[n]}
         object.__setattr__(self, "_given", frozenset(given))  # the class is frozen
@@ -480,6 +473,21 @@ def with_current_names(
             )
         found[name], first[name] = value, given
     return found
+
+
+def _by_current_names(arguments: Mapping[str, Any], options: Any) -> dict[str, Any]:
+    """The arguments of a dataclass of options, under their present names.
+
+    `dataclasses.replace` passes the changes first, then all other fields. So an older
+    name that comes before the present name is a change.
+    """
+    found = dict(arguments)
+    if found.keys() > named_fields(options).keys():
+        order = list(found)
+        for older, name in _current_names(options).items():
+            if older in found and order.index(older) < order.index(name):
+                del found[name]
+    return with_current_names(found, options)
 
 
 def _current_names(options: Any) -> dict[str, str]:

@@ -139,6 +139,14 @@ class SentimentOptions(RunOptions):
                 "Options `embeddings` and `pretrained` exclude each other. Received: "
                 f"embeddings={self.embeddings!r}, pretrained={self.pretrained!r}"
             )
+        for name in ("embeddings", "pretrained"):
+            if getattr(self, name) is not None and "embedding_scale" in self.given:
+                raise ValueError(
+                    f"Option `embedding_scale` does not go with `{name}`, where the "
+                    "embedding starts from. "
+                    f"Received: embedding_scale={self.embedding_scale!r}, "
+                    f"{name}={getattr(self, name)!r}"
+                )
         if self.weight_decay and (self.layer_rate != 1 or self.unfreeze_epochs):
             raise ValueError(
                 "Option `weight_decay` does not go with `layer_rate` and "
@@ -185,7 +193,6 @@ class SentimentAnalysis(Experiment):
         ),
     )
     paths = ("embeddings", "pretrained")
-    scales = ("embedding_scale",)
     options: SentimentOptions
 
     def __init__(
@@ -195,6 +202,8 @@ class SentimentAnalysis(Experiment):
         resumed: Path | None = None,
     ) -> None:
         super().__init__(options, reviews.revision)
+        if options.embeddings is None and options.pretrained is None:
+            self.scales = ("embedding_scale",)
         self.reviews = reviews
         self.trained: LanguageModel | None = None
         self.vectors: dict[str, np.ndarray] = {}
@@ -454,8 +463,8 @@ def refuse_other_data(
     found = read_meta(checkpoint)["options"]
     if found.get("data") != fingerprint_of(reviews, vocabulary):
         raise ValueError(
-            "Options `dataset`, `data_dir`, `cased`, `valid_size` and `valid_seed` "
-            f"must give the reviews of the run. "
+            "Options `dataset`, `data_dir`, `revision`, `cased`, `valid_size` and "
+            "`valid_seed` must give the reviews of the run. "
             f"Received: {directory} and {reviews.name}"
         )
     if found.get("max_len") != max_len:

@@ -1,6 +1,7 @@
 """Corpora, vocabulary, the hub, and the sample with its entropy."""
 
 import hashlib
+import http.client
 import io
 import itertools
 import json
@@ -166,6 +167,13 @@ def test_a_split_that_the_hub_lacks(load, monkeypatch):
         load()
 
 
+class Cut(io.BytesIO):
+    """An answer of the hub whose connection ends too early."""
+
+    def read(self, *_):
+        raise http.client.IncompleteRead(b"{")
+
+
 @pytest.mark.parametrize("load", [load_corpus, load_reviews, load_parallel_text])
 def test_revisions_of_the_hub(load, monkeypatch):
     datasets = pytest.importorskip("datasets")
@@ -185,10 +193,15 @@ def test_revisions_of_the_hub(load, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     answers.append(b'{"sha": "c0ffee"}')
-    assert load(revision="a/b").revision == "c0ffee" and asked == ["a%2Fb", "a/b"]
+    assert load(revision="a/b").revision == "c0ffee"
+    assert asked == ["a%2Fb", "c0ffee"]  # the commit is loaded, not what is there later
     answers += [b"<html>", b"{}", b"[]"]
     while answers:
         with pytest.raises(ConnectionError, match="its answer names no commit"):
+            load()
+    with monkeypatch.context() as patch:
+        patch.setattr("urllib.request.urlopen", lambda *_, **__: Cut())
+        with pytest.raises(ConnectionError, match=r"Could not load .*IncompleteRead"):
             load()
     asked.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

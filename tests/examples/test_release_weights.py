@@ -127,6 +127,13 @@ def test_the_card_of_an_earlier_run():
     assert "17,729,040 weights" in card and "| valid | 73759 | 79.40 | 79.36 |" in card
     assert "| `emb_dim` | size of the embedding | 640 |" in card
     assert "`zoneout`" in card and "`epochs`" not in card
+    assert "section 3.2" not in card  # the embedding is smaller
+    record["options"]["emb_dim"] = 650
+    assert "the paper's section 3.2" in release.model_card(record, {}, "x")
+    record["options"]["cell"] = "lstm"
+    card = release.model_card(record, {}, "x")
+    assert "# LSTM language model: 2 layers of 640\n" in card
+    assert "QRNN" not in card and "section 3.2" not in card and "tags: [lstm," in card
 
 
 @once

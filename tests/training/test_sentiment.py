@@ -159,6 +159,7 @@ def test_a_run_starts_from_a_language_model(tmp_path):
         for one, two in zip(layer.get_weights(), other.get_weights(), strict=True):
             assert np.array_equal(one, two)
     assert [layer.window for layer in model.recurrent] == [3, 2]
+    assert not experiment.scales
     # The recurrent layers read the review as the language model does.
     tokens = experiment.tokens["train"][0][None]
     for layer in trained.recurrent:
@@ -240,6 +241,7 @@ def test_a_run_starts_from_word_vectors(tmp_path):
     options = SentimentOptions(**TINY | {"emb_dim": None}, embeddings=str(path))
     experiment = SentimentAnalysis(reviews(), options)
     assert "2 of them found" in experiment.summary
+    assert not experiment.scales  # the scale is that of the vectors
     assert experiment.sizes["emb_dim"] == 2
     model = experiment.start(experiment.model(1))
     matrix = ops.convert_to_numpy(model.embedding.embeddings)
@@ -323,6 +325,8 @@ def test_a_divergence_is_no_accuracy(tmp_path, monkeypatch):
         ({"embeddings": "x", "pretrained": "y"}, "exclude each other"),
         ({"weight_decay": 0.1, "layer_rate": 0.5}, "`weight_decay` does not go with"),
         ({"optimizer": "rmsprop", "average_trigger": 2}, "`average_trigger` goes with"),
+        ({"embeddings": "x", "embedding_scale": 0.1}, "does not go with `embeddings`"),
+        ({"pretrained": "x", "embedding_scale": 0.2}, "does not go with `pretrained`"),
         ({"vocab_size": 2}, "`vocab_size`"),
         ({"l2": -1.0}, "`l2` must not be negative"),
         ({"unfreeze_epochs": -1}, "`unfreeze_epochs`"),
@@ -343,6 +347,8 @@ def test_options_know_which_of_them_were_given():
     for copied in (copy.copy(options), pickle.loads(pickle.dumps(options))):  # noqa: S301
         assert copied == options and copied.given == options.given
     assert replace(options, units=64).given == {"window", "units"}
+    for other in (replace(options, qrnn_k=5), replace(TranslationOptions(), qrnn_k=5)):
+        assert "window" in other.given and other.changed(seed=1).window == 5
 
 
 @pytest.mark.one_backend

@@ -16,6 +16,7 @@ import pytest
 import search
 import search_oracles
 import search_tuner
+from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.training import TrainingOptions
 from search_space import Dimension, Hyperparameter
 from search_task import TASKS
@@ -123,6 +124,8 @@ class FakeExperiment:
     """It stands for a task's experiment. It has no data and trains nothing."""
 
     summary = "no data"
+    paths = ()
+    vocabulary = CharacterVocabulary.build(["text"], 1)
 
     def __init__(self, objective, options):
         self.objective = objective
@@ -130,9 +133,6 @@ class FakeExperiment:
 
     def prepare(self, goes_on):
         pass
-
-    def save(self, directory):
-        (directory / "vocabulary.json").write_text("{}")
 
 
 def fake_task(task):
