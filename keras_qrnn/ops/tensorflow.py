@@ -416,7 +416,9 @@ def causal_conv(
         outputs = _convolution(inputs, kernel)
     if not inputs.shape[0]:
         # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
-        batch, time, _ = ops.shape(inputs)
+        # LiteRT needs the sizes that are known. XLA fails on a batch without rows then.
+        sizes = ops.shape(inputs) if is_traced_by(LITERT) else tf.shape(inputs)
+        batch, time = sizes[0], sizes[1]
         outputs = tf.reshape(outputs, (batch, time - window + 1, channels))
     return outputs if bias is None else _add_bias(outputs, tf.convert_to_tensor(bias))
 
