@@ -88,6 +88,13 @@ def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
 
         if jax_export.is_exporting():
             return jax_export.valid_first(mask)
+    if BACKEND == "torch":
+        import torch
+
+        from keras_qrnn.ops.torch import plain
+
+        if torch.compiler.is_exporting() and not plain.may_change(time):
+            return plain.valid_first(mask)
     steps = _arange(time)
     is_masked = ops.cast(ops.logical_not(mask), "int32")
     # Equal keys are the same step, so any sort will do: ONNX has no stable sort.

@@ -52,12 +52,15 @@ def valid_first(mask: jax.Array) -> jax.Array:
     step = jnp.cumsum(ones, axis=1) - 1
     time = jnp.sum(ones, axis=1, keepdims=True)
     count = jnp.cumsum(mask.astype("int32"), axis=1)
-    found = jnp.zeros_like(step)
     steps = mask.shape[1]
     rounds = steps.bit_length() if isinstance(steps, int) else 31
-    for k in reversed(range(rounds)):
-        further = found + 2**k
+
+    def halve(found: jax.Array, size: jax.Array) -> tuple[jax.Array, None]:
+        further = found + size
         at = jnp.minimum(further, time) - 1
         is_before = (further <= time) & (jnp.take_along_axis(count, at, axis=1) <= step)
-        found = jnp.where(is_before, further, found)
-    return found
+        return jnp.where(is_before, further, found), None
+
+    # A loop: as many copies of the round would take jax2onnx minutes to convert.
+    sizes = jnp.asarray([2**k for k in reversed(range(rounds))], "int32")
+    return lax.scan(halve, jnp.zeros_like(step), sizes)[0]

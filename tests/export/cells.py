@@ -251,13 +251,11 @@ TOOLS = {
 }
 
 
-def refused(tool, time, masked):
+def refused(tool, time):
     """The error of a cell, as a regular expression. None if it gives the results."""
-    if BACKEND != "torch" or tool is not litert:
-        return None
-    if masked:
-        return "operand type mismatch|STABLEHLO_SORT|failed to prepare"
-    return "failed to prepare" if time is None else None
+    if BACKEND == "torch" and tool is litert and time is None:
+        return "failed to prepare"
+    return None
 
 
 def sizes(tool, time):

@@ -14,6 +14,7 @@ import jax
 from jax import export
 
 from keras_qrnn import QRNN
+from keras_qrnn.ops import jax_export
 from tests.assertions import assert_close
 
 
@@ -40,6 +41,18 @@ def test_export_of_any_batch_and_time(window, masked):
     above = rng.normal(size=outputs.shape).astype("float32")
     got, expected = exported.vjp().call(*values, above)[0], pullback(above)[0]
     assert_close("d_x", got, expected)
+
+
+@pytest.mark.parametrize("time", [1, 7, 64])
+def test_valid_steps_without_a_sort(time):
+    """Also where the number of steps is a symbol."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((9, time)) > np.linspace(-0.1, 1.1, 9)[:, None]
+    want = np.sort(np.where(mask, np.arange(time), time), 1)
+    assert (jax_export.valid_first(mask) == want).all()
+    symbol = jax.ShapeDtypeStruct(export.symbolic_shape("batch, time"), "bool")
+    exported = export.export(jax.jit(jax_export.valid_first))(symbol)
+    assert (exported.call(mask) == want).all()
 
 
 @pytest.mark.parametrize("padding", ["causal", "same"])

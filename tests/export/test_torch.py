@@ -12,6 +12,7 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN
+from keras_qrnn.ops.torch import plain
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -59,6 +60,14 @@ def test_torch_export_takes_any_batch_and_time_and_mask(strict):
     for size in ((2, 5), (1, 1), (3, 70)):
         arguments = draw(*size)
         torch.testing.assert_close(exported.module()(*arguments), model(*arguments))
+
+
+@pytest.mark.parametrize("time", [1, 7, 64])
+def test_valid_steps_without_a_sort(time):
+    """What LiteRT's converter is shown, for it has no sort."""
+    mask = torch.rand(9, time) > torch.linspace(-0.1, 1.1, 9)[:, None]
+    steps = torch.where(mask, torch.arange(time), time)
+    assert torch.equal(plain.valid_first(mask), steps.sort(1).values)
 
 
 def masked_model(time):

@@ -60,7 +60,7 @@ def _scan(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
 ) -> torch.Tensor:
     time = inputs.shape[1]
-    if _may_change(time):
+    if may_change(time):
         return _scan_by_doubling(decay, inputs, initial)
     size = time
     if time > FEW:
@@ -89,7 +89,7 @@ def _scan(
     return states.narrow(1, 0, time)
 
 
-def _may_change(time: int | torch.SymInt) -> bool:
+def may_change(time: int | torch.SymInt) -> bool:
     """Whether the recorded program may get sequences of another length."""
     if torch.compiler.is_dynamo_compiling():  # it shows a symbol as a number
         return torch.compiler.is_exporting()
@@ -224,3 +224,21 @@ def causal_conv_gradients(
         d_kernel.append(torch.tensordot(seen, gradient, ((0, 1), (0, 1))))
     d_bias = gradient.sum((0, 1) if bias_axes == 1 else 1)
     return d_inputs, torch.stack(d_kernel), d_bias
+
+
+def valid_first(mask: torch.Tensor) -> torch.Tensor:
+    """The indices of the valid steps of each sequence in their order, `(batch, time)`.
+
+    For a known number of steps, as LiteRT has it. LiteRT has no sort. For the search
+    see `ops/jax_export.py`.
+    """
+    time = mask.shape[1]
+    step = torch.arange(time, device=mask.device)
+    count = mask.long().cumsum(1)
+    found = torch.zeros_like(count)
+    for k in reversed(range(time.bit_length())):
+        further = found + 2**k
+        at = further.clamp(max=time) - 1
+        is_before = (further <= time) & (count.gather(1, at) <= step)
+        found = torch.where(is_before, further, found)
+    return found

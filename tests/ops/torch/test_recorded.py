@@ -298,7 +298,7 @@ def test_plain_scan(shape, reverse, doubling):
     tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
     with pytest.MonkeyPatch.context() as patch:
         if doubling:
-            patch.setattr(plain, "_may_change", lambda time: True)
+            patch.setattr(plain, "may_change", lambda time: True)
         states = plain.linear_scan(*tensors, reverse)
     assert_close("states", states, reference.linear_scan(*arrays, reverse), 1e-10)
     gradients = torch.autograd.grad((states * torch.tensor(weight)).sum(), tensors)
