@@ -9,6 +9,8 @@ from dataclasses import asdict
 import pytest
 
 import search
+from keras_qrnn.data import Vocabulary, load_corpus
+from keras_qrnn.models import LanguageModel
 from search_space import Hyperparameter
 from search_task import TASKS
 from tests.tuning.searches import SCRIPT, TINY, FakeExperiment, trials
@@ -54,6 +56,17 @@ pytestmark = pytest.mark.one_backend  # no search trains here
             {"tuner": "hyperband", "schedule": "one_cycle"},
             "`schedule` must be decay with tuner hyperband",
         ),
+        (
+            {"optimizer": "sgd,rmsprop", "average_trigger": "0,5", "learning_rate": 1},
+            "`average_trigger` goes with sgd and adamw",
+        ),
+        (
+            {"cycle_rise": "0.1-0.4", "cycle_hold": "0.1-0.4", "cycle_anneal": 0.5},
+            "must have a sum below 1",
+        ),
+        ({"cell": "qrnn,lstm"}, "`cell` must be one of"),
+        ({"cell": "lstm"}, "`window`, `pooling`, `zoneout` must have one value each"),
+        ({"finetune": "x"}, "`units`, `window`, `emb_dim`, `pooling` must have one"),
         ({"task": "speech"}, "invalid choice: 'speech'"),
         ({"task": "sentiment"}, "task sentiment has no option --seq_len=30"),
         ({"task": "translation"}, "task translation has no option --seq_len=30"),
@@ -184,4 +197,37 @@ def test_an_interrupt_while_the_data_are_loaded(
     monkeypatch.setattr(FakeExperiment, "prepare", interrupted)
     code, _, error = run(save_path=tmp_path / "s", **TINY)
     assert code == 130 and re.fullmatch(INTERRUPTED, error)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_defaults_of_the_recipes():
+    def shown(task, name):
+        return search.default_of(TASKS[task], name)
+
+    assert shown("sentiment", "units") == "16-48 for sample, 128-320 for imdb"
+    assert shown("sentiment", "optimizer") == (
+        "adamw for sample, rmsprop for imdb, rmsprop for pretrained"
+    )
+    assert shown("translation", "length_step") == "28 for sample, 16 for multi30k"
+    assert shown("lm", "seq_len") == "105"
+
+
+def test_what_changes_the_meaning_of_the_objective_has_one_value():
+    fixed = {"cell", "seed", "vocab_size", "max_length", "min_count"}
+    for task in TASKS.values():
+        assert not fixed & {*task.searchable}
+
+
+def test_sizes_of_another_run_are_refused_before_the_directory_is_made(
+    small_ptb, tmp_path, run
+):
+    words = Vocabulary.build(load_corpus(data_dir=small_ptb).train)
+    words.save(tmp_path / "vocabulary.json")
+    model = LanguageModel(len(words), 4, 3, vocabulary=words.fingerprint)
+    model.build()
+    model.save(tmp_path / "model.keras")
+    options = TINY | {"units": 4, "window": 1, "emb_dim": 4, "pooling": "fo"}
+    options |= {"finetune": tmp_path, "save_path": tmp_path / "s"}
+    code, _, error = run(data_dir=small_ptb, **options)
+    assert code == 2 and "`finetune`: the model in" in error
     assert not (tmp_path / "s").exists()

@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
+import keras
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -423,12 +424,20 @@ def test_a_search_from_before_there_were_tasks_goes_on(
     """The record of an earlier version: no task, and fewer options."""
     path = Path(shutil.copytree(finished, tmp_path / "s"))
     state = json.loads((path / "search.json").read_text())
-    for name in ("task", "checksum", "rho", "random_lengths"):
+    assert state["backend"] == keras.config.backend()
+    for name in ("task", "backend", "checksum", "rho", "random_lengths"):
         del state[name]
     (path / "search.json").write_text(json.dumps(state))
     before = trials(path)
     assert run(save_path=path, **TINY, max_trials=4)[0] == 0
     assert trials(path)[:3] == before
+
+
+def test_another_backend_is_refused(finished, tmp_path, run, no_training, monkeypatch):
+    path = Path(shutil.copytree(finished, tmp_path / "s"))
+    monkeypatch.setattr(search.keras.config, "backend", lambda: "other")
+    code, _, error = run(save_path=path, **TINY, max_trials=3)
+    assert code == 2 and "Received: backend='other'" in error
 
 
 @pytest.mark.parametrize("task", ["sentiment", "translation"])

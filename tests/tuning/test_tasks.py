@@ -135,3 +135,27 @@ def test_any_task_by_any_tuner(name, tmp_path, run, no_training):
     # The kept model is that of the best, and its file says its units.
     with zipfile.ZipFile(tmp_path / "s" / "best_model.keras") as archive:
         assert archive.read("model") == str(expected).encode()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("name", ["lm", "sentiment"])
+def test_tuners_go_where_the_metric_is_better(name, tmp_path, run, no_training):
+    """The fake metric rises with the units. For sentiment that is better."""
+    options = {"task": name, "dataset": "sample", "units": "4-99", "emb_dim": 4}
+    options |= dict.fromkeys(("layers", "window"), 1) | {"pooling": "fo"}
+    options |= {"zoneout": 0.1, "dropout": 0.1, "learning_rate": 0.1}
+    choose = max if TASKS[name].objective.direction == "max" else min
+
+    def units(tuner, epochs, max_trials):
+        path = tmp_path / tuner
+        more = {"tuner": tuner, "epochs": epochs, "max_trials": max_trials}
+        code, _, error = run(save_path=path, **options, **more)
+        assert code == 0, error
+        return [int(row["units"]) for row in trials(path)]
+
+    # Hyperband trains the best of the first three further.
+    *first, last = units("hyperband", 3, 4)
+    assert last == choose(first)
+    # The first three are random. Gaussian processes choose the others.
+    *_, fourth, fifth, sixth = units("bayesian", 1, 6)
+    assert choose(fourth, fifth, sixth) == choose(4, 99)

@@ -14,9 +14,12 @@ from keras_qrnn.training.run_directory import held
 from tests.tuning.searches import (
     LM,
     TINY,
+    FakeExperiment,
     arguments,
+    fake_train_experiment,
     fake_training,
     make_tuner,
+    trials,
 )
 
 pytestmark = pytest.mark.one_backend  # no search trains here
@@ -149,3 +152,39 @@ def test_a_full_disk_stops_the_search_and_no_trial_is_blamed(
     assert len(error.splitlines()) == 1
     assert search.main(options) == 0
     assert "Trial 0 of 1 runs again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("why", ["breaks", "waits", "no place"])
+def test_a_search_that_fails_leaves_its_results(
+    tmp_path, monkeypatch, run, no_training, why
+):
+    """After one good trial. No experiment is made again for the results."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    made, path = [], tmp_path / "s"
+    make = FakeExperiment.__init__
+    monkeypatch.setattr(
+        FakeExperiment, "__init__", lambda *each: (made.append(each), make(*each))[1]
+    )
+
+    def train(experiment, directory, *args, **more):
+        if (path / "trial_0").exists() and "trial_0" not in str(directory):
+            if why == "waits":
+                raise FatalError("waits")
+            raise ValueError("a bug")
+        return fake_train_experiment(experiment, directory, *args, **more)
+
+    monkeypatch.setattr(search, "train_experiment", train)
+    if why == "no place":
+        monkeypatch.setattr(type(FakeExperiment.vocabulary), "save", full)
+    code, _, error = run(save_path=path, **(TINY | {"max_trials": 9}))
+    assert code == 2 and error.count("\n") == 1
+    assert len(made) == 1 + (2 if why == "waits" else 4)  # each trial makes its own
+    rows = trials(path)
+    statuses = ["COMPLETED"] + ["FAILED"] * (3 if why != "waits" else 0)
+    assert [row["status"] for row in rows] == statuses
+    if why != "no place":
+        assert (path / "best.json").exists() and (path / "best_model.keras").exists()
+        assert (path / "vocabulary.json").exists()
