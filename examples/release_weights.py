@@ -52,7 +52,7 @@ import numpy as np
 from keras_qrnn.models.generation import generate, text_of
 from keras_qrnn.training import load_trained
 
-model, vocabulary = load_trained(".", "load_path")  # this directory
+model, vocabulary = load_trained(".")  # this directory
 first, random = vocabulary.id_of("<eos>"), np.random.default_rng(0)
 ids = generate(model.with_batch_size(1), first, 20, 0.8, random)
 print(text_of(vocabulary.decode(ids)))

@@ -1,5 +1,6 @@
 """A run's weights: their averages, their perplexity, the model of a finished run."""
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,8 +81,8 @@ def evaluate_perplexity(
 
 
 def load_run(
-    directory: Path,
-    option: str,
+    directory: str | os.PathLike,
+    option: str | None,
     kind: type[Model],
     program: str,
     words: type[Words] = Vocabulary,  # type: ignore[assignment]
@@ -93,7 +94,7 @@ def load_run(
 
     Args:
         directory: the run's `save_path`.
-        option: the option's name in error messages.
+        option: the option with which a program was given `directory`, for messages.
         kind: class of the model. Its config has the entries `vocabulary`, which is the
             fingerprint of the vocabulary or None, and `vocab_size`.
         program: name of the program that writes such runs.
@@ -103,29 +104,31 @@ def load_run(
         FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
         ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
+    name = "Argument `directory`" if option is None else f"Option `{option}`"
+    directory = Path(directory)
     path = RunDirectory(directory).best_model()
     for file in (path, directory / "vocabulary.json"):
         if not file.is_file():
             raise FileNotFoundError(
-                f"Option `{option}` must be a directory that {program} wrote. "
+                f"{name} must be a directory that {program} wrote. "
                 f"Received: {directory}, which holds no {file.name}"
             )
     vocabulary = words.load(directory / "vocabulary.json")
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
-    with reading(f"Option `{option}`: {path}", f"a whole{what}"):
+    with reading(f"{name}: {path}", f"a whole{what}"):
         model = keras.saving.load_model(path, compile=False)
         if not isinstance(model, kind):
             raise TypeError(f"a {type(model).__name__}, not a {kind.__name__}")
     config = model.get_config()
     if config["vocabulary"] not in (None, vocabulary.fingerprint):
         raise ValueError(
-            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            f"{name}: the vocabulary in {directory} does not fit the model. "
             "It has other words than the model was trained with, or another order"
         )
     expected = config["vocab_size"]
     if expected != len(vocabulary):
         raise ValueError(
-            f"Option `{option}`: the vocabulary in {directory} does not fit the model. "
+            f"{name}: the vocabulary in {directory} does not fit the model. "
             f"Expected {expected} words. Received: {len(vocabulary)}"
         )
     return model, vocabulary

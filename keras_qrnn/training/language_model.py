@@ -4,7 +4,6 @@ import functools
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -257,19 +256,19 @@ def count_weights(options: TrainingOptions, vocab_size: int) -> int:
 
 
 def load_trained(
-    directory: str | os.PathLike, option: str
+    directory: str | os.PathLike, option: str | None = None
 ) -> tuple[LanguageModel, Vocabulary]:
     """The best language model of a run, and its vocabulary.
 
     Args:
         directory: the run's `save_path`.
-        option: the option's name in error messages.
+        option: the option with which a program was given `directory`, for messages.
 
     Raises:
         FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
         ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
-    return load_run(Path(directory), option, LanguageModel, "train_lm.py")
+    return load_run(directory, option, LanguageModel, "train_lm.py")
 
 
 def _take_weights(run: str, trained: LanguageModel, model: LanguageModel) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -513,8 +514,19 @@ def evaluation_batches(
     return ReviewBatches(labels, tokens, batch_size)
 
 
-def load_sentiment(directory: Path, option: str) -> tuple[SentimentModel, Vocabulary]:
-    """The best sentiment model of a run: see `load_run` for the arguments."""
+def load_sentiment(
+    directory: str | os.PathLike, option: str | None = None
+) -> tuple[SentimentModel, Vocabulary]:
+    """The best sentiment model of a run, and its vocabulary.
+
+    Args:
+        directory: the run's `save_path`.
+        option: the option with which a program was given `directory`, for messages.
+
+    Raises:
+        FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
+        ValueError: if a file is damaged, or if the vocabulary does not fit the model.
+    """
     return load_run(directory, option, SentimentModel, "train_sentiment.py")
 
 

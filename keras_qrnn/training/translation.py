@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,20 +248,20 @@ def count_weights(options: TranslationOptions, vocab_size: int) -> int:
 
 
 def load_translation(
-    directory: str | os.PathLike, option: str
+    directory: str | os.PathLike, option: str | None = None
 ) -> tuple[TranslationModel, CharacterVocabulary]:
     """The best model of a run of train_translation.py, and its vocabulary.
 
     Args:
         directory: the run's `save_path`.
-        option: the option's name in error messages.
+        option: the option with which a program was given `directory`, for messages.
 
     Raises:
         FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
         ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
     return load_run(
-        Path(directory),
+        directory,
         option,
         TranslationModel,
         "train_translation.py",

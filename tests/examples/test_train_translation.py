@@ -186,7 +186,7 @@ def test_translate(trained, tmp_path, monkeypatch, capsys):
     assert translate.main(given) == 0
     done = capsys.readouterr()
     assert plot.read_bytes().startswith(b"\x89PNG")
-    model, vocabulary = load_translation(path, "load_path")
+    model, vocabulary = load_translation(str(path))
     translator = translate.Translator(model, vocabulary, beam=2, batch_size=2)
     assert done.out.splitlines() == translator.translate(lines)
     assert done.err.count("\n") == 2

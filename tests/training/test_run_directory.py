@@ -304,6 +304,9 @@ def test_vocabulary_in_another_order(model_file, tmp_path):
         Vocabulary(changed).save(words)
         with pytest.raises(ValueError, match=r"`load_path`: .* does not fit the model"):
             load_trained(tmp_path, "load_path")
+    message = r"^Argument `directory`: .* does not fit the model"
+    with pytest.raises(ValueError, match=message):
+        load_trained(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["directory", "config", "foreign", "empty", "text"])

@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer):
     for row, other in zip(whole, cut, strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
     # The best epoch's model predicts what validation saw.
-    model, vocabulary = load_sentiment(tmp_path / "cut", "save_path")
+    model, vocabulary = load_sentiment(str(tmp_path / "cut"))
     experiment = SentimentAnalysis(reviews(), options)
     assert vocabulary.words == experiment.vocabulary.words
     logits = logits_of(model, experiment.tokens["valid"], 3)
