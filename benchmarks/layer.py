@@ -150,7 +150,7 @@ def cell_rows(
 
 
 def plot(path: Path, rows: list[dict]) -> None:
-    """Draws how many times faster the QRNN is than the fastest LSTM, batch by time."""
+    """Draws how many times as fast as the fastest LSTM the QRNN is, batch by time."""
     tables = {mode: speedups(rows, mode=mode) for mode in ("training", "inference")}
     figure, axes = pyplot().subplots(
         1, len(tables), figsize=(6 * len(tables), 4.2), squeeze=False, layout="tight"
@@ -172,7 +172,7 @@ def plot(path: Path, rows: list[dict]) -> None:
         axis.set_yticks(range(len(batches)), batches)
         axis.set_xlabel("time")
         axis.set_ylabel("batch")
-        axis.set_title(f"{mode}: times faster than the fastest LSTM\n{BACKEND}")
+        axis.set_title(f"{mode}: times as fast as the fastest LSTM\n{BACKEND}")
     save_figure(figure, path)
 
 

@@ -30,7 +30,7 @@ RUNS = {
     "qrnn_seed1": ("the same, seed 1", "82.9", "79.9"),
     "lstm": ("LSTM of that size", "85.7", "82.0"),
     "awd": ("`--preset awd`, 4 layers of 1550", "60.6", "58.3"),
-    "awd_small": ("an earlier recipe, 3 layers of 1150", "60.6", "58.3"),
+    "awd_small": ("an earlier recipe, 3 layers of 1150", "", ""),
 }
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 BACKENDS["torch_numba"] = "PyTorch with Numba"
@@ -39,13 +39,14 @@ ON_AMD = {
     "tensorflow_epyc": "TensorFlow",
     "torch_epyc": "PyTorch with Numba",
 }
+NUMBAS_DTYPES = ("float32", "float64")  # Other dtypes run without it.
 ON_GPU = {
     "jax_cuda": "JAX, compiled",
     "torch_cuda": "PyTorch, called from Python",
     "torch_cuda_compiled": "PyTorch, torch.compile with CUDA graphs",
     "torch_cuda_gpu_time": "PyTorch, the GPU's part",
 }
-# Figure 4 of arXiv 1611.01576: how many times faster than cuDNN's LSTM a QRNN of 320
+# Figure 4 of arXiv 1611.01576: how many times as fast as cuDNN's LSTM a QRNN of 320
 # units is in inference. For each batch, the figures of these times.
 PAPER_TIMES = (32, 64, 128, 256, 512)
 PAPER_SPEEDUP = {
@@ -80,7 +81,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def speedups(rows: list[dict], **chosen: str) -> dict[tuple[int, int], float]:
-    """How many times faster than the fastest LSTM, by batch and time."""
+    """How many times as fast as the fastest LSTM, by batch and time."""
     cells = medians(rows, ("batch", "time"), **chosen)
     return {
         key: min(s for name, s in cell.items() if "LSTM" in name) / cell["QRNN"]
@@ -114,7 +115,7 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
                 f"{geometric_mean(over_product):.2f} (at most {max(over_product):.2f})",
             ]
         )
-    header = ["times faster than", "Keras's LSTM", "Keras's GRU", "the fastest LSTM"]
+    header = ["times as fast as", "Keras's LSTM", "Keras's GRU", "the fastest LSTM"]
     header += [
         "cells in which at least as fast",
         "time over that of the matrix products",
@@ -192,7 +193,10 @@ def task_table(results: dict[str, list[dict]]) -> str:
             if row["part"] in ("greedy", "beam 8"):
                 written[place, *key] = float(row["characters_per_second"])
         for dtype in dtypes:
-            cells = [f"{ON_AMD[place]}, {dtype}"]
+            name = ON_AMD[place]
+            if dtype not in NUMBAS_DTYPES:
+                name = name.removesuffix(" with Numba")
+            cells = [f"{name}, {dtype}"]
             for part in ("training", "evaluation"):
                 qrnn = times[dtype, part, "qrnn"]
                 lstm = times.get((dtype, part, "lstm"))
@@ -263,10 +267,12 @@ def runs_table(directory: Path) -> str:
         log = read_rows(path.with_name("log.csv"))
         best = min(log, key=lambda row: float(row["val_perplexity"]))["epoch"]
         reached = [
-            f"{run[k]:.1f}" if k in run else "not read" for k in ("valid", "test")
+            f"{run[k]:.1f}" if k in run else "not measured" for k in ("valid", "test")
         ]
         cached = f"{run['test_with_cache']:.1f}" if "test_with_cache" in run else ""
-        both = [f"{r} ({p})" for r, p in zip(reached, published, strict=True)]
+        both = [
+            f"{r} ({p})" if p else r for r, p in zip(reached, published, strict=True)
+        ]
         cells = [title, f"`{name}`", *both, cached]
         cells += [f"{run['weights'] / 1e6:.1f}", f"{best} of {len(log)}"]
         cells.append(run["options"]["dtype_policy"])
@@ -285,7 +291,7 @@ def short_runs_table(directory: Path) -> str:
         if runs and not name.endswith("_seed1"):
             reached = [
                 ", ".join(
-                    f"{run[key]:.1f}" if key in run else "not read" for run in runs
+                    f"{run[key]:.1f}" if key in run else "not measured" for run in runs
                 )
                 for key in ("valid", "test")
             ]
@@ -385,7 +391,7 @@ def gpu_section(directory: Path) -> str | None:
             ]
             header = ["batch \\ time", *map(str, PAPER_TIMES)]
             tables.append(f"**{name}, inference**\n\n{markdown(header, lines)}")
-    header = ["", "cells measured", "times faster than the fastest LSTM"]
+    header = ["", "cells measured", "times as fast as the fastest LSTM"]
     header += ["geometric mean", "cells at least as fast", "cells ahead of the paper's"]
     parts = [measured_on(layer), markdown(header, body)]
     parts.append(
@@ -404,7 +410,7 @@ def gpu_section(directory: Path) -> str | None:
     for place in layer:
         if (directory / place / "layer.png").exists():
             path = f"../benchmarks/results/{place}/layer.png"
-            alt = f"{ON_GPU[place]}, times faster by batch and time"
+            alt = f"{ON_GPU[place]}, times as fast by batch and time"
             parts.append(f"![{alt}]({path})")
     return "\n\n".join(parts)
 
@@ -427,11 +433,11 @@ def section(directory: Path) -> str:
         for mode in MODES:
             title = f"**A layer of 320 units, {mode}, {dtype}**"
             parts.append(f"{title}\n\n{layer_summary(layer, mode, dtype)}")
-    parts.append("How many times faster than the fastest LSTM, by batch and time:")
+    parts.append("How many times as fast as the fastest LSTM, by batch and time:")
     for backend in layer:
         if (directory / backend / "layer.png").exists():
             path = f"../benchmarks/results/{backend}/layer.png"
-            alt = f"{BACKENDS[backend]}, times faster by batch and time"
+            alt = f"{BACKENDS[backend]}, times as fast by batch and time"
             parts.append(f"![{alt}]({path})")
     tables = (
         (
@@ -470,7 +476,7 @@ def section(directory: Path) -> str:
 
 
 def short_section(directory: Path) -> str:
-    """How many times faster than LSTMs: one line for each backend, for the README."""
+    """How many times as fast as LSTMs: one line for each backend, for the README."""
     body = []
     places = {place: f"{name}, CPU" for place, name in BACKENDS.items()}
     places |= {"jax_cuda": "JAX, GPU", "torch_cuda": "PyTorch, GPU"}
@@ -484,7 +490,7 @@ def short_section(directory: Path) -> str:
                 else ""
             )
         body.append([places[place], *cells])
-    return markdown(["times faster than the fastest LSTM", *MODES], body)
+    return markdown(["times as fast as the fastest LSTM", *MODES], body)
 
 
 def write_section(page: Path, name: str, text: str) -> None:

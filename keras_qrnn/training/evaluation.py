@@ -49,7 +49,7 @@ class Evaluator:
     """Computes the perplexity of one stream at each call.
 
     The model reads the stream as one row, from its first token to its last. Its state
-    is carried over; dropout and zoneout are off. Every token but the first is
+    is carried over; dropout is off, zoneout acts as in inference. Every token but the first is
     predicted once, from all tokens before it.
 
     Args:

@@ -17,15 +17,20 @@ def text_of(page):
     return " ".join((ROOT / "docs" / f"{page}.md").read_text("utf-8").split())
 
 
-def times_faster(place):
-    """How many times faster than the fastest LSTM, by mode, batch and time."""
-    path = ROOT / "benchmarks" / "results" / place / "layer.csv"
-    cells = {}
+def rows_of(place, name):
+    """The rows of a result file of the benchmarks."""
+    path = ROOT / "benchmarks" / "results" / place / f"{name}.csv"
     with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["dtype"] == "float32":
-                key = row["mode"], int(row["batch"]), int(row["time"])
-                cells.setdefault(key, {})[row["name"]] = float(row["median"])
+        return list(csv.DictReader(file))
+
+
+def times_as_fast(place):
+    """How many times as fast as the fastest LSTM, by mode, batch and time."""
+    cells = {}
+    for row in rows_of(place, "layer"):
+        if row["dtype"] == "float32":
+            key = row["mode"], int(row["batch"]), int(row["time"])
+            cells.setdefault(key, {})[row["name"]] = float(row["median"])
     return {
         key: min(s for name, s in cell.items() if "LSTM" in name) / cell["QRNN"]
         for key, cell in cells.items()
@@ -34,7 +39,7 @@ def times_faster(place):
 
 def test_the_summary_of_the_gpu_table():
     def ratios(place, mode):
-        return [n for key, n in times_faster(place).items() if key[0] == mode]
+        return [n for key, n in times_as_fast(place).items() if key[0] == mode]
 
     found = ratios("jax_cuda", "training") + ratios("jax_cuda", "inference")
     text, mean = text_of("speed"), statistics.geometric_mean
@@ -42,8 +47,9 @@ def test_the_summary_of_the_gpu_table():
     assert f"{least:.0f} to {most:.0f} times as fast ({mean(found):.0f} in" in text
     modes = ("training", "inference")
     means = [mean(ratios("torch_cuda", mode)) for mode in modes]
-    assert "{:.1f} times in training and {:.1f} in inference".format(*means) in text
-    short = [n for key, n in times_faster("torch_cuda").items() if key[2] == 32]
+    expected = "{:.1f} times as fast in training and {:.1f} in inference"
+    assert expected.format(*means) in text
+    short = [n for key, n in times_as_fast("torch_cuda").items() if key[2] == 32]
     assert f"({min(short):.1f} to " in text
     compiled = {mode: ratios("torch_cuda_compiled", mode) for mode in modes}
     means = [mean(compiled[mode]) for mode in modes]
@@ -54,12 +60,10 @@ def test_the_summary_of_the_gpu_table():
 
 
 def test_the_scans_on_the_gpu():
-    path = ROOT / "benchmarks" / "results" / "torch_cuda_gpu_time" / "scan.csv"
     times = {}
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key = row["direction"], row["name"]
-            times.setdefault(key, {})[int(row["time"])] = float(row["median"])
+    for row in rows_of("torch_cuda_gpu_time", "scan"):
+        key = row["direction"], row["name"]
+        times.setdefault(key, {})[int(row["time"])] = float(row["median"])
 
     def span(direction, slower, faster, least=0):
         pair = times[direction, slower], times[direction, faster]
@@ -78,7 +82,7 @@ def test_the_scans_on_the_gpu():
 
 
 def test_cells_of_jax_that_were_measured_twice():
-    earlier, again = times_faster("jax_cuda"), times_faster("jax_cuda_again")
+    earlier, again = times_as_fast("jax_cuda"), times_as_fast("jax_cuda_again")
     ratios = [again[key] / earlier[key] for key in again]
     text = f"The ratios were {min(ratios):.2f} to {max(ratios):.2f} times the earlier"
     page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
@@ -184,7 +188,7 @@ def test_the_summary_of_the_speed_tables():
     """The summaries agree with the result files."""
     spans = {}
     for place in ("jax", "tensorflow", "torch", "torch_numba"):
-        ahead = times_faster(place).values()
+        ahead = times_as_fast(place).values()
         assert min(ahead) > 1
         least, most = (100 * (ratio - 1) for ratio in (min(ahead), max(ahead)))
         spans[place] = f"by {least:.0f} to {most:.0f}%"
@@ -193,7 +197,7 @@ def test_the_summary_of_the_speed_tables():
     assert expected.format(**spans) in text
     behind = "up to a third faster than the QRNN where batch x time is 1024 or less"
     assert behind in text
-    for (_, batch, time), ratio in times_faster("torch_epyc").items():
+    for (_, batch, time), ratio in times_as_fast("torch_epyc").items():
         if batch * time > 4096:
             assert ratio >= 1
         else:
@@ -222,3 +226,25 @@ def test_the_long_memories():
             cells.append(cell)
         assert f"| {title} | {' | '.join(cells)} |" in text
         assert len(found[task, "chrono"]) == len(found[task, "qrnn"])
+
+
+def test_one_step_in_each_call():
+    """QRNN beside LSTM where a call reads one step, and where a search does."""
+    ratios, written = {}, {}
+    for place in ("jax_epyc", "tensorflow_epyc", "torch_epyc"):
+        for row in rows_of(place, "streaming"):
+            key = place, row["mode"], row["units"]
+            ratios.setdefault(key, {})[row["name"]] = float(row["median"])
+        for row in rows_of(place, "translation"):
+            if row["part"] in ("greedy", "beam 8"):
+                cell = written.setdefault((place, row["dtype"], row["part"]), {})
+                cell[row["cell"]] = float(row["characters_per_second"])
+    ratios = {key: cell["keras LSTM"] / cell["QRNN"] for key, cell in ratios.items()}
+    eager = [n for (*key, _), n in ratios.items() if key == ["tensorflow_epyc", "eager"]]
+    others = [n for n in ratios.values() if n not in eager]
+    text = f"{min(others):.1f} to {max(others):.1f} times as fast as an LSTM "
+    text += f"({min(eager):.1f} to {max(eager):.1f} times where TensorFlow"
+    assert text in text_of("streaming")
+    fewer = [100 * (1 - cell["qrnn"] / cell["lstm"]) for cell in written.values()]
+    text = f"the QRNN wrote {min(fewer):.0f} to {max(fewer):.0f} % fewer characters"
+    assert text in text_of("translation")
