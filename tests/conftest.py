@@ -89,7 +89,7 @@ def _without_numba():
     """The tests run as without Numba, but those in tests/ops/torch/test_numba.py."""
     with pytest.MonkeyPatch.context() as patch:
         if keras.config.backend() == "torch":
-            patch.setattr("keras_qrnn.ops.torch.choice._numba", lambda: None)
+            patch.setattr("keras_qrnn.ops.torch.dispatch._numba", lambda: None)
         yield
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from keras_qrnn.data import hub, sample
+from keras_qrnn.data import hub, text_sample
 from keras_qrnn.data.corpus import Corpus
 
 SPLITS = ("train", "valid", "test")
@@ -49,7 +49,7 @@ def load_corpus(
                 "Argument `data_dir` goes with dataset='ptb'; the sample is "
                 f"generated. Received: data_dir={str(data_dir)!r}"
             )
-        splits, floor = sample.generate()
+        splits, floor = text_sample.generate()
         return Corpus(
             "sample",
             splits["train"],

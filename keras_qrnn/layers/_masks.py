@@ -91,10 +91,10 @@ def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
     if BACKEND == "torch":
         import torch
 
-        from keras_qrnn.ops.torch import plain
+        from keras_qrnn.ops.torch import recorded
 
-        if torch.compiler.is_exporting() and not plain.may_change(time):
-            return plain.valid_first(mask)
+        if torch.compiler.is_exporting() and not recorded.may_change(time):
+            return recorded.valid_first(mask)
     steps = _arange(time)
     is_masked = ops.cast(ops.logical_not(mask), "int32")
     # Equal keys are the same step, so any sort will do: ONNX has no stable sort.

@@ -1,7 +1,7 @@
 """JAX: the scan and the poolings, with gradients by hand in forward and reverse mode.
 
-The scan is `_sequential` or `_associative`, and its gradient is `_scan_derivatives`. XLA
-fuses elementwise operations. `ops/jax_linear.py` explains how a gradient by hand
+The scan is `_sequential` or `_associative`, and its gradient is `_scan_derivatives`.
+XLA fuses elementwise operations. `ops/jax_linear.py` explains how a gradient by hand
 gets both modes. Shapes and dtypes are those of `Backend` in `ops/backend.py`.
 """
 

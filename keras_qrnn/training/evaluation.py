@@ -49,8 +49,8 @@ class Evaluator:
     """Computes the perplexity of one stream at each call.
 
     The model reads the stream as one row, from its first token to its last. Its state
-    is carried over; dropout is off, zoneout acts as in inference. Every token but the first is
-    predicted once, from all tokens before it.
+    is carried over. Dropout is off, and zoneout acts as in inference. Every token but
+    the first is predicted once, from all tokens before it.
 
     Args:
         model: a built `LanguageModel`. Its own state is not changed.

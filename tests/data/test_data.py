@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, sample
+from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, text_sample
 from keras_qrnn.data.imdb import load_reviews
 from keras_qrnn.data.multi30k import load_parallel_text
 from tests.data.hub import COMMIT, Hub, penn_treebank
@@ -238,31 +238,31 @@ def test_sample_is_deterministic():
 
 
 def test_sample_probabilities_sum_to_one():
-    rules = sample.grammar()
+    rules = text_sample.grammar()
     for arrows in rules.values():
         assert math.isclose(sum(p for p, _, _ in arrows), 1)
     words = {word for arrows in rules.values() for _, word, _ in arrows}
-    for line in sample.generate({"train": 20})[0]["train"]:
-        beliefs = {sample.START: 1.0}
+    for line in text_sample.generate({"train": 20})[0]["train"]:
+        beliefs = {text_sample.START: 1.0}
         for word in [*line.split(), "<eos>"]:
             total = 0
             for candidate in words:
                 try:
-                    total += sample.step(rules, beliefs, candidate)[0]
+                    total += text_sample.step(rules, beliefs, candidate)[0]
                 except ValueError:
                     continue  # a word that cannot follow has probability zero
             assert math.isclose(total, 1)
-            _, beliefs = sample.step(rules, beliefs, word)
+            _, beliefs = text_sample.step(rules, beliefs, word)
 
 
 def test_sample_floor_agrees_with_enumeration():
     """Both are computed again from all sentences and their probabilities."""
-    rules = sample.grammar()
+    rules = text_sample.grammar()
     sentences = Counter()
-    walks = [((), sample.START, 1.0)]
+    walks = [((), text_sample.START, 1.0)]
     while walks:
         words, state, mass = walks.pop()
-        if state == sample.END:
+        if state == text_sample.END:
             sentences[words] += mass
             continue
         for probability, word, following in rules[state]:
@@ -270,27 +270,27 @@ def test_sample_floor_agrees_with_enumeration():
     assert math.isclose(sum(sentences.values()), 1)
     entropy = -sum(p * math.log(p) for p in sentences.values())
     length = sum(p * len(words) for words, p in sentences.items())
-    assert math.isclose(sample.entropy_rate(rules), entropy / length)
+    assert math.isclose(text_sample.entropy_rate(rules), entropy / length)
     for words, p in itertools.islice(sentences.items(), 0, None, 997):
-        floor = sample.floor_perplexity(rules, [" ".join(words[:-1])])
+        floor = text_sample.floor_perplexity(rules, [" ".join(words[:-1])])
         assert math.isclose(floor ** -len(words), p)
 
 
 def test_sample_entropy_is_what_the_text_shows():
-    rules = sample.grammar()
-    _, floor = sample.generate({"train": 40000}, seed=5)
-    assert abs(math.log(floor["train"]) - sample.entropy_rate(rules)) < 0.005
+    rules = text_sample.grammar()
+    _, floor = text_sample.generate({"train": 40000}, seed=5)
+    assert abs(math.log(floor["train"]) - text_sample.entropy_rate(rules)) < 0.005
 
 
 def test_sample_depends_on_more_than_a_window():
     """The object depends on the subject's topic, at least three words back."""
     for line in load_corpus("sample").train[:500]:
         words = [w for w in line.split() if w != "again"]
-        subject = next(w for w in words[1:] if w not in sample.ADJECTIVES)
+        subject = next(w for w in words[1:] if w not in text_sample.ADJECTIVES)
         topic = next(
-            t for t, pairs in sample.NOUNS.items() if subject in sum(pairs, ())
+            t for t, pairs in text_sample.NOUNS.items() if subject in sum(pairs, ())
         )
-        assert words[-1] in sample.OBJECTS[topic]
+        assert words[-1] in text_sample.OBJECTS[topic]
         assert len(words) - words.index(subject) > 3
 
 

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus, sample
+from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus, text_sample
 from keras_qrnn.models.generation import generate, layer_gates
 from keras_qrnn.training import (
     TrainingOptions,
@@ -151,7 +151,7 @@ def test_sample_comes_within_five_percent_of_the_best_reachable(
         request.addfinalizer(partial(jax.config.update, name, before))
         jax.config.update(name, False)
     else:
-        texts, floor = sample.generate({"train": 1500, "valid": 100, "test": 100})
+        texts, floor = text_sample.generate({"train": 1500, "valid": 100, "test": 100})
         corpus, most = replace(corpus, **texts, floor_perplexity=floor), 1.5
         data += ["--epochs", "3"]
         monkeypatch.setattr(train_lm.CorpusOptions, "load", lambda _: corpus)
@@ -180,7 +180,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
     epochs = 3
     common = [*arguments(data_dir=small_ptb, epochs=epochs, **TINY), "--notest"]
     command = [sys.executable, str(ROOT / "examples" / "train_lm.py"), *common]
-    places = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "without_numba"]))
+    places = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "hidden_numba"]))
     environment = os.environ | {"PYTHONPATH": places}
 
     def run(path, *more, kill_after):

@@ -12,7 +12,7 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops.torch import plain
+from keras_qrnn.ops.torch import recorded
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -67,7 +67,7 @@ def test_valid_steps_without_a_sort(time):
     """What LiteRT's converter is shown, for it has no sort."""
     mask = torch.rand(9, time) > torch.linspace(-0.1, 1.1, 9)[:, None]
     steps = torch.where(mask, torch.arange(time), time)
-    assert torch.equal(plain.valid_first(mask), steps.sort(1).values)
+    assert torch.equal(recorded.valid_first(mask), steps.sort(1).values)
 
 
 def masked_model(time):

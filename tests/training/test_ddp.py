@@ -13,7 +13,7 @@ from keras_qrnn.training.callbacks import BatchesOfTheEpoch, CarriedState
 from tests.assertions import assert_close
 
 ROOT = Path(__file__).parents[2]
-PLACES = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "without_numba"]))
+PLACES = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "hidden_numba"]))
 
 
 @pytest.mark.one_backend("torch")

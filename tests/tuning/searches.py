@@ -25,7 +25,7 @@ LM = TASKS["lm"]
 OBJECTIVE = LM.objective.name
 SCRIPT = Path(search.__file__)
 ROOT = SCRIPT.parents[1]
-PATH = os.pathsep.join(map(str, [ROOT, SCRIPT.parent, ROOT / "tests/without_numba"]))
+PATH = os.pathsep.join(map(str, [ROOT, SCRIPT.parent, ROOT / "tests/hidden_numba"]))
 trains = pytest.mark.skipif(
     keras.config.backend() == "numpy", reason="the NumPy backend does not train"
 )

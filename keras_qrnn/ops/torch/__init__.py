@@ -2,13 +2,13 @@
 
 The scan and the poolings have two implementations:
 
-- `plain.py` runs while something traces, exports, batches or transforms: its operations
-  allow all of this.
+- `recorded.py` runs while something traces, exports, batches or transforms: its
+  operations allow all of this.
 - Otherwise a set of kernels runs, with a gradient by hand (`scan.py`, `pooling.py`):
   `triton.py` on a GPU, `numba.py` on a CPU if Numba is installed, `loops.py` everywhere
   else. In code that `torch.compile` compiles, `custom_ops.py` calls them.
 
-`kernels_for` in `choice.py` decides. `convolution.py` has the convolution and its
+`kernels_for` in `dispatch.py` decides. `convolution.py` has the convolution and its
 gradient, by matrix products or by oneDNN.
 
 Memory is time-major: a step is one contiguous slice. Arguments and results are
@@ -19,14 +19,14 @@ ends. `linear_scan` alone keeps the memory order of its arguments.
 import torch
 
 from keras_qrnn.ops import equations
-from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import is_recorded
+from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.convolution import (
     autocast,
     causal_conv,
     convolve,
     is_autocast,
 )
+from keras_qrnn.ops.torch.dispatch import is_recorded
 from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
@@ -52,8 +52,8 @@ def conv_pool(
             outputs, last = conv_pool(*arguments, initial_state, update_scale, pooling)
             return outputs.to(inputs.dtype), last
     if is_recorded(inputs, kernel):
-        gates = plain.causal_conv(inputs, kernel, bias)
-        return plain.pool(gates, initial_state, update_scale, pooling, activate=True)
+        gates = recorded.causal_conv(inputs, kernel, bias)
+        return recorded.pool(gates, initial_state, update_scale, pooling, activate=True)
     window, units = kernel.shape[0], initial_state.shape[1]
     batch, time = inputs.shape[0], inputs.shape[1] - window + 1
     # In half precision a step would be rounded in other places than in a sequence.
@@ -87,7 +87,7 @@ def _one_step(
     """`conv_pool` on one step: no loop, and the gradient is PyTorch's own."""
     seen, weights = inputs.flatten(1), kernel.flatten(0, 1)
     gates = seen @ weights if bias is None else torch.addmm(bias, seen, weights)
-    activated = plain.activations(gates, pooling, activate=True)
+    activated = recorded.activations(gates, pooling, activate=True)
     if isinstance(update_scale, torch.Tensor):
         update_scale = update_scale[:, 0].to(activated.z.dtype)
     state = initial_state.to(activated.z.dtype)

@@ -9,8 +9,8 @@ from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import is_recorded
+from keras_qrnn.ops.torch import recorded
+from keras_qrnn.ops.torch.dispatch import is_recorded
 from keras_qrnn.ops.torch.loops import pieces
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -28,7 +28,7 @@ def causal_conv(
         with autocast(inputs, kernel, bias) as arguments:
             return causal_conv(*arguments).to(inputs.dtype)
     if is_recorded(inputs, kernel):
-        return plain.causal_conv(inputs, kernel, bias)
+        return recorded.causal_conv(inputs, kernel, bias)
     return convolve(inputs, kernel, bias)
 
 
@@ -186,7 +186,7 @@ class Convolution(Function):
 def _recorded_gradients(
     inputs: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor, bias_axes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    d_inputs, d_kernel, d_bias = plain.causal_conv_gradients(
+    d_inputs, d_kernel, d_bias = recorded.causal_conv_gradients(
         inputs.transpose(0, 1), kernel, gradient.transpose(0, 1), bias_axes
     )
     return d_inputs.transpose(0, 1), d_kernel, d_bias

@@ -15,7 +15,7 @@ import torch
 
 from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch.plain import accumulator, previous
+from keras_qrnn.ops.torch.recorded import accumulator, previous
 
 # The steps of a block in a long scan. Blocks of a short scan have half as many. See
 # `ops/blocks.py`.

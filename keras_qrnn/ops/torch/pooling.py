@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import kernels_for, unrecorded_kernels_for
+from keras_qrnn.ops.torch import recorded
+from keras_qrnn.ops.torch.dispatch import kernels_for, unrecorded_kernels_for
 from keras_qrnn.ops.torch.scan import linear_scan
 
 
@@ -23,7 +23,7 @@ def pool(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     kernels = kernels_for(gates, initial_state)
     if kernels is None:
-        return plain.pool(gates, initial_state, update_scale, pooling, activate)
+        return recorded.pool(gates, initial_state, update_scale, pooling, activate)
     if isinstance(update_scale, torch.Tensor):
         update_scale = update_scale.transpose(0, 1)
     run = Pool.apply if torch.is_grad_enabled() else kernels.pool_for_inference
@@ -48,7 +48,7 @@ class Pool(Function):
         pooling: str,
         activate: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        state = initial_state.to(plain.accumulator(gates.dtype))
+        state = initial_state.to(recorded.accumulator(gates.dtype))
         kernels = unrecorded_kernels_for(gates)
         outputs, cells = kernels.pool(gates, state, update_scale, pooling, activate)
         mask = update_scale if isinstance(update_scale, torch.Tensor) else None
@@ -93,7 +93,7 @@ def _differentiable_gradients(
     """
     if isinstance(update_scale, torch.Tensor):
         update_scale = update_scale.transpose(0, 1)
-    d_gates, d_state = plain.pool_gradients(
+    d_gates, d_state = recorded.pool_gradients(
         gates.transpose(0, 1), initial_state, update_scale, pooling, activate,
         d_outputs.transpose(0, 1), d_last, linear_scan,
     )  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from keras_qrnn.ops.torch import plain
-from keras_qrnn.ops.torch.choice import kernels_for, unrecorded_kernels_for
+from keras_qrnn.ops.torch import recorded
+from keras_qrnn.ops.torch.dispatch import kernels_for, unrecorded_kernels_for
 
 
 def linear_scan(
@@ -20,8 +20,8 @@ def linear_scan(
     reverse: bool,
 ) -> torch.Tensor:
     if kernels_for(inputs, decay, initial_state) is None:
-        return plain.linear_scan(decay, inputs, initial_state, reverse)
-    dtype = plain.accumulator(inputs.dtype)
+        return recorded.linear_scan(decay, inputs, initial_state, reverse)
+    dtype = recorded.accumulator(inputs.dtype)
     states = LinearScan.apply(
         decay.to(dtype).transpose(0, 1),
         inputs.to(dtype).transpose(0, 1),
@@ -77,7 +77,7 @@ def _differentiable_gradients(
     No gradient is recorded through `scan_gradients` of the kernels.
     """
     zeros = torch.zeros_like(initial_state)
-    following = plain.previous(decay, zeros, not reverse).transpose(0, 1)
+    following = recorded.previous(decay, zeros, not reverse).transpose(0, 1)
     adjoint = linear_scan(following, gradient.transpose(0, 1), zeros, not reverse)
     adjoint = adjoint.transpose(0, 1)
-    return adjoint * plain.previous(states, initial_state, reverse), adjoint
+    return adjoint * recorded.previous(states, initial_state, reverse), adjoint

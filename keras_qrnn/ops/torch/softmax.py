@@ -6,7 +6,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
-from keras_qrnn.ops.torch.choice import is_recorded
+from keras_qrnn.ops.torch.dispatch import is_recorded
 from keras_qrnn.ops.torch.loops import slices
 
 # Logits that a core's cache holds.

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch.plain import previous
+from keras_qrnn.ops.torch.recorded import previous
 
 # The lanes of one program. They are few: a small batch must spread over the whole GPU.
 LANES = 32

@@ -13,7 +13,7 @@ import torch
 
 from keras_qrnn import QRNN, linear_scan
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch import choice
+from keras_qrnn.ops.torch import dispatch
 from tests.ops.torch import kernels
 
 TESTS = ("test_schema", "test_faketensor")
@@ -48,7 +48,7 @@ def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
         if (place, dtype) == ("numba", "bfloat16"):
             pytest.skip("NumPy has no bfloat16")
         module = importlib.import_module(f"keras_qrnn.ops.torch.{place}")
-        monkeypatch.setattr(choice, "loops", module)
+        monkeypatch.setattr(dispatch, "loops", module)
     operations = torch.ops.keras_qrnn
     device = kernels.DEVICE if place == "triton" else "cpu"
     arguments, above = arguments_of_pool(dtype, pooling, scale, device)

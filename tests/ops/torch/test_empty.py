@@ -13,7 +13,7 @@ import torch
 import keras_qrnn
 from keras_qrnn import QRNN
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch import choice, convolution, pool
+from keras_qrnn.ops.torch import convolution, dispatch, pool
 
 POOLS = {"f": keras_qrnn.f_pool, "fo": keras_qrnn.fo_pool, "ifo": keras_qrnn.ifo_pool}
 
@@ -23,7 +23,7 @@ def _kernels(request, monkeypatch):
     if request.param != "loops":
         pytest.importorskip(request.param)
     module = importlib.import_module(f"keras_qrnn.ops.torch.{request.param}")
-    monkeypatch.setattr(choice, "loops", module)
+    monkeypatch.setattr(dispatch, "loops", module)
 
 
 @pytest.mark.parametrize(("time", "onednn"), [(1, True), (6, False), (70, True)])

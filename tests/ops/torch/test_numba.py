@@ -18,14 +18,14 @@ if keras.config.backend() != "torch":
 import torch
 
 import keras_qrnn
-from keras_qrnn.ops.torch import choice, loops, openmp
+from keras_qrnn.ops.torch import dispatch, loops, openmp
 from tests import reference
 from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
 from tests.ops import test_pooling, test_scan
 from tests.ops.torch import kernels
 
-find_numba = choice._numba
+find_numba = dispatch._numba
 if find_numba() is None:
     pytest.skip("pip install '.[numba]'", allow_module_level=True)
 
@@ -35,7 +35,7 @@ FULL = ["float32", "float64"]
 @pytest.fixture(scope="module", autouse=True)
 def _with_numba():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "_numba", find_numba)
+        patch.setattr(dispatch, "_numba", find_numba)
         yield
 
 
@@ -183,9 +183,9 @@ def test_what_is_no_number_stays_none(dtype):
 def test_where_they_run():
     tensor = torch.zeros(1)
     for of_this_kind in (tensor, tensor.double(), torch.nn.Parameter(tensor)):
-        assert choice.kernels_for(of_this_kind) is find_numba()
+        assert dispatch.kernels_for(of_this_kind) is find_numba()
     for of_another_kind in (tensor.bfloat16(), tensor.half(), tensor.to("meta")):
-        assert choice.kernels_for(of_another_kind) is loops
+        assert dispatch.kernels_for(of_another_kind) is loops
 
 
 def test_loops_without_numba(monkeypatch):

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import (
 
 from keras_qrnn.ops import torch as backend
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch import choice, loops, plain, softmax
+from keras_qrnn.ops.torch import dispatch, loops, recorded, softmax
 from tests import reference
 from tests.assertions import assert_close
 
@@ -44,7 +44,7 @@ def kernels(request, monkeypatch):
     if request.param != "loops":
         pytest.importorskip(request.param)
     module = importlib.import_module(f"keras_qrnn.ops.torch.{request.param}")
-    monkeypatch.setattr(choice, "loops", module)
+    monkeypatch.setattr(dispatch, "loops", module)
     return module
 
 
@@ -157,7 +157,7 @@ def test_fake_tensors():
         outputs, last = case.run(*arguments)
     assert (outputs.shape, last.shape) == ((2, 5, UNITS), (2, UNITS))
     assert type(outputs) is type(arguments[0])
-    assert choice.kernels_for(outputs) is None  # also without its mode
+    assert dispatch.kernels_for(outputs) is None  # also without its mode
 
 
 @poolings
@@ -269,15 +269,15 @@ class Tagged(torch.Tensor):
 
 def test_what_is_recorded(kernels):
     tensor = torch.zeros(1, 1, 1)
-    assert choice.kernels_for(tensor) is kernels
-    assert choice.kernels_for(tensor, tensor.as_subclass(Tagged)) is None
-    assert choice.kernels_for(torch.nn.Parameter(tensor)) is kernels
+    assert dispatch.kernels_for(tensor) is kernels
+    assert dispatch.kernels_for(tensor, tensor.as_subclass(Tagged)) is None
+    assert dispatch.kernels_for(torch.nn.Parameter(tensor)) is kernels
     with Recorder():
-        assert choice.kernels_for(tensor) is None
+        assert dispatch.kernels_for(tensor) is None
     with forward_ad.dual_level():
-        assert choice.kernels_for(tensor) is None
-    vmap(lambda row: choice.is_recorded(row) or pytest.fail("not seen"))
-    assert choice.kernels_for(tensor) is kernels
+        assert dispatch.kernels_for(tensor) is None
+    vmap(lambda row: dispatch.is_recorded(row) or pytest.fail("not seen"))
+    assert dispatch.kernels_for(tensor) is kernels
 
 
 shapes = st.tuples(
@@ -298,8 +298,8 @@ def test_plain_scan(shape, reverse, doubling):
     tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
     with pytest.MonkeyPatch.context() as patch:
         if doubling:
-            patch.setattr(plain, "may_change", lambda time: True)
-        states = plain.linear_scan(*tensors, reverse)
+            patch.setattr(recorded, "may_change", lambda time: True)
+        states = recorded.linear_scan(*tensors, reverse)
     assert_close("states", states, reference.linear_scan(*arrays, reverse), 1e-10)
     gradients = torch.autograd.grad((states * torch.tensor(weight)).sum(), tensors)
     want = reference.linear_scan_gradients(*arrays, weight, reverse)
@@ -309,10 +309,10 @@ def test_plain_scan(shape, reverse, doubling):
 
 @pytest.mark.parametrize("kernels", ["loops"], indirect=True)
 def test_steps_out_of_reach_are_not_numbers(monkeypatch):
-    monkeypatch.setattr(plain, "ROUNDS", 3)
-    monkeypatch.setattr(plain, "REACH", 8)
+    monkeypatch.setattr(recorded, "ROUNDS", 3)
+    monkeypatch.setattr(recorded, "REACH", 8)
     decay, inputs = torch.rand(2, 10, 3), torch.rand(2, 10, 3)
-    states = plain._scan_by_doubling(decay, inputs, torch.zeros(2, 3))
+    states = recorded._scan_by_doubling(decay, inputs, torch.zeros(2, 3))
     want = loops.linear_scan(
         decay.transpose(0, 1), inputs.transpose(0, 1), torch.zeros(2, 3), False
     )

@@ -23,7 +23,7 @@ if sys.platform != "linux":
 import torch
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops.torch import choice, loops
+from keras_qrnn.ops.torch import dispatch, loops
 from tests import reference
 from tests.assertions import assert_close
 from tests.layers import test_qrnn as test_layer
@@ -36,8 +36,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module", autouse=True)
 def _as_on_a_gpu():
     with pytest.MonkeyPatch.context() as patch:
-        assert choice._triton() is not None, "pip install triton"
-        patch.setattr(choice, "loops", choice._triton())
+        assert dispatch._triton() is not None, "pip install triton"
+        patch.setattr(dispatch, "loops", dispatch._triton())
         if kernels.DEVICE == "cpu":
             # The interpreter takes seconds for a large batch. A smaller one is cut in
             # the same pieces if they have fewer steps.
@@ -57,7 +57,7 @@ def _few_programs(request, monkeypatch):
     parameters = getattr(request.node, "callspec", None)
     large = parameters and (parameters.params.get("batch") or 0) >= 600
     if large and kernels.DEVICE == "cpu":
-        monkeypatch.setattr(choice._triton(), "LANES", 1024)
+        monkeypatch.setattr(dispatch._triton(), "LANES", 1024)
 
 
 test_scan_values = test_scan.test_scan_values
@@ -86,7 +86,7 @@ test_other_activations = test_layer.test_other_activations
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_kernels_do_what_the_loops_do(dtype, pooling, scale, activate):
     shape = (3, 3, 13)  # more than one program
-    kernels.check_pool(choice._triton(), dtype, pooling, scale, activate, shape)
+    kernels.check_pool(dispatch._triton(), dtype, pooling, scale, activate, shape)
 
 
 @pytest.mark.parametrize("time", [17, 21])  # the last chunk has one step, or several
@@ -96,20 +96,20 @@ def test_kernels_do_what_the_loops_do(dtype, pooling, scale, activate):
 def test_kernels_in_chunks_do_what_the_loops_do(
     dtype, pooling, scale, time, monkeypatch
 ):
-    monkeypatch.setattr(choice._triton(), "SHORTEST", 4)
-    assert choice._triton().chunk_length(time, 10) == 8
-    kernels.check_pool(choice._triton(), dtype, pooling, scale, True, (2, time, 5))
+    monkeypatch.setattr(dispatch._triton(), "SHORTEST", 4)
+    assert dispatch._triton().chunk_length(time, 10) == 8
+    kernels.check_pool(dispatch._triton(), dtype, pooling, scale, True, (2, time, 5))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time", [33, 37])
 def test_scan_in_chunks(time, reverse, monkeypatch):
-    monkeypatch.setattr(choice._triton(), "SHORTEST", 8)
+    monkeypatch.setattr(dispatch._triton(), "SHORTEST", 8)
     arrays = test_scan.scan_arguments((2, time, 5))
     decay, inputs, state = (
         torch.asarray(a, device=kernels.DEVICE, dtype=torch.float64) for a in arrays
     )
-    got = choice._triton().linear_scan(
+    got = dispatch._triton().linear_scan(
         decay.transpose(0, 1), inputs.transpose(0, 1), state, reverse
     )
     expected = reference.linear_scan(*arrays, reverse)
@@ -118,31 +118,31 @@ def test_scan_in_chunks(time, reverse, monkeypatch):
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(0, 10**6))
 def test_chunks_fill_the_gpu(time, lanes):
-    length = choice._triton().chunk_length(time, lanes)
+    length = dispatch._triton().chunk_length(time, lanes)
     chunks = -(-time // length)
     if chunks == 1:
         assert length == time
     else:
         assert length % 8 == 0
-        assert length >= choice._triton().SHORTEST
-        assert lanes * chunks <= choice._triton().FULL
+        assert length >= dispatch._triton().SHORTEST
+        assert lanes * chunks <= dispatch._triton().FULL
 
 
 @pytest.mark.parametrize(("dtype", "room"), [("float32", 1e-5), ("float64", 1e-14)])
 def test_tanh_of_the_kernels(dtype, room):
-    kernels.check_tanh(choice._triton(), dtype, room)
+    kernels.check_tanh(dispatch._triton(), dtype, room)
 
 
 def test_loops_where_no_kernel_can_run(monkeypatch):
     on_a_gpu = types.SimpleNamespace(is_cuda=True)
-    monkeypatch.setattr(choice, "is_recorded", lambda tensor: False)
-    monkeypatch.setattr(choice, "loops", loops)
-    assert choice.kernels_for(on_a_gpu) is choice._triton()
+    monkeypatch.setattr(dispatch, "is_recorded", lambda tensor: False)
+    monkeypatch.setattr(dispatch, "loops", loops)
+    assert dispatch.kernels_for(on_a_gpu) is dispatch._triton()
     monkeypatch.setitem(sys.modules, "keras_qrnn.ops.torch.triton", None)  # no import
-    choice._triton.cache_clear()
+    dispatch._triton.cache_clear()
     with pytest.warns(UserWarning, match="each time step is launched by itself"):
-        assert choice.kernels_for(on_a_gpu) is loops
-    choice._triton.cache_clear()
+        assert dispatch.kernels_for(on_a_gpu) is loops
+    dispatch._triton.cache_clear()
 
 
 def test_kernels_compile_for_cuda(tmp_path):

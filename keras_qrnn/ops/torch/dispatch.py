@@ -30,7 +30,7 @@ def kernels_for(tensor: torch.Tensor, *others: torch.Tensor) -> "Kernels | None"
         others: further arguments, to look whether something records them.
 
     Returns:
-        A module of kernels. None if only the operations of `plain.py` may run.
+        A module of kernels. None if only the operations of `recorded.py` may run.
     """
     return None if is_recorded(tensor, *others) else unrecorded_kernels_for(tensor)
 
@@ -111,7 +111,7 @@ def _kernels_of_operation(tensor: torch.Tensor) -> "Kernels":
     Raises:
         RuntimeError: if something records. It would not see what the operation does. A
             compiled function does not come here: PyTorch compiles it again, with the
-            operations of `plain.py`.
+            operations of `recorded.py`.
     """
     kernels = kernels_for(tensor)
     if kernels is None:
