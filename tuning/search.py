@@ -345,7 +345,8 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
     experiment = experiment_of(model)
     experiment.prepare(goes_on=False)
     if any(getattr(model, name) is not None for name in experiment.paths):
-        experiment.start(experiment.model())  # refuses weights of other sizes
+        # Refuses weights of other sizes.
+        experiment.start(experiment.model(len(experiment.batches())))
     print(experiment.summary, flush=True)
     expected = record(task, arguments, space, options, task.fingerprint(experiment))
     # A vocabulary depends on no hyperparameter.

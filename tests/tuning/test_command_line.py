@@ -228,6 +228,7 @@ def test_sizes_of_another_run_are_refused_before_the_directory_is_made(
     model.save(tmp_path / "model.keras")
     options = TINY | {"units": 4, "window": 1, "emb_dim": 4, "pooling": "fo"}
     options |= {"finetune": tmp_path, "save_path": tmp_path / "s"}
+    options |= {"schedule": "one_cycle", "optimizer": "adamw"}
     code, _, error = run(data_dir=small_ptb, **options)
     assert code == 2 and "`finetune`: the model in" in error
     assert not (tmp_path / "s").exists()
