@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         return
     resumed = path if arguments.resume else None
     experiment = SentimentAnalysis(reviews, options, resumed)
-    if arguments.verbose:
+    if arguments.verbose and is_first():
         print(experiment.summary, flush=True)
     shared.train_and_evaluate(
         "examples/train_sentiment.py",

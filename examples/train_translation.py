@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         need_sacrebleu()  # before the training, not after it
     experiment = Translation(text, options)
     splits = {"valid": text.valid} | (dict(text.tests) if arguments.test else {})
-    if arguments.verbose:
+    if arguments.verbose and is_first():
         print(experiment.summary, flush=True)
     shared.train_and_evaluate(
         "examples/train_translation.py",

@@ -105,9 +105,9 @@ def wait_for_all(what: str) -> None:
 
 
 def whole_array(variable: keras.Variable) -> Tensor:
-    """A variable, or its value where only other processes have parts of it.
+    """The whole value of a variable, gathered where this process lacks parts of it.
 
-    All processes must call this.
+    With one process it is the variable itself. All processes must call this.
     """
     if process_count() == 1:
         return variable

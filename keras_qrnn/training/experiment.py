@@ -135,7 +135,10 @@ class Experiment(abc.ABC):
         large. The checkpoint holds what a resumed run needs.
         """
         values = weights_to_evaluate(model)
-        with undistributed():
+        # Whole weights may not fit into the memory of one of several devices.
+        divided = self.options.distribution is not None
+        device = keras.device("cpu") if divided else contextlib.nullcontext()
+        with undistributed(), device:
             kept = model.copy()
             kept.copy_weights(map(whole_array, values))
         return kept

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_qrnn._processes import is_first
+from keras_qrnn._processes import is_first, wait_for_all
 from keras_qrnn.training.callbacks import (
     CarriedState,
     RunFiles,
@@ -79,6 +79,7 @@ def train(
         elapsed = meta["seconds"]
         if is_first():
             run.settle(epoch)
+        wait_for_all("the files are those of the checkpoint")
         metrics = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
         if verbose:
             print(f"Going on after {epoch} epochs and {step} steps", flush=True)

@@ -96,7 +96,7 @@ def collectives_in_loops(step):
         reached.add(name)
         text = "\n".join(bodies[name])
         found += re.findall(
-            r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text
+            r" (all-[\w-]+?|collective-[\w-]+?|reduce-scatter)(?:-start)?\(", text
         )
         called = re.findall(r"%([\w.-]+)", text)
         loops += [n for n in called if n in bodies and n not in reached]

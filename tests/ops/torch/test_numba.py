@@ -283,4 +283,4 @@ def test_kernels_that_run_while_python_ends():
     """In a thread that outlives the main one, and last of all in a finalizer."""
     command = [sys.executable, "-c", END]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
+    assert done.stdout == "True\n" and done.returncode == 0, done.stderr
