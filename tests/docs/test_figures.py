@@ -141,6 +141,24 @@ def test_the_awd_run():
     assert f"An epoch took {statistics.median(seconds):.1f} seconds" in text
 
 
+def test_the_sentiment_run():
+    path = ROOT / "results" / "imdb_qrnn"
+    record = json.loads((path / "run.json").read_text("utf-8"))
+    valid, test = (f"{100 * record[split]:.2f} %" for split in ("valid", "test"))
+    text = text_of("sentiment")
+    assert f"{test} of the 25,000 test reviews ({valid} of the 2,500 of" in text
+    right = sum(row[n] for n, row in enumerate(record["test_confusion"]))
+    assert right == round(25000 * record["test"])
+    assert sum(map(sum, record["valid_confusion"])) == 2500
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"{100 * record['test']:.1f}% of the test reviews" in " ".join(
+        readme.split()
+    )
+    with (path / "log.csv").open() as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert f"epochs took {statistics.median(seconds) / 60:.0f} minutes" in text
+
+
 def test_epochs_are_those_of_the_logs():
     names = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
     text = (ROOT / "results" / "README.md").read_text("utf-8")
