@@ -119,15 +119,24 @@ def whole_array(variable: keras.Variable) -> Tensor:
     return multihost_utils.process_allgather(value, tiled=True)
 
 
+def axis_sizes(distribution: Any) -> dict[str, int]:
+    """The number of devices along each axis of a distribution's mesh."""
+    mesh = distribution.device_mesh
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))
+
+
+def parts_of_a_batch() -> int:
+    """Number of parts that the distribution which is set divides the rows in, or 1."""
+    distribution: Any = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    return axis_sizes(distribution)[distribution.batch_dim_name]
+
+
 def part_of_this_process() -> tuple[int, int]:
     """The part of the rows of each batch that this process reads: `(index, parts)`.
 
     Under the distribution that is set. Processes that share rows read the same part.
     """
-    distribution: Any = keras.distribution.distribution()
-    if distribution is None or process_count() == 1:
-        return 0, 1
-    mesh = distribution.device_mesh
-    rows = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
-    parts = min(rows, process_count())
+    parts = min(parts_of_a_batch(), process_count())
     return process_index() * parts // process_count(), parts

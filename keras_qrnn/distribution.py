@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from keras_qrnn._processes import local_devices, process_count
+from keras_qrnn._processes import axis_sizes, local_devices, process_count
 from keras_qrnn._types import Shape
 from keras_qrnn.layers._states import KEPT_NAMES
 
@@ -120,14 +120,6 @@ def scope_of(distribution: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if distribution is None else distribution.scope()
 
 
-def parts_of_a_batch() -> int:
-    """Number of parts that the distribution which is set divides the rows in, or 1."""
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return 1
-    return _sizes(distribution)[distribution.batch_dim_name]
-
-
 @contextlib.contextmanager
 def whole_batches() -> Iterator[None]:
     """Lets every device compute whole batches, such as batches of one row.
@@ -184,7 +176,7 @@ class _DividesStates:
         axes = list(super().get_variable_layout(variable).axes)
         if variable.name in KEPT_NAMES:
             axes[0] = self.batch_dim_name
-        parts = _sizes(self)
+        parts = axis_sizes(self)
         for n, size in enumerate(variable.shape):
             if size % parts.get(axes[n], 1):
                 axes[n] = None
@@ -197,9 +189,3 @@ class _DataParallel(_DividesStates, keras.distribution.DataParallel):
 
 class _ModelParallel(_DividesStates, keras.distribution.ModelParallel):
     """See `model_parallel`."""
-
-
-def _sizes(distribution: Any) -> dict[str, int]:
-    """The number of devices along each axis of a distribution's mesh."""
-    mesh = distribution.device_mesh
-    return dict(zip(mesh.axis_names, mesh.shape, strict=True))

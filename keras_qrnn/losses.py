@@ -34,7 +34,7 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return backend.cross_entropy(logits, targets)
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+def part_of_weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """A replica's part of the mean of `values` over the whole batch.
 
     Args:
@@ -50,10 +50,18 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
         weights = ops.ones_like(values)
     weights = ops.reshape(ops.cast(weights, "float32"), ops.shape(values))
     total = sum_over_replicas(ops.sum(weights))
-    return part_of_a_loss(ops.divide_no_nan(ops.sum(values * weights), total))
+    return _as_loss(ops.divide_no_nan(ops.sum(values * weights), total))
 
 
-def part_of_a_loss(value: Tensor) -> Tensor:
+def part_of_mean(value: Tensor) -> Tensor:
+    """A replica's part of the mean over the replicas of `value`, a scalar of each.
+
+    With one replica it is `value`.
+    """
+    return _as_loss(value / replicas())
+
+
+def _as_loss(value: Tensor) -> Tensor:
     """The loss that a replica returns, so that its gradient is right.
 
     TensorFlow adds up the gradients of its replicas. PyTorch takes their mean.

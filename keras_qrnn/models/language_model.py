@@ -9,7 +9,7 @@ from keras import ops
 from keras_qrnn._checks import for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
-from keras_qrnn.losses import part_of_a_loss, replicas, token_cross_entropy
+from keras_qrnn.losses import part_of_mean, token_cross_entropy
 from keras_qrnn.metrics import Perplexity
 from keras_qrnn.models._task_model import TaskModel, copy_weights
 
@@ -312,7 +312,7 @@ class LanguageModel(TaskModel):
         loss = total / self.batch_size
         for each in self.losses:  # those of `_regularize` are `(batch, time)`
             loss += ops.sum(each * sample_weight) if len(each.shape) == 2 else each
-        return part_of_a_loss(loss / replicas())
+        return part_of_mean(loss)
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

@@ -10,7 +10,7 @@ from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
 from keras_qrnn.layers._masks import steps_at
-from keras_qrnn.losses import part_of_a_loss, replicas, weighted_mean
+from keras_qrnn.losses import part_of_mean, part_of_weighted_mean
 from keras_qrnn.models._task_model import TaskModel, copy_weights
 from keras_qrnn.ops import equations, linear_scan
 from keras_qrnn.ops.equations import Gates
@@ -311,8 +311,9 @@ class SentimentModel(TaskModel):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        others = [part_of_a_loss(each / replicas()) for each in self.losses]
-        return sum(others, weighted_mean(_cross_entropy(y, y_pred), sample_weight))
+        cross_entropy = _cross_entropy(y, y_pred)
+        others = map(part_of_mean, self.losses)
+        return sum(others, part_of_weighted_mean(cross_entropy, sample_weight))
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

@@ -11,10 +11,9 @@ from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.layers import QRNN, AttentionQRNN
 from keras_qrnn.layers._masks import steps_at
 from keras_qrnn.losses import (
-    part_of_a_loss,
-    replicas,
+    part_of_mean,
+    part_of_weighted_mean,
     token_cross_entropy,
-    weighted_mean,
 )
 from keras_qrnn.metrics import Perplexity
 from keras_qrnn.models._task_model import TaskModel
@@ -363,8 +362,8 @@ class TranslationModel(TaskModel):
         weights = ops.cast(sample_weight, "float32")
         total, count = ops.sum(cross_entropy * weights), ops.sum(weights)
         self.perplexity.update_state(ops.stop_gradient(total), count)
-        others = [part_of_a_loss(each / replicas()) for each in self.losses]
-        return sum(others, weighted_mean(cross_entropy, weights))
+        others = map(part_of_mean, self.losses)
+        return sum(others, part_of_weighted_mean(cross_entropy, weights))
 
     def compute_metrics(
         self, x: Any, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None

@@ -35,11 +35,12 @@ def is_compiled(sequence: tf.Tensor) -> bool:
     return known and not has_gpu() and not is_traced_by(WITHOUT_XLA)
 
 
-# Modules that trace a graph for a format that holds no function compiled by XLA, and
-# for LiteRT, which holds one, but no list of tensors whose sizes are unknown.
+# These modules trace graphs for formats that hold no function compiled by XLA.
 WITHOUT_XLA = (
     "keras.src.export.onnx", "keras.src.export.openvino", "tf2onnx", "openvino"
 )  # fmt: skip
+# These trace for LiteRT. It holds such functions, but no list of tensors whose sizes
+# are unknown.
 LITERT = ("keras.src.export.litert", "tensorflow.lite")
 
 

@@ -15,12 +15,12 @@ from keras_qrnn._processes import (
     decided_by_first,
     is_first,
     join_processes,
+    parts_of_a_batch,
     whole_array,
 )
 from keras_qrnn.data import EpochBatches
 from keras_qrnn.distribution import (
     distribution_of,
-    parts_of_a_batch,
     refuse_elsewhere,
     scope_of,
     undistributed,

@@ -233,6 +233,7 @@ def test_two_processes_are_one(language_models, tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert ["Epoch 2/" in text for text in said] == [True, False]
     path, _ = language_models
     same_run(tmp_path, path / "alone")
     model, _ = load_trained(tmp_path, "save_path")

@@ -9,14 +9,19 @@ import contextlib
 import sys
 from pathlib import Path
 
+import pytest
+
 from keras_qrnn.training.experiment import train_experiment
 from tests.training.tasks import TASKS
 from tests.training.test_recipe import Interrupt
 
-for callbacks in ([Interrupt(1, 2)], []):
+for callbacks, ends in (
+    ([Interrupt(1, 2)], pytest.raises(KeyboardInterrupt)),
+    ([], contextlib.nullcontext()),
+):
     # The weights are divided among a process's devices, the rows among the processes.
     experiment = TASKS["language_model"](distribution="model")
-    with contextlib.suppress(KeyboardInterrupt):
+    with ends:
         train_experiment(
-            experiment, Path(sys.argv[1]), resume=True, callbacks=callbacks, verbose=0
+            experiment, Path(sys.argv[1]), resume=True, callbacks=callbacks, verbose=2
         )
