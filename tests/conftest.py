@@ -1,6 +1,7 @@
 """Shared by all tests: settings, a small corpus, tests that run on one backend."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -10,10 +11,18 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # Most of the time of the tests is compilation by XLA, of each shape. Optimizations that
 # a small array does not need are left out.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Four devices, for tests of several devices; all else runs on the first. JAX reads it.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get(
-    "XLA_FLAGS", ""
-)
+# The same for XLA. Its newer generator of loops takes half the time of a compilation.
+# JAX sees four devices, for tests of several devices; all else runs on the first.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false "
+        "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
+    )
+elif os.environ.get("KERAS_BACKEND") == "tensorflow":
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+    )
 # PyTorch's threads spin for a while after each operation. Where other programs need
 # the cores, as several environments at a time in .ci/run do, that made tests 15 times
 # slower. Read when libgomp is loaded, so before Keras is imported.
@@ -82,6 +91,13 @@ def pytest_collection_modifyitems(items):
             if keras.config.backend() != name:
                 reason = f"runs on {name}, for all backends"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish():
+    """What is imported stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,24 +37,34 @@ def arguments_of_pool(dtype, pooling, scale, device):
     return arguments, (*above, draw(2, 3, dtype=accumulator))
 
 
+def take_kernels(place, monkeypatch):
+    """The operations run by these kernels. Returns the device of their tensors."""
+    if place != "loops":
+        pytest.importorskip(place)
+        module = importlib.import_module(f"keras_qrnn.ops.torch.{place}")
+        monkeypatch.setattr(dispatch, "loops", module)
+    return kernels.DEVICE if place == "triton" else "cpu"
+
+
 @pytest.mark.parametrize("place", ["loops", "triton", "numba"])
 @pytest.mark.parametrize("scale", ["none", "number", "units"])
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_results_are_as_announced(dtype, pooling, scale, place, monkeypatch):
     """Shapes, dtypes and memory orders are as announced. No result is an argument."""
-    if place != "loops":
-        pytest.importorskip(place)
-        if (place, dtype) == ("numba", "bfloat16"):
-            pytest.skip("NumPy has no bfloat16")
-        module = importlib.import_module(f"keras_qrnn.ops.torch.{place}")
-        monkeypatch.setattr(dispatch, "loops", module)
+    if (place, dtype) == ("numba", "bfloat16"):
+        pytest.skip("NumPy has no bfloat16")
+    device = take_kernels(place, monkeypatch)
     operations = torch.ops.keras_qrnn
-    device = kernels.DEVICE if place == "triton" else "cpu"
     arguments, above = arguments_of_pool(dtype, pooling, scale, device)
     torch.library.opcheck(operations.pool, arguments, test_utils=TESTS)
     arguments += above
     torch.library.opcheck(operations.pool_gradients, arguments, test_utils=TESTS)
+
+
+@pytest.mark.parametrize("place", ["loops", "triton", "numba"])
+def test_results_of_the_scan_are_as_announced(place, monkeypatch):
+    device, operations = take_kernels(place, monkeypatch), torch.ops.keras_qrnn
     sequence = torch.rand((2, 5, 3), dtype=torch.float64, device=device)
     sequence = sequence.transpose(0, 1)
     for reverse in (False, True):
@@ -81,8 +91,10 @@ def compiled(function):
     return torch.compile(function, backend="aot_eager", fullgraph=True)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+@pytest.mark.parametrize(
+    ("pooling", "policy"),
+    [("f", "float32"), ("fo", "float32"), ("ifo", "float32"), ("fo", "mixed_bfloat16")],
+)
 def test_compiled_layer(pooling, policy):
     layer = QRNN(4, 3, pooling, return_sequences=True, zoneout=0.1, dtype=policy)
     x = torch.rand((2, 6, 3), requires_grad=True, device=kernels.DEVICE)
