@@ -2,8 +2,9 @@
 
     python benchmarks/bigrams.py --data_dir aclImdb
 
-Logistic regression of scikit-learn on TF-IDF of words and bigrams. The development set,
-the same as in `examples/train_sentiment.py`, chooses the strength of regularization.
+Logistic regression of scikit-learn on TF-IDF of words and bigrams. The validation
+split, the same as in `examples/train_sentiment.py`, chooses the strength of
+regularization.
 """
 
 import argparse

@@ -58,7 +58,7 @@ class Reviews:
     Attributes:
         name: the source that they were loaded from.
         train: reviews to train on.
-        valid: the development set, held out of the training split.
+        valid: the validation split, held out of the training split.
         test: reviews to test with.
         unlabelled: further reviews, tokens separated by blanks.
         best_accuracy: for each split the accuracy of the rules that wrote the reviews.
@@ -94,8 +94,8 @@ def load_reviews(
             a review a file, UTF-8, or a tar archive of it (`.tar`, `.tar.gz`,
             `.tar.xz`), which is read in place. Reviews without a label are in
             `train/unsup`.
-        valid_size: training reviews to hold out as development set. Defaults to a tenth
-            of them.
+        valid_size: training reviews to hold out as the validation split. Defaults to a
+            tenth of them.
         valid_seed: seed of the choice of these reviews.
         cased: whether capitals stay as they are.
         unlabelled: whether to read the reviews without a label too.
@@ -169,17 +169,17 @@ def write_text(reviews: Reviews, directory: Path, eval_size: int = 500) -> None:
     """Writes the reviews as a corpus for `train_lm.py`, a review a line.
 
     `train.txt` has the training reviews and those without a label. `valid.txt` and
-    `test.txt` have at most `eval_size` reviews of the development set each, drawn by
+    `test.txt` have at most `eval_size` reviews of the validation split each, drawn by
     chance and always the same. No review of the test split is written, so a model of
     the text has seen none.
 
     Raises:
-        ValueError: if the development set has no two reviews.
+        ValueError: if the validation split has no two reviews.
         OSError: if the files cannot be written.
     """
     if len(reviews.valid) < 2:
         raise ValueError(
-            "The development set must have at least 2 reviews. "
+            "The validation split must have at least 2 reviews. "
             f"Received: {len(reviews.valid)}"
         )
     size = min(eval_size, len(reviews.valid) // 2)

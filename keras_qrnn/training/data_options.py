@@ -110,11 +110,11 @@ class ReviewsOptions(DataOptions):
     revision: str | None = redefault("revision", None, CorpusOptions)
     valid_size: int | None = option(
         None,
-        "training reviews of the development set; if not given a tenth of them",
+        "training reviews of the validation split; if not given a tenth of them",
         count,
     )
     valid_seed: int = option(
-        0, "seed of the choice of the development set", count_or_zero
+        0, "seed of the choice of the validation split", count_or_zero
     )
     cased: bool = option(False, "keep capitals", flag)
 

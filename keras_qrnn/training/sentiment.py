@@ -167,7 +167,7 @@ class SentimentAnalysis(Experiment):
     goes on needs neither: its weights are in its checkpoint, its sizes and words too.
 
     Args:
-        reviews: the training and development splits are used.
+        reviews: the training and validation splits are used.
         options: the recipe.
         resumed: directory of the run that is to go on, if there is one.
 
@@ -292,7 +292,7 @@ class SentimentAnalysis(Experiment):
 
     @functools.cached_property
     def tokens(self) -> dict[str, list[np.ndarray]]:
-        """The tokens of the training and the development split."""
+        """The tokens of the training and the validation split."""
         splits = {"train": self.reviews.train, "valid": self.reviews.valid}
         return {name: self.encoded(reviews) for name, reviews in splits.items()}
 
@@ -453,7 +453,7 @@ def refuse_other_data(
 ) -> None:
     """Refuses to evaluate a run on other reviews than it was trained with.
 
-    Other reviews could have a training review of the run in their development set.
+    Other reviews could have a training review of the run in their validation split.
 
     Raises:
         ValueError: if the reviews or `max_len` are others.

@@ -96,7 +96,7 @@ def test_a_directory_and_its_archives_are_the_same(tmp_path):
     assert not load_reviews(data_dir=path).unlabelled
 
 
-def test_the_development_set_is_held_out_by_its_seed(tmp_path):
+def test_the_validation_split_is_held_out_by_its_seed(tmp_path):
     directory = write(tmp_path)
     sets = [
         load_reviews(data_dir=directory, valid_size=3, valid_seed=seed)
