@@ -159,6 +159,30 @@ def test_the_sentiment_run():
     assert f"epochs took {statistics.median(seconds) / 60:.0f} minutes" in text
 
 
+def test_the_translation_run():
+    path = ROOT / "results" / "multi30k_qrnn"
+    record = json.loads((path / "run.json").read_text("utf-8"))
+    text = text_of("translation")
+    names = ["validation", "`test_2016_flickr`", "`test_2017_flickr`"]
+    speeds = []
+    for name in names:
+        found = record["valid" if name == "validation" else name.strip("`")]
+        row = f"| {name} | {found['sentences']:,} | {found['bleu']:.1f} |"
+        assert row in text
+        speeds.append(found["characters_per_second"])
+    assert f"wrote {min(speeds):.0f} to {max(speeds):.0f} characters a second" in text
+    assert f"`{record['signature']}`" in text
+    with (path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    seconds = statistics.median(float(row["seconds"]) for row in rows)
+    assert f"took {seconds:.0f} seconds (the median of {len(rows)})" in text
+    losses = [float(row["val_loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    bleu = record["test_2016_flickr"]["bleu"]
+    assert f"BLEU {bleu:.1f} on Multi30k's 2016 test set" in readme
+
+
 def test_epochs_are_those_of_the_logs():
     names = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
     text = (ROOT / "results" / "README.md").read_text("utf-8")
