@@ -95,7 +95,7 @@ def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
 
         if torch.compiler.is_exporting() and not recorded.may_change(time):
             return recorded.valid_first(mask)
-    steps = _arange(time)
+    steps = arange(time)
     is_masked = ops.cast(ops.logical_not(mask), "int32")
     # Equal keys are the same step, so any sort will do: ONNX has no stable sort.
     return ops.sort(steps + (time - steps) * is_masked, axis=1)
@@ -125,10 +125,11 @@ def in_front(time: int | Tensor, valid: Tensor) -> Tensor:
         time: the number of steps.
         valid: the number of valid steps, `(batch,)`.
     """
-    return _arange(time)[None, :, None] < valid[:, None, None]
+    return arange(time)[None, :, None] < valid[:, None, None]
 
 
-def _arange(time: int | Tensor) -> Tensor:
+def arange(time: int | Tensor) -> Tensor:
+    """The numbers of `time` steps, int32."""
     if BACKEND == "jax":
         from jax import lax
 
@@ -199,7 +200,7 @@ def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
     if valid is None:
         last = inputs[:, time - count :]
     else:
-        position = valid[:, None] + ops.arange(count, dtype="int32")[None]
+        position = valid[:, None] + arange(count)[None]
         last = steps_at(position, inputs)
     if last.shape[1] is None:
         # TensorFlow's loops need to know that a state keeps its shape.

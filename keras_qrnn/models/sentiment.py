@@ -9,7 +9,7 @@ from keras import ops
 from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
-from keras_qrnn.layers._masks import steps_at
+from keras_qrnn.layers._masks import arange, steps_at
 from keras_qrnn.losses import part_of_mean, part_of_weighted_mean
 from keras_qrnn.models._task_model import TaskModel, copy_weights
 from keras_qrnn.ops import equations, linear_scan
@@ -257,7 +257,7 @@ class SentimentModel(TaskModel):
         if self.encoding == "last":
             return outputs
         # Behind a review cuDNN's LSTM gives zeros. Other layers repeat the last output.
-        steps = ops.arange(outputs.shape[1] or ops.shape(outputs)[1], dtype="int32")
+        steps = arange(outputs.shape[1] or ops.shape(outputs)[1])
         index = ops.max(ops.where(mask, steps, 0), axis=1)[:, None]
         last = steps_at(index, outputs)[:, 0]
         is_word = mask[:, :, None]
