@@ -84,10 +84,10 @@ def _valid_first(mask: Tensor, time: int | Tensor) -> Tensor:
     masked steps is faster than replacing each of their values.
     """
     if BACKEND == "jax":
-        from keras_qrnn.ops import jax_export
+        from keras_qrnn.ops import jax_onnx
 
-        if jax_export.is_exporting():
-            return jax_export.valid_first(mask)
+        if jax_onnx.is_exporting_to_onnx():
+            return jax_onnx.valid_first(mask)
     if BACKEND == "torch":
         import torch
 

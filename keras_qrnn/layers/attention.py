@@ -176,7 +176,7 @@ class AttentionQRNN(QRNN):
             results += self._returned(states)
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _convolve_and_pool(
+    def _outputs_and_cell(
         self,
         inputs: Tensor,
         cell: Tensor,
@@ -194,7 +194,9 @@ class AttentionQRNN(QRNN):
             [None if weight is None else weight[..., part] for part in parts]
             for weight in (kernel, bias)
         )
-        cells, cell = self._pool(inputs, kernel_zf, bias_zf, cell, update_scale, "f")
+        cells, cell = self._conv_pool(
+            inputs, kernel_zf, bias_zf, cell, update_scale, "f"
+        )
         logits = backend.causal_conv(inputs, kernel_o, bias_o)
         output_gates = ops.cast(self.recurrent_activation(logits), logits.dtype)
         return (cells, output_gates), cell

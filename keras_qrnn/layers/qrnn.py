@@ -466,7 +466,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         """
         cell, *window = states
         inputs = self._with_window(sequences, window)
-        outputs, cell = self._convolve_and_pool(
+        outputs, cell = self._outputs_and_cell(
             self._drop(inputs, training),
             cell,
             self._update_scale(sequences, valid, training),
@@ -720,7 +720,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         # An activation may compute in another dtype, such as float32.
         return [ops.cast(gate, gates.dtype) for gate in activated]
 
-    def _convolve_and_pool(
+    def _outputs_and_cell(
         self,
         inputs: Tensor,
         cell: Tensor,
@@ -728,10 +728,21 @@ class QRNN(KeptStates, keras.layers.Layer):
         training: bool,
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kernel, bias = self._weights(inputs.dtype, training, context)
-        return self._pool(inputs, kernel, bias, cell, update_scale, self.pooling)
+        """The outputs of all steps and the last cell state.
 
-    def _pool(
+        `AttentionQRNN` overrides it: its output gates come after the attention.
+
+        Args:
+            inputs: `(batch, window - 1 + time, features)`.
+            cell: the cell state before the first step, `(batch, units)`.
+            update_scale: as in `ops/backend.py`.
+            training: whether the kernel dropout acts.
+            context: `(batch, features)`, or None.
+        """
+        kernel, bias = self._weights(inputs.dtype, training, context)
+        return self._conv_pool(inputs, kernel, bias, cell, update_scale, self.pooling)
+
+    def _conv_pool(
         self,
         inputs: Tensor,
         kernel: Tensor,

@@ -1,4 +1,4 @@
-"""How time is cut: a scan in blocks, by doubling, a layer in pieces.
+"""Blocks and doubling, two forms of the scan. Pieces, a form of the layer.
 
 A block is a stretch of the scan. A scan of one step after the other dispatches `time`
 steps. If the steps are small, dispatching is almost all of its cost. A scan in blocks

@@ -1,7 +1,7 @@
 """JAX: the scan and the poolings, with gradients by hand in forward and reverse mode.
 
-The scan is `_sequential` or `_associative`, and its gradient is `_scan_derivatives`.
-XLA fuses elementwise operations. `ops/jax_linear.py` explains how a gradient by hand
+The scan is `_in_place` or `_associative`, and its gradient is `_scan_derivatives`.
+XLA fuses elementwise operations. `ops/jax_transpose.py` explains how a gradient by hand
 gets both modes. Shapes and dtypes are those of `Backend` in `ops/backend.py`.
 """
 
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from keras_qrnn.ops import equations, jax_export
+from keras_qrnn.ops import equations, jax_onnx
 from keras_qrnn.ops.blocks import piece_length
 from keras_qrnn.ops.equations import GATES, Gates
-from keras_qrnn.ops.jax_export import is_exporting
-from keras_qrnn.ops.jax_linear import Linear, linear_call, vary_alike
+from keras_qrnn.ops.jax_onnx import is_exporting_to_onnx
+from keras_qrnn.ops.jax_transpose import Linear, linear_call, vary_alike
 
 # Inference on a CPU convolves and pools pieces of this many steps, those of all
 # sequences counted together: see `ops/blocks.py`.
@@ -43,8 +43,8 @@ def _linear_scan(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
     """`linear_scan` on tensors of the accumulator's dtype."""
-    if is_exporting():
-        return jax_export.scan(decay, inputs, initial_state, reverse)
+    if is_exporting_to_onnx():
+        return jax_onnx.scan(decay, inputs, initial_state, reverse)
     return _scan(decay, inputs, initial_state, reverse)
 
 
@@ -54,8 +54,8 @@ def _linear_scan_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     decay, _, initial_state = primals
     states = _linear_scan(*primals, reverse)
-    saved = decay, initial_state, states
-    [d_states] = linear_call(*_scan_derivatives(reverse), saved, tangents)
+    residuals = decay, initial_state, states
+    [d_states] = linear_call(*_scan_derivatives(reverse), residuals, tangents)
     return states, d_states
 
 
@@ -71,18 +71,22 @@ def _scan_derivatives(reverse: bool) -> tuple[Linear, Linear]:
         decay, inputs and initial state.
     """
 
-    def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        decay, initial_state, states = saved
-        d_decay, d_inputs, d_initial = moved
-        d_inputs += d_decay * _previous(states, initial_state, reverse)
+    def tangent(
+        residuals: tuple, tangents: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        decay, initial_state, states = residuals
+        d_decay, d_inputs, d_initial = tangents
+        d_inputs += d_decay * _shifted(states, initial_state, reverse)
         return (_linear_scan(decay, d_inputs, d_initial, reverse),)
 
-    def gradients(saved: tuple, d_states: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        decay, initial_state, states = saved
+    def gradients(
+        residuals: tuple, d_states: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        decay, initial_state, states = residuals
         adjoint = _adjoint(decay, d_states[0], reverse)
         first = -1 if reverse else 0
         return (
-            adjoint * _previous(states, initial_state, reverse),
+            adjoint * _shifted(states, initial_state, reverse),
             adjoint,
             decay[:, first] * adjoint[:, first],
         )
@@ -97,14 +101,14 @@ def _scan(
 ) -> jax.Array:
     # On a CPU, XLA runs a step of the loop in well under a microsecond: no scan in
     # blocks is faster. A GPU launches a kernel for every step: fewer steps are faster.
-    # In an export the number of steps may be a symbol, which cannot be halved.
+    # Under `jax.export` the number of steps may be a symbol, which cannot be halved.
     if not isinstance(inputs.shape[1], int):
-        return _sequential(decay, inputs, initial_state, reverse)
+        return _in_place(decay, inputs, initial_state, reverse)
     return lax.platform_dependent(
         decay,
         inputs,
         initial_state,
-        cpu=partial(_sequential, reverse=reverse),
+        cpu=partial(_in_place, reverse=reverse),
         default=partial(_associative, reverse=reverse),
     )
 
@@ -112,18 +116,18 @@ def _scan(
 def _adjoint(decay: jax.Array, gradient: jax.Array, reverse: bool) -> jax.Array:
     """`a[t] = gradient[t] + decay[t + 1] * a[t + 1]`: a scan in the other direction."""
     zeros = jnp.zeros_like(decay[:, 0])
-    following = _previous(decay, zeros, not reverse)
+    following = _shifted(decay, zeros, not reverse)
     return _linear_scan(following, gradient, zeros, not reverse)
 
 
-def _previous(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Array:
+def _shifted(sequence: jax.Array, initial: jax.Array, reverse: bool) -> jax.Array:
     """`sequence` shifted by one step in scan order. The first step is `initial`."""
     if reverse:
         return jnp.concatenate([sequence[:, 1:], initial[:, None]], axis=1)
     return jnp.concatenate([initial[:, None], sequence[:, :-1]], axis=1)
 
 
-def _sequential(
+def _in_place(
     decay: jax.Array, inputs: jax.Array, initial_state: jax.Array, reverse: bool
 ) -> jax.Array:
     """The scan one step at a time. It writes the states over the inputs.
@@ -179,9 +183,10 @@ def _pool_jvp(
     gates, initial_state, update_scale = primals
     results, cells = _pool(gates, initial_state, update_scale, pooling, activate)
     # Only the arguments and the cell states are kept. The activations are recomputed.
-    saved = gates, initial_state, update_scale, cells
-    moved = [_instantiated(tangent) for tangent in tangents[:2]]
-    return results, linear_call(*_pool_derivatives(pooling, activate), saved, moved)
+    residuals = gates, initial_state, update_scale, cells
+    derivatives = _pool_derivatives(pooling, activate)
+    tangents = tuple(map(_instantiated, tangents[:2]))
+    return results, linear_call(*derivatives, residuals, tangents)
 
 
 def _instantiated(tangent: jax.Array | SymbolicZero) -> jax.Array:
@@ -198,7 +203,7 @@ def _pool(
     activate: bool,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Results of `pool`, and the cell states `(batch, time, units)` of all steps."""
-    activated = _activated(gates, pooling, activate)
+    activated = _activated_gates(gates, pooling, activate)
     scale = _scale(update_scale, activated.z.dtype)
     decay, inputs = equations.decay_and_inputs(activated, scale)
     cells = _linear_scan(decay, inputs, initial_state.astype(inputs.dtype), False)
@@ -218,22 +223,26 @@ def _pool_derivatives(pooling: str, activate: bool) -> tuple[Linear, Linear]:
         and initial state.
     """
 
-    def tangent(saved: tuple, moved: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        gates, initial_state, update_scale, _ = saved
+    def tangent(
+        residuals: tuple, tangents: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        gates, initial_state, update_scale, _ = residuals
 
         def run(gates: jax.Array, initial_state: jax.Array) -> tuple:
             return _pool(gates, initial_state, update_scale, pooling, activate)[0]
 
-        return jax.jvp(run, (gates, initial_state), tuple(moved))[1]
+        return jax.jvp(run, (gates, initial_state), tuple(tangents))[1]
 
-    def gradients(saved: tuple, above: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        gates, initial_state, update_scale, cells = saved
-        activated = _activated(gates, pooling, activate)
+    def gradients(
+        residuals: tuple, cotangents: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        gates, initial_state, update_scale, cells = residuals
+        activated = _activated_gates(gates, pooling, activate)
         scale = _scale(update_scale, cells.dtype)
         decay, _ = equations.decay_and_inputs(activated, scale)
-        previous = _previous(cells, initial_state.astype(cells.dtype), reverse=False)
+        previous = _shifted(cells, initial_state.astype(cells.dtype), reverse=False)
 
-        d_outputs, d_last = (gradient.astype(cells.dtype) for gradient in above)
+        d_outputs, d_last = (cotangent.astype(cells.dtype) for cotangent in cotangents)
         d_cells = equations.outputs_of(activated, d_outputs)
         d_cells = d_cells.at[:, -1].add(d_last)
         adjoint = _adjoint(decay, d_cells, reverse=False)
@@ -250,7 +259,7 @@ def _pool_derivatives(pooling: str, activate: bool) -> tuple[Linear, Linear]:
     return tangent, gradients
 
 
-def _activated(packed: jax.Array, pooling: str, activate: bool) -> Gates:
+def _activated_gates(packed: jax.Array, pooling: str, activate: bool) -> Gates:
     """Splits packed gates, and activates them if asked to. In the accumulator's dtype.
 
     Args:
@@ -298,12 +307,13 @@ def conv_pool(
     update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
-    run = _conv_pool_at_once if is_exporting() else _conv_pool
+    run = _conv_pool_at_once if is_exporting_to_onnx() else _conv_pool
     return run(inputs, kernel, bias, initial_state, update_scale, pooling)
 
 
-# Without differentiation this function runs itself, in pieces: the gates of all steps
-# need not exist at once. Differentiation replaces it by `_conv_pool_jvp`.
+# If nothing is differentiated, JAX runs this function. On a CPU it works in pieces: the
+# gates of all steps need not exist at once. Differentiation replaces it by
+# `_conv_pool_jvp`.
 @partial(jax.custom_jvp, nondiff_argnums=(5,))
 @partial(jax.jit, static_argnums=5)
 def _conv_pool(
@@ -329,23 +339,27 @@ def _conv_pool(
 def _conv_pool_jvp(
     pooling: str, primals: tuple, tangents: tuple
 ) -> tuple[tuple, tuple]:
-    moving = [
+    differentiated = [
         n
         for n, tangent in enumerate(tangents[:4])
         if not (tangent is None or isinstance(tangent, SymbolicZero))
     ]
 
-    def run(*moved: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(*values: jax.Array) -> tuple[jax.Array, jax.Array]:
         arguments = list(primals)
-        for n, argument in zip(moving, moved, strict=True):
-            arguments[n] = argument
+        for n, value in zip(differentiated, values, strict=True):
+            arguments[n] = value
         inputs, kernel, bias, state, scale = arguments
         return _conv_pool_at_once(inputs, kernel, bias, state, scale, pooling)
 
-    if not moving:
+    if not differentiated:
         results = run()
         return results, jax.tree.map(jnp.zeros_like, results)
-    return jax.jvp(run, [primals[n] for n in moving], [tangents[n] for n in moving])
+    return jax.jvp(
+        run,
+        [primals[n] for n in differentiated],
+        [tangents[n] for n in differentiated],
+    )
 
 
 def _conv_pool_at_once(
@@ -356,8 +370,8 @@ def _conv_pool_at_once(
     update_scale: jax.Array | float | None,
     pooling: str,
 ) -> tuple[jax.Array, jax.Array]:
-    # In an export, sizes may be symbols. In half precision a step would be rounded in
-    # other places than in a sequence.
+    # Under `jax.export` and jax2onnx, sizes may be symbols. In half precision a step
+    # would be rounded in other places than in a sequence.
     time = inputs.shape[1] - kernel.shape[0] + 1
     exact = inputs.dtype in (jnp.float32, jnp.float64)
     if isinstance(time, int) and time == 1 and exact:
@@ -378,7 +392,7 @@ def _one_step(
     window, features, channels = kernel.shape
     seen = inputs.reshape(inputs.shape[0], 1, window * features)
     gates = causal_conv(seen, kernel.reshape(1, window * features, channels), bias)
-    activated = _activated(gates[:, 0], pooling, True)
+    activated = _activated_gates(gates[:, 0], pooling, True)
     scale = _scale(update_scale, activated.z.dtype)
     if scale is not None and scale.ndim:
         scale = scale[:, 0]
@@ -397,7 +411,7 @@ def _conv_pool_in_pieces(
 ) -> tuple[jax.Array, jax.Array]:
     """`conv_pool` on equal pieces of time in a loop, then on the remaining steps."""
     batch, time = inputs.shape[0], inputs.shape[1] - kernel.shape[0] + 1
-    # In an export, sizes may be symbols.
+    # Under `jax.export`, sizes may be symbols.
     length = piece_length(
         time if isinstance(time, int) else None,
         batch if isinstance(batch, int) else None,

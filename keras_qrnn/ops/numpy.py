@@ -27,7 +27,7 @@ def pool(
     activate: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     packed = gates.astype(np.promote_types(gates.dtype, np.float32))
-    activated = _activated(packed, pooling, activate)
+    activated = _activated_gates(packed, pooling, activate)
     if isinstance(update_scale, np.ndarray):
         update_scale = update_scale.astype(packed.dtype)
     decay, inputs = equations.decay_and_inputs(activated, update_scale)
@@ -36,7 +36,7 @@ def pool(
     return outputs.astype(gates.dtype), cells[:, -1]
 
 
-def _activated(packed: np.ndarray, pooling: str, activate: bool) -> Gates:
+def _activated_gates(packed: np.ndarray, pooling: str, activate: bool) -> Gates:
     """Splits packed gates, and activates them if asked to."""
     z, f, *others = np.split(packed, len(GATES[pooling]), axis=-1)
     if activate:

@@ -1,8 +1,14 @@
 """TensorFlow: the scan and the poolings, with gradients by hand.
 
-The recurrence is written in five ways, and `_scan` chooses: `_in_place` is for XLA,
-`_halving` for a GPU, `_doubling` for LiteRT, `_blocked` for small steps, `_sequential`
-for the rest. The scan's gradient is `_scan_gradient`, a pooling's is `_pool_gradient`.
+The recurrence is written in five ways, and `_scan` chooses:
+
+- `_in_place` under XLA;
+- `_halving` on a GPU and for LiteRT, if the number of steps is known;
+- `_doubling` for LiteRT, if the number of steps is unknown;
+- `_blocked` on a GPU, if the number of steps is unknown, and on a CPU for small steps;
+- `_sequential` for the rest.
+
+The scan's gradient is `_scan_gradient`, a pooling's is `_pool_gradient`.
 `ops/tensorflow_graph.py` has XLA compile what pays, and frees a gradient together with
 its graph. Shapes and dtypes are those of `Backend` in `ops/backend.py`.
 """
@@ -79,7 +85,7 @@ def _scan_gradient(
     adjoint = _adjoint(decay, d_states, reverse, scan=scan)
     first = -1 if reverse else 0
     return (
-        adjoint * _previous(states, initial_state, reverse),
+        adjoint * _shifted(states, initial_state, reverse),
         adjoint,
         decay[:, first] * adjoint[:, first],
     )
@@ -103,11 +109,11 @@ def _adjoint(
     """
     ones = tf.ones_like(decay[:, 0])
     last = tf.zeros_like(ones) if last is None else last
-    following = _previous(decay, ones, not reverse)
+    following = _shifted(decay, ones, not reverse)
     return scan(following, gradient, last, not reverse)
 
 
-def _previous(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
+def _shifted(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tensor:
     """`sequence` shifted by one step in scan order. The first step is `initial`."""
     if reverse:
         return tf.concat([sequence[:, 1:], initial[:, None]], axis=1)
@@ -144,8 +150,9 @@ def _in_place(
 ) -> tf.Tensor:
     """The scan one step at a time, for XLA. It writes the states over the inputs.
 
-    TensorFlow cannot differentiate this loop. A second derivative needs its gradient:
-    the gradient in `_linear_scan` is computed from the states.
+    TensorFlow cannot differentiate this loop, so it has a gradient by hand. Only a
+    second derivative uses it: the gradient in `_linear_scan` reads the states, and this
+    loop makes them.
     """
 
     @gradient_by_hand
@@ -194,8 +201,8 @@ def _halving(
     d, x = decay[:, 1 : 2 * pairs : 2], inputs[:, 1 : 2 * pairs : 2]
     both = d * decay[:, : 2 * pairs : 2], d * inputs[:, : 2 * pairs : 2] + x
     second = _halving(*both, initial_state, False)
-    before = tf.concat([initial_state[:, None], second], axis=1)
-    first = decay[:, ::2] * before[:, : time - pairs] + inputs[:, ::2]
+    previous = tf.concat([initial_state[:, None], second], axis=1)
+    first = decay[:, ::2] * previous[:, : time - pairs] + inputs[:, ::2]
     # The states of `first` and `second` take turns. An odd number of states ends with
     # one of `first`.
     states = tf.stack([first[:, :pairs], second], axis=2)
@@ -279,10 +286,10 @@ def _blocked(
     last = 0 if reverse else -1
     ends = _steps(products[last], states[last], initial_state, reverse)
     if reverse:
-        carried = tf.concat([ends[1:], initial_state[None]], axis=0)
+        starts = tf.concat([ends[1:], initial_state[None]], axis=0)
     else:
-        carried = tf.concat([initial_state[None], ends[:-1]], axis=0)
-    states = tf.transpose(states + products * carried, [2, 1, 0, 3])
+        starts = tf.concat([initial_state[None], ends[:-1]], axis=0)
+    states = tf.transpose(states + products * starts, [2, 1, 0, 3])
     states = tf.reshape(states, (batch, blocks * length, units))
     return states[:, rest[0] : rest[0] + time]
 
@@ -334,7 +341,7 @@ def _pool(
 
     The outputs have the dtype of `gates`, the cell states the accumulator's.
     """
-    activated = _activated(gates, pooling, activate)
+    activated = _activated_gates(gates, pooling, activate)
     decay, inputs = equations.decay_and_inputs(activated, update_scale)
     state = tf.cast(initial_state, inputs.dtype)
     cells = _linear_scan(decay, inputs, state, reverse=False)
@@ -356,7 +363,7 @@ def _pool_gradient(
     # The activations are computed again: in eager mode only the gates are kept. A graph
     # sees that they are the same as in the forward pass, and keeps them instead.
     d_outputs = tf.cast(d_outputs, cells.dtype)
-    activated = _activated(gates, pooling, activate)
+    activated = _activated_gates(gates, pooling, activate)
     decay, _ = equations.decay_and_inputs(activated, update_scale)
     # A graph runs an operation as soon as it has the arguments, and the result then
     # takes memory. The first block waits for the end of the forward pass, the second
@@ -367,7 +374,7 @@ def _pool_gradient(
 
     with tf.control_dependencies([adjoint]):
         state = tf.cast(initial_state, cells.dtype)
-        previous = _previous(cells, state, reverse=False)
+        previous = _shifted(cells, state, reverse=False)
         d_gates = equations.gate_gradients(
             activated, update_scale, cells, previous, d_outputs, adjoint
         )
@@ -389,7 +396,7 @@ def _logit_gradients(gates: Gates, d_gates: list[tf.Tensor]) -> list[tf.Tensor]:
     ]
 
 
-def _activated(packed: tf.Tensor, pooling: str, activate: bool) -> Gates:
+def _activated_gates(packed: tf.Tensor, pooling: str, activate: bool) -> Gates:
     """Splits packed gates, and activates them if asked to. In the accumulator's dtype.
 
     Args:
@@ -416,7 +423,8 @@ def causal_conv(
         outputs = _convolution(inputs, kernel)
     if not inputs.shape[0]:
         # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
-        # LiteRT needs the sizes that are known. XLA fails on a batch without rows then.
+        # LiteRT needs static sizes. In a graph a reshape to static sizes does not mend
+        # the shape, and XLA fails. So other graphs read the sizes at run time.
         sizes = ops.shape(inputs) if is_traced_by(LITERT) else tf.shape(inputs)
         batch, time = sizes[0], sizes[1]
         outputs = tf.reshape(outputs, (batch, time - window + 1, channels))
@@ -507,7 +515,7 @@ def _one_step(
     gates = tf.matmul(seen, tf.reshape(kernel, (-1, channels)))[:, None]
     if bias is not None:
         gates = _add_bias(gates, tf.convert_to_tensor(bias))
-    activated = _activated(gates[:, 0], pooling, activate=True)
+    activated = _activated_gates(gates[:, 0], pooling, activate=True)
     if tf.is_tensor(update_scale):
         update_scale = tf.cast(update_scale, activated.z.dtype)[:, 0]
     state = tf.cast(initial_state, activated.z.dtype)

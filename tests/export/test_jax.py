@@ -14,7 +14,7 @@ import jax
 from jax import export
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops import jax_export
+from keras_qrnn.ops import jax_onnx
 from tests.assertions import assert_close
 
 
@@ -49,9 +49,9 @@ def test_valid_steps_without_a_sort(time):
     rng = np.random.default_rng(0)
     mask = rng.random((9, time)) > np.linspace(-0.1, 1.1, 9)[:, None]
     want = np.sort(np.where(mask, np.arange(time), time), 1)
-    assert (jax_export.valid_first(mask) == want).all()
+    assert (jax_onnx.valid_first(mask) == want).all()
     symbol = jax.ShapeDtypeStruct(export.symbolic_shape("batch, time"), "bool")
-    exported = export.export(jax.jit(jax_export.valid_first))(symbol)
+    exported = export.export(jax.jit(jax_onnx.valid_first))(symbol)
     assert (exported.call(mask) == want).all()
 
 

@@ -213,12 +213,12 @@ def test_shard_map(name, replicated):
     assert_same(jax.jit(sharded)(x, state), step(x, state))
 
 
-def test_associative_scan_equals_sequential():
+def test_associative_scan_equals_the_scan_in_place():
     """JAX runs the first on accelerators and the second on a CPU."""
     rng = np.random.default_rng(7)
     arrays = jax.nn.sigmoid(draw(rng, 2, 37, 3)), draw(rng, 2, 37, 3), draw(rng, 2, 3)
     for reverse in (False, True):
-        expected = active._sequential(*arrays, reverse)
+        expected = active._in_place(*arrays, reverse)
         assert_close("states", active._associative(*arrays, reverse), expected)
 
 

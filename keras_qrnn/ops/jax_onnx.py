@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def is_exporting() -> bool:
+def is_exporting_to_onnx() -> bool:
     """Whether jax2onnx traces. A trace does not say so: the call stack does."""
     if "jax2onnx" not in sys.modules:
         return False

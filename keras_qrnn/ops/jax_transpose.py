@@ -142,19 +142,21 @@ def _tangents(
     results = _linear_call.bind(*primals, count=count, **functions)
     parts = []
     if any(type(t) is not ad.Zero for t in tangents[count:]):
-        moved = map(ad.instantiate_zeros, tangents[count:])
-        parts.append(_linear_call.bind(*residuals, *moved, count=count, **functions))
-    moving = [n for n in range(count) if type(tangents[n]) is not ad.Zero]
-    if moving:
+        linear_tangents = map(ad.instantiate_zeros, tangents[count:])
+        parts.append(
+            _linear_call.bind(*residuals, *linear_tangents, count=count, **functions)
+        )
+    differentiated = [n for n in range(count) if type(tangents[n]) is not ad.Zero]
+    if differentiated:
 
-        def by_residuals(*moved: jax.Array) -> Sequence[jax.Array]:
+        def by_residuals(*values: jax.Array) -> Sequence[jax.Array]:
             leaves = list(residuals)
-            for n, residual in zip(moving, moved, strict=True):
-                leaves[n] = residual
+            for n, value in zip(differentiated, values, strict=True):
+                leaves[n] = value
             return tuple(functions["function"](leaves, arguments))
 
-        primal = [residuals[n] for n in moving]
-        tangent = [tangents[n] for n in moving]
+        primal = [residuals[n] for n in differentiated]
+        tangent = [tangents[n] for n in differentiated]
         parts.append(jax.jvp(by_residuals, primal, tangent)[1])
     return results, [sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)]
 
