@@ -26,11 +26,11 @@ from keras_qrnn.ops.torch.convolution import (
     convolve,
     is_autocast,
 )
+from keras_qrnn.ops.torch.cross_entropy import cross_entropy
 from keras_qrnn.ops.torch.dispatch import is_recorded
 from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
-from keras_qrnn.ops.torch.softmax import cross_entropy
 
 # On a CPU, one step of up to this many sequences is faster as one matrix product. A
 # convolution first brings the kernel into another order.
@@ -87,7 +87,7 @@ def _one_step(
     """`conv_pool` on one step: no loop, and the gradient is PyTorch's own."""
     seen, weights = inputs.flatten(1), kernel.flatten(0, 1)
     gates = seen @ weights if bias is None else torch.addmm(bias, seen, weights)
-    activated = recorded.activations(gates, pooling, activate=True)
+    activated = recorded.activated_gates(gates, pooling, activate=True)
     if isinstance(update_scale, torch.Tensor):
         update_scale = update_scale[:, 0].to(activated.z.dtype)
     state = initial_state.to(activated.z.dtype)

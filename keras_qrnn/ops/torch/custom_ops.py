@@ -71,9 +71,8 @@ def pool_gradients(
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scale = _mask_and_number(update_scale)
-    above = cells, d_outputs, d_last
     return OPERATIONS.pool_gradients(
-        gates, initial_state, *scale, pooling, activate, *above
+        gates, initial_state, *scale, pooling, activate, cells, d_outputs, d_last
     )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from keras_qrnn.ops.blocks import is_cut_in_blocks, piece_length
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch.recorded import accumulator, previous
+from keras_qrnn.ops.torch.shared import accumulator, shifted
 
 # The steps of a block in a long scan. Blocks of a short scan have half as many. See
 # `ops/blocks.py`.
@@ -71,7 +71,7 @@ def pool(
     if pooling != "f" or gates.dtype != cells.dtype:
         outputs = torch.empty_like(cells, dtype=gates.dtype)
     for at in pieces(gates.shape[0], gates.shape[1], gates.is_cpu):
-        z, u, o, i = _activations(gates[at], pooling, activate, z_in=cells[at])
+        z, u, o, i = _activated_gates(gates[at], pooling, activate, z_in=cells[at])
         _cells_(z, u, i, scale_at(update_scale, at), state)
         state = z[-1]
         if outputs is not cells:
@@ -96,15 +96,16 @@ def pool_for_inference(
         state = initial_state.to(dtype)
         outputs, cells = pool(gates, state, update_scale, pooling, activate)
         return outputs, cells[-1].clone()
-    z, f, *rest = gates.tensor_split(len(GATES[pooling]), dim=-1)
+    # `u` holds f, or its logit, until it is turned into 1 - f.
+    z, u, *rest = gates.tensor_split(len(GATES[pooling]), dim=-1)
     if activate:
         z.tanh_()
-        f.neg_()
+        u.neg_()
         gates[..., z.shape[-1] :].sigmoid_()
     else:
-        _one_minus_(f)
+        _one_minus_(u)
     i = rest[1] if pooling == "ifo" else None
-    _cells_(z, f, i, update_scale, initial_state.to(dtype))  # f holds u = 1 - f now
+    _cells_(z, u, i, update_scale, initial_state.to(dtype))
     # Neither result may be a view of `gates`, which would live as long.
     outputs = z.contiguous() if pooling == "f" else rest[0] * z
     return outputs, z[-1].clone()
@@ -154,11 +155,11 @@ def pool_gradients(
     d_state = d_last
     for at in reversed(pieces(gates.shape[0], gates.shape[1], gates.is_cpu)):
         if at.start:
-            before = cells[at.start - 1 : at.stop - 1]
+            previous = cells[at.start - 1 : at.stop - 1]
         else:
-            before = previous(cells[at], initial_state, reverse=False)
+            previous = shifted(cells[at], initial_state, reverse=False)
         d_state = _pool_piece_gradient_(
-            d_gates[at], gates[at], before, cells[at], scale_at(update_scale, at),
+            d_gates[at], gates[at], previous, cells[at], scale_at(update_scale, at),
             pooling, activate, d_outputs[at], d_state,
         )  # fmt: skip
     return d_gates, d_state
@@ -167,7 +168,7 @@ def pool_gradients(
 def _pool_piece_gradient_(
     d_gates: torch.Tensor,
     gates: torch.Tensor,
-    before: torch.Tensor,
+    previous: torch.Tensor,
     cells: torch.Tensor,
     scale: torch.Tensor | float | None,
     pooling: str,
@@ -179,7 +180,7 @@ def _pool_piece_gradient_(
 
     It is `gate_gradients` and `logit_gradients` of `ops/equations.py`, in place.
     """
-    z, u, o, i = _activations(gates, pooling, activate)
+    z, u, o, i = _activated_gates(gates, pooling, activate)
     d_outputs = d_outputs.to(z.dtype)
     update = u if scale is None else u * scale
     decay = 1 - update
@@ -198,38 +199,39 @@ def _pool_piece_gradient_(
     d_z, d_f, *d_rest = d_gates.tensor_split(len(GATES[pooling]), dim=-1)
     d_initial = decay[0] * adjoint[0]
     if o is not None:
-        _through_(d_rest[0], cells * d_outputs, o, of_sigmoid)
+        _write_logit_gradient_(d_rest[0], cells * d_outputs, o, of_sigmoid)
     if i is None:
-        d_forget = _scaled_((before - z).mul_(adjoint), scale)
+        d_forget = _scaled_((previous - z).mul_(adjoint), scale)
         d_candidate = adjoint * update
     else:
         adjoint = _scaled_(adjoint, scale)
-        d_forget = before * adjoint
+        d_forget = previous * adjoint
         d_candidate = adjoint * i
-        _through_(d_rest[1], adjoint.mul_(z), i, of_sigmoid)
+        _write_logit_gradient_(d_rest[1], adjoint.mul_(z), i, of_sigmoid)
     # Of f = 1 - u and u the derivatives of the sigmoid are the same, u (1 - u).
-    _through_(d_f, d_forget, u, of_sigmoid)
-    _through_(d_z, d_candidate, z, of_tanh)
+    _write_logit_gradient_(d_f, d_forget, u, of_sigmoid)
+    _write_logit_gradient_(d_z, d_candidate, z, of_tanh)
     return d_initial
 
 
-def _through_(
-    d_gate: torch.Tensor,
+def _write_logit_gradient_(
+    d_logit: torch.Tensor,
     gradient: torch.Tensor,
     gate: torch.Tensor,
     backward: Callable | None,
 ) -> None:
-    """Fills `d_gate` from the gradient by the activated gate.
+    """Writes the gradient by a logit from the `gradient` by its activated gate.
 
-    `backward` is the gradient of the activation, or None without an activation.
+    `backward` is the gradient of the activation. None without an activation: then the
+    two gradients are the same.
     """
-    if backward is not None and d_gate.dtype == gradient.dtype:
-        backward(gradient, gate, grad_input=d_gate)
+    if backward is not None and d_logit.dtype == gradient.dtype:
+        backward(gradient, gate, grad_input=d_logit)
     else:  # in full precision until it is stored
-        d_gate.copy_(gradient if backward is None else backward(gradient, gate))
+        d_logit.copy_(gradient if backward is None else backward(gradient, gate))
 
 
-def _activations(
+def _activated_gates(
     gates: torch.Tensor,
     pooling: str,
     activate: bool,
@@ -312,7 +314,7 @@ def _scan_(
     for d_t, x_t in _in_order(d, x, 1, reverse):
         torch.addcmul(x_t, d_t, ends, out=ends)
     _scan_(products, ends, initial, reverse)
-    _scan_steps_(d, x, previous(ends, initial, reverse), 1, reverse)
+    _scan_steps_(d, x, shifted(ends, initial, reverse), 1, reverse)
     if rest:  # the steps left over, before or after the blocks
         at = slice(0, rest) if reverse else slice(time - rest, None)
         end = ends[0] if reverse else ends[-1]

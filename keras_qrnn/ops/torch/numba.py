@@ -35,7 +35,7 @@ compiled = functools.partial(
 )
 # The type of an array's index. It is unsigned: for a signed index Numba would add code
 # that counts negative indices from the end.
-place = np.uintp
+index_type = np.uintp
 
 
 def linear_scan(
@@ -65,10 +65,10 @@ def scan_gradients(
     time_major, (decay, gradient, states) = _in_one_order(decay, gradient, states)
     d_decay, d_inputs = torch.empty_like(decay), torch.empty_like(decay)
     initial_state = initial_state.contiguous()
-    adjoint = torch.zeros_like(initial_state)
+    carried = torch.zeros_like(initial_state)
     _launch(
         _scan_gradient(time_major, reverse),
-        decay, states, gradient, initial_state, d_decay, d_inputs, adjoint,
+        decay, states, gradient, initial_state, d_decay, d_inputs, carried,
     )  # fmt: skip
     if not time_major:
         d_decay, d_inputs = d_decay.transpose(0, 1), d_inputs.transpose(0, 1)
@@ -126,15 +126,15 @@ def pool_gradients(
     d_last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients by `gates` and by `initial_state`, of their shapes."""
-    gates, cells, adjoint = gates.contiguous(), cells.contiguous(), _copy(d_last)
+    gates, cells, carried = gates.contiguous(), cells.contiguous(), _copy(d_last)
     d_gates = torch.empty_like(gates)
     masked, mask, number = _mask_and_number(update_scale, cells)
     _launch(
         _pool_gradient(cells.dtype, pooling, activate, masked),
         gates, mask, number, initial_state.contiguous(), cells,
-        d_outputs.contiguous(), d_gates, adjoint,
+        d_outputs.contiguous(), d_gates, carried,
     )  # fmt: skip
-    return d_gates, adjoint
+    return d_gates, carried
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ def _launch(kernel: Callable, *arguments: Any) -> None:
     """Runs a kernel on all lanes. A lane is one unit of one sequence.
 
     Each thread calls the kernel with the arguments, then `batch` and `units`, then the
-    bounds of its part: sequences `start` to `stop`, units `unit` to `unit_end`.
+    bounds of its part: sequences `start` to `stop`, units `unit_start` to `unit_stop`.
 
     Args:
         kernel: a compiled function.
@@ -216,16 +216,18 @@ def _flat(tensor: torch.Tensor) -> np.ndarray:
 @functools.cache
 def _scan(time_major: bool, reverse: bool) -> Callable:
     @compiled
-    def scan(decay, inputs, states, state, batch, units, start, stop, unit, unit_end):
+    def scan(
+        decay, inputs, states, state, batch, units, start, stop, unit_start, unit_stop
+    ):
         time, rows = len(decay) // len(state), stop - start
         for n in range(time * rows):
             step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
             t, b = time - 1 - step if reverse else step, start + b
-            base = place((t * batch + b if time_major else b * time + t) * units)
-            lane = place(b * units)
-            for u in range(place(unit), place(unit_end)):
-                value = decay[base + u] * state[lane + u] + inputs[base + u]
-                state[lane + u] = states[base + u] = value
+            base = index_type((t * batch + b if time_major else b * time + t) * units)
+            lane = index_type(b * units)
+            for unit in range(index_type(unit_start), index_type(unit_stop)):
+                value = decay[base + unit] * state[lane + unit] + inputs[base + unit]
+                state[lane + unit] = states[base + unit] = value
 
     return scan
 
@@ -234,24 +236,28 @@ def _scan(time_major: bool, reverse: bool) -> Callable:
 def _scan_gradient(time_major: bool, reverse: bool) -> Callable:
     @compiled
     def scan_gradient(
-        decay, states, gradient, initial, d_decay, d_inputs, adjoint,
-        batch, units, start, stop, unit, unit_end,
+        decay, states, gradient, initial, d_decay, d_inputs, carried,
+        batch, units, start, stop, unit_start, unit_stop,
     ):  # fmt: skip
-        time, rows = len(decay) // len(adjoint), stop - start
+        time, rows = len(decay) // len(carried), stop - start
         stride = batch * units if time_major else units
         for n in range(time * rows):
             step, b = (n // rows, n % rows) if time_major else (n % time, n // time)
             t, b = step if reverse else time - 1 - step, start + b
             at = (t * batch + b if time_major else b * time + t) * units
-            base, lane = place(at), place(b * units)
+            base, lane = index_type(at), index_type(b * units)
             is_last = step == time - 1
-            before = base if is_last else place(at + stride if reverse else at - stride)
-            for u in range(place(unit), place(unit_end)):
-                total = adjoint[lane + u] + gradient[base + u]
-                previous = initial[lane + u] if is_last else states[before + u]
-                d_inputs[base + u] = total
-                d_decay[base + u] = total * previous
-                adjoint[lane + u] = total * decay[base + u]
+            previous_base = (
+                base if is_last else index_type(at + stride if reverse else at - stride)
+            )
+            for unit in range(index_type(unit_start), index_type(unit_stop)):
+                adjoint = carried[lane + unit] + gradient[base + unit]
+                previous = (
+                    initial[lane + unit] if is_last else states[previous_base + unit]
+                )
+                d_inputs[base + unit] = adjoint
+                d_decay[base + unit] = adjoint * previous
+                carried[lane + unit] = adjoint * decay[base + unit]
 
     return scan_gradient
 
@@ -266,40 +272,41 @@ def _pool(
     @compiled
     def pool(
         gates, mask, number, outputs, cells, state,
-        batch, units, start, stop, unit, unit_end,
+        batch, units, start, stop, unit_start, unit_stop,
     ):  # fmt: skip
         time, rows = len(cells) // len(state), stop - start
         for n in range(time * rows):
             t, b = n // rows, start + n % rows
             at = (t * batch + b) * units
-            base, lane, z_base = place(at), place(b * units), place(gates_count * at)
-            f_base, o_base = z_base + place(units), z_base + place(2 * units)
-            i_base = z_base + place(3 * units)
-            for u in range(place(unit), place(unit_end)):
-                z, f = gates[z_base + u], gates[f_base + u]
+            base, lane = index_type(at), index_type(b * units)
+            z_base = index_type(gates_count * at)
+            f_base, o_base = z_base + index_type(units), z_base + index_type(2 * units)
+            i_base = z_base + index_type(3 * units)
+            for unit in range(index_type(unit_start), index_type(unit_stop)):
+                z, f = gates[z_base + unit], gates[f_base + unit]
                 if activate:
                     z, update_gate = tanh(z), sigmoid(-f)
                 else:
                     update_gate = one - f
-                scale = one * mask[base + u] if masked else number
+                scale = one * mask[base + unit] if masked else number
                 update = scale * update_gate
                 if pooling == "ifo":
-                    i = gates[i_base + u]
+                    i = gates[i_base + unit]
                     if activate:
                         i = sigmoid(i)
-                    cell = (one - update) * state[lane + u] + scale * i * z
+                    cell = (one - update) * state[lane + unit] + scale * i * z
                 else:
-                    cell = (one - update) * state[lane + u] + update * z
-                state[lane + u] = cell
+                    cell = (one - update) * state[lane + unit] + update * z
+                state[lane + unit] = cell
                 if pooling == "f":
-                    outputs[base + u] = cell
+                    outputs[base + unit] = cell
                 else:
                     if keep_cells:
-                        cells[base + u] = cell
-                    o = gates[o_base + u]
+                        cells[base + unit] = cell
+                    o = gates[o_base + unit]
                     if activate:
                         o = sigmoid(o)
-                    outputs[base + u] = o * cell
+                    outputs[base + unit] = o * cell
 
     return pool
 
@@ -313,56 +320,59 @@ def _pool_gradient(
 
     @compiled
     def pool_gradient(
-        gates, mask, number, initial, cells, d_outputs, d_gates, adjoint,
-        batch, units, start, stop, unit, unit_end,
+        gates, mask, number, initial, cells, d_outputs, d_gates, carried,
+        batch, units, start, stop, unit_start, unit_stop,
     ):  # fmt: skip
-        time, rows = len(cells) // len(adjoint), stop - start
+        time, rows = len(cells) // len(carried), stop - start
         for n in range(time * rows):
             t, b = time - 1 - n // rows, start + n % rows
             at = (t * batch + b) * units
-            base, lane, z_base = place(at), place(b * units), place(gates_count * at)
-            f_base, o_base = z_base + place(units), z_base + place(2 * units)
-            i_base = z_base + place(3 * units)
-            before = place(at - batch * units) if t > 0 else base
-            for u in range(place(unit), place(unit_end)):
-                z, f = gates[z_base + u], gates[f_base + u]
+            base, lane = index_type(at), index_type(b * units)
+            z_base = index_type(gates_count * at)
+            f_base, o_base = z_base + index_type(units), z_base + index_type(2 * units)
+            i_base = z_base + index_type(3 * units)
+            previous_base = index_type(at - batch * units) if t > 0 else base
+            for unit in range(index_type(unit_start), index_type(unit_stop)):
+                z, f = gates[z_base + unit], gates[f_base + unit]
                 if activate:
                     z, update_gate = tanh(z), sigmoid(-f)
                 else:
                     update_gate = one - f
-                scale = one * mask[base + u] if masked else number
+                scale = one * mask[base + unit] if masked else number
                 update = scale * update_gate
-                previous = cells[before + u] if t > 0 else initial[lane + u]
-                total = d_output = d_outputs[base + u]
+                previous = (
+                    cells[previous_base + unit] if t > 0 else initial[lane + unit]
+                )
+                adjoint = d_output = d_outputs[base + unit]
                 if pooling != "f":
-                    o = gates[o_base + u]
+                    o = gates[o_base + unit]
                     if activate:
                         o = sigmoid(o)
-                    total = d_output * o
-                    d_o = d_output * cells[base + u]
+                    adjoint = d_output * o
+                    d_o = d_output * cells[base + unit]
                     if activate:
                         d_o *= o * (one - o)
-                    d_gates[o_base + u] = d_o
-                total += adjoint[lane + u]
+                    d_gates[o_base + unit] = d_o
+                adjoint += carried[lane + unit]
                 if pooling == "ifo":
-                    i = gates[i_base + u]
+                    i = gates[i_base + unit]
                     if activate:
                         i = sigmoid(i)
-                    d_z = total * scale * i
-                    d_f = total * scale * previous
-                    d_i = total * scale * z
+                    d_z = adjoint * scale * i
+                    d_f = adjoint * scale * previous
+                    d_i = adjoint * scale * z
                     if activate:
                         d_i *= i * (one - i)
-                    d_gates[i_base + u] = d_i
+                    d_gates[i_base + unit] = d_i
                 else:
-                    d_z = total * update
-                    d_f = total * scale * (previous - z)
+                    d_z = adjoint * update
+                    d_f = adjoint * scale * (previous - z)
                 if activate:
                     d_z *= one - z * z
                     d_f *= update_gate * (one - update_gate)
-                d_gates[z_base + u] = d_z
-                d_gates[f_base + u] = d_f
-                adjoint[lane + u] = total * (one - update)
+                d_gates[z_base + unit] = d_z
+                d_gates[f_base + unit] = d_f
+                carried[lane + unit] = adjoint * (one - update)
 
     return pool_gradient
 

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.dispatch import kernels_for, unrecorded_kernels_for
 from keras_qrnn.ops.torch.scan import linear_scan
+from keras_qrnn.ops.torch.shared import accumulator
 
 
 def pool(
@@ -48,7 +49,7 @@ class Pool(Function):
         pooling: str,
         activate: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        state = initial_state.to(recorded.accumulator(gates.dtype))
+        state = initial_state.to(accumulator(gates.dtype))
         kernels = unrecorded_kernels_for(gates)
         outputs, cells = kernels.pool(gates, state, update_scale, pooling, activate)
         mask = update_scale if isinstance(update_scale, torch.Tensor) else None

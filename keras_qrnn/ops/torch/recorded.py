@@ -1,9 +1,9 @@
 """The scan, the pooling and the convolution by operations that PyTorch can record.
 
 Each operation makes a new tensor and can be differentiated, batched, traced and
-exported. This file runs while something traces, exports, records or transforms. Its
-functions read no value and no batch size. A scan reads the number of steps if all later
-calls have the same number. Otherwise it doubles its reach in a fixed number of rounds.
+exported. This file runs while something traces, exports, records or transforms. No
+function reads a value or a batch size. If the number of steps is fixed, the scan may
+read it. If not, the scan uses a fixed number of doubling rounds.
 
 Time is axis 1, as in the contract (`ops/backend.py`).
 """
@@ -16,29 +16,10 @@ from torch.nn import functional
 from keras_qrnn.ops import equations
 from keras_qrnn.ops.blocks import REACH, ROUNDS
 from keras_qrnn.ops.equations import GATES, Gates
+from keras_qrnn.ops.torch.shared import accumulator, shifted
 
 # Up to this many steps are computed one by one. More steps are cut into blocks.
 FEW = 32
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for all others."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def previous(
-    sequence: torch.Tensor, initial: torch.Tensor, reverse: bool, axis: int = 0
-) -> torch.Tensor:
-    """`sequence` shifted by one step in scan order. The first step is `initial`.
-
-    Args:
-        sequence: `(time, batch, units)`, or with time on another `axis`.
-        initial: `(batch, units)`.
-    """
-    initial, steps = initial.unsqueeze(axis), sequence.shape[axis] - 1
-    if reverse:
-        return torch.cat([sequence.narrow(axis, 1, steps), initial], axis)
-    return torch.cat([initial, sequence.narrow(axis, 0, steps)], axis)
 
 
 def linear_scan(
@@ -61,7 +42,7 @@ def _scan(
 ) -> torch.Tensor:
     time = inputs.shape[1]
     if may_change(time):
-        return _scan_by_doubling(decay, inputs, initial)
+        return _doubling(decay, inputs, initial)
     size = time
     if time > FEW:
         size = 16 if time >= 256 else 8
@@ -74,17 +55,17 @@ def _scan(
         functional.pad(x, (0, 0, 0, missing)).reshape(batch, blocks, size, units)
         for x in (decay, inputs)
     )
-    starts = initial.unsqueeze(1)
+    state = initial.unsqueeze(1)  # of each block, `(batch, blocks, units)`
     if blocks > 1:  # see `ops/blocks.py`
         products, ends = decay[:, :, 0], inputs[:, :, 0]
         for n in range(1, size):
             ends = torch.addcmul(inputs[:, :, n], decay[:, :, n], ends)
             products = products * decay[:, :, n]
-        starts = previous(_scan(products, ends, initial), initial, False, axis=1)
+        state = shifted(_scan(products, ends, initial), initial, False, axis=1)
     steps = []
     for d, x in zip(decay.unbind(2), inputs.unbind(2), strict=True):
-        starts = torch.addcmul(x, d, starts)
-        steps.append(starts)
+        state = torch.addcmul(x, d, state)
+        steps.append(state)
     states = torch.stack(steps, 2).reshape(batch, blocks * size, units)
     return states.narrow(1, 0, time)
 
@@ -96,7 +77,7 @@ def may_change(time: int | torch.SymInt) -> bool:
     return torch.jit.is_tracing() or not isinstance(time, int)
 
 
-def _scan_by_doubling(
+def _doubling(
     decay: torch.Tensor, inputs: torch.Tensor, initial: torch.Tensor
 ) -> torch.Tensor:
     """The states of a sequence of up to `REACH - 1` steps. Later states are NaN.
@@ -115,7 +96,7 @@ def _scan_by_doubling(
     return states.masked_fill(out_of_reach, torch.nan)[:, 1:]
 
 
-def activations(gates: torch.Tensor, pooling: str, activate: bool) -> Gates:
+def activated_gates(gates: torch.Tensor, pooling: str, activate: bool) -> Gates:
     """Splits packed gates `(..., gates * units)`. In the accumulator's dtype."""
     packed = gates.to(accumulator(gates.dtype))
     z, f, *others = packed.tensor_split(len(GATES[pooling]), -1)
@@ -132,7 +113,7 @@ def pool(
     activate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs `(batch, time, units)` and the last cell state `(batch, units)`."""
-    activated = activations(gates, pooling, activate)
+    activated = activated_gates(gates, pooling, activate)
     scale = _cast(update_scale, activated.z.dtype)
     decay, inputs = equations.decay_and_inputs(activated, scale)
     cells = linear_scan(decay, inputs, initial_state, False)
@@ -158,12 +139,12 @@ def pool_gradients(
         d_last: gradient by the last cell state, `(batch, units)`.
         scan: a differentiable `linear_scan`.
     """
-    activated = activations(gates, pooling, activate)
+    activated = activated_gates(gates, pooling, activate)
     scale = _cast(update_scale, activated.z.dtype)
     decay, inputs = equations.decay_and_inputs(activated, scale)
     # The cell states are computed again: the kept ones cannot be differentiated.
     cells = scan(decay, inputs, initial_state, False)
-    before = previous(cells, initial_state.to(cells.dtype), False, axis=1)
+    previous = shifted(cells, initial_state.to(cells.dtype), False, axis=1)
 
     d_outputs, d_last = d_outputs.to(cells.dtype), d_last.to(cells.dtype)
     d_cells = d_outputs if activated.o is None else d_outputs * activated.o
@@ -171,11 +152,11 @@ def pool_gradients(
     d_cells = torch.cat([d_cells[:, :-1], at_the_end.unsqueeze(1)], 1)
     # The adjoint is a scan backwards: a[t] = d_cells[t] + decay[t + 1] * a[t + 1].
     zeros = torch.zeros_like(at_the_end)
-    following = previous(decay, torch.zeros_like(decay[:, 0]), True, axis=1)
+    following = shifted(decay, torch.zeros_like(decay[:, 0]), True, axis=1)
     adjoint = scan(following, d_cells, zeros, True)
 
     d_gates = equations.gate_gradients(
-        activated, scale, cells, before, d_outputs, adjoint
+        activated, scale, cells, previous, d_outputs, adjoint
     )
     if activate:
         d_gates = equations.logit_gradients(activated, d_gates)
@@ -230,7 +211,7 @@ def valid_first(mask: torch.Tensor) -> torch.Tensor:
     """The indices of the valid steps of each sequence in their order, `(batch, time)`.
 
     For a known number of steps, as LiteRT has it. LiteRT has no sort. For the search
-    see `ops/jax_export.py`.
+    see `ops/jax_onnx.py`.
     """
     time = mask.shape[1]
     step = torch.arange(time, device=mask.device)

@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.dispatch import kernels_for, unrecorded_kernels_for
+from keras_qrnn.ops.torch.shared import accumulator, shifted
 
 
 def linear_scan(
@@ -21,7 +22,7 @@ def linear_scan(
 ) -> torch.Tensor:
     if kernels_for(inputs, decay, initial_state) is None:
         return recorded.linear_scan(decay, inputs, initial_state, reverse)
-    dtype = recorded.accumulator(inputs.dtype)
+    dtype = accumulator(inputs.dtype)
     states = LinearScan.apply(
         decay.to(dtype).transpose(0, 1),
         inputs.to(dtype).transpose(0, 1),
@@ -77,7 +78,7 @@ def _differentiable_gradients(
     No gradient is recorded through `scan_gradients` of the kernels.
     """
     zeros = torch.zeros_like(initial_state)
-    following = recorded.previous(decay, zeros, not reverse).transpose(0, 1)
+    following = shifted(decay, zeros, not reverse).transpose(0, 1)
     adjoint = linear_scan(following, gradient.transpose(0, 1), zeros, not reverse)
     adjoint = adjoint.transpose(0, 1)
-    return adjoint * recorded.previous(states, initial_state, reverse), adjoint
+    return adjoint * shifted(states, initial_state, reverse), adjoint

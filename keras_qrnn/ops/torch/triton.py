@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch.recorded import previous
+from keras_qrnn.ops.torch.shared import shifted
 
 # The lanes of one program. They are few: a small batch must spread over the whole GPU.
 LANES = 32
@@ -62,9 +62,9 @@ def scan_gradients(
     It needs no kernel of its own: the adjoint is a scan in the other direction.
     """
     zeros = torch.zeros_like(initial_state)
-    following = previous(decay, zeros, not reverse)
+    following = shifted(decay, zeros, not reverse)
     adjoint = linear_scan(following, gradient, zeros, not reverse)
-    return adjoint * previous(states, initial_state, reverse), adjoint
+    return adjoint * shifted(states, initial_state, reverse), adjoint
 
 
 def pool(
@@ -149,7 +149,7 @@ def _constants(number: float, pooling: str, activate: bool) -> dict:
     return {
         "SCALE": number,
         "POOLING": pooling,
-        "GATES": len(GATES[pooling]),
+        "GATES_COUNT": len(GATES[pooling]),
         "ACTIVATE": activate,
     }
 
@@ -217,7 +217,7 @@ def _read(at, step, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _place(width, time, length, LANES: tl.constexpr):
+def _lanes_and_chunk(width, time, length, LANES: tl.constexpr):
     """A program's lanes, its chunk, and the chunk's first step and number of steps."""
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     chunk = tl.program_id(1).to(tl.int64)
@@ -226,7 +226,7 @@ def _place(width, time, length, LANES: tl.constexpr):
 
 
 @triton.jit
-def _before(initial_state, products, ends, lane, inside, width, chunk):
+def _state_before(initial_state, products, ends, lane, inside, width, chunk):
     """The state before the first step of `chunk`. In the first pass it is zeros."""
     if initial_state is None:
         state = tl.full(lane.shape, 0, products.dtype.element_ty)
@@ -287,8 +287,8 @@ def _scan_kernel(
     LANES: tl.constexpr,
 ):
     width, step = tl.cast(width, tl.int64), tl.cast(step, tl.int64)
-    lane, inside, chunk, start, count = _place(width, time, length, LANES)
-    state = _before(initial_state, products, ends, lane, inside, width, chunk)
+    lane, inside, chunk, start, count = _lanes_and_chunk(width, time, length, LANES)
+    state = _state_before(initial_state, products, ends, lane, inside, width, chunk)
     product = tl.full(state.shape, 1, state.dtype)
     at = lane + first + start * step
     state, product = _scan(
@@ -354,16 +354,16 @@ def _pool_kernel(
     gates_width,
     SCALE: tl.constexpr,
     POOLING: tl.constexpr,
-    GATES: tl.constexpr,
+    GATES_COUNT: tl.constexpr,
     ACTIVATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
-    lane, inside, chunk, start, count = _place(width, time, length, LANES)
-    cell = _before(initial_state, products, ends, lane, inside, width, chunk)
+    lane, inside, chunk, start, count = _lanes_and_chunk(width, time, length, LANES)
+    cell = _state_before(initial_state, products, ends, lane, inside, width, chunk)
     product = tl.full(cell.shape, 1, cell.dtype)
     at = lane + start * width
-    z_at = lane // units * (GATES * units) + lane % units + start * gates_width
+    z_at = lane // units * (GATES_COUNT * units) + lane % units + start * gates_width
     groups = count // STEPS
     for _ in range(groups):
         cell, product = _pool_steps(
@@ -459,44 +459,44 @@ def _pool_gradient_kernel(
     gates_width,
     SCALE: tl.constexpr,
     POOLING: tl.constexpr,
-    GATES: tl.constexpr,
+    GATES_COUNT: tl.constexpr,
     ACTIVATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
     width, gates_width = tl.cast(width, tl.int64), tl.cast(gates_width, tl.int64)
     # Steps and chunks are counted from the last step. The loop runs backwards in time.
-    lane, inside, chunk, start, count = _place(width, time, length, LANES)
-    adjoint = _before(d_last, products, ends, lane, inside, width, chunk)
-    product = tl.full(adjoint.shape, 1, adjoint.dtype)
+    lane, inside, chunk, start, count = _lanes_and_chunk(width, time, length, LANES)
+    carried = _state_before(d_last, products, ends, lane, inside, width, chunk)
+    product = tl.full(carried.shape, 1, carried.dtype)
     step = time - 1 - start
     at = lane + step * width
-    z_at = lane // units * (GATES * units) + lane % units + step * gates_width
+    z_at = lane // units * (GATES_COUNT * units) + lane % units + step * gates_width
     initial = tl.load(initial_state + lane, inside, other=0)
     cell = tl.load(cells + at, inside, other=0)
     # The first step of time has no cell state before it, so no group contains it.
     groups = tl.minimum(count, step) // STEPS
     for _ in range(groups):
-        adjoint, product, cell = _pool_gradient_steps(
+        carried, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
-            at, z_at, inside, inside, adjoint, product, cell, initial,
+            at, z_at, inside, inside, carried, product, cell, initial,
             SCALE, POOLING, ACTIVATE, STEPS,
         )  # fmt: skip
         at -= STEPS * width
         z_at -= STEPS * gates_width
     for _ in range(groups * STEPS, count):
-        adjoint, product, cell = _pool_gradient_steps(
+        carried, product, cell = _pool_gradient_steps(
             d_gates, gates, mask, cells, d_outputs, units, width, gates_width,
-            at, z_at, inside, inside & (at >= width), adjoint, product, cell, initial,
+            at, z_at, inside, inside & (at >= width), carried, product, cell, initial,
             SCALE, POOLING, ACTIVATE, 1,
         )  # fmt: skip
         at -= width
         z_at -= gates_width
     if d_last is None:
         tl.store(products + chunk * width + lane, product, inside)
-        tl.store(ends + chunk * width + lane, adjoint, inside)
+        tl.store(ends + chunk * width + lane, carried, inside)
     else:
         ends_here = tl.where(start + count == time, width, 0)
-        tl.store(d_initial + lane, adjoint, lane < ends_here)
+        tl.store(d_initial + lane, carried, lane < ends_here)
 
 
 @triton.jit
@@ -513,7 +513,7 @@ def _pool_gradient_steps(
     z_at,
     inside,
     has_previous,
-    adjoint,
+    carried,
     product,
     cell,
     initial,
@@ -522,7 +522,7 @@ def _pool_gradient_steps(
     ACTIVATE: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """Goes back `COUNT` steps. Returns adjoint, `product` and cell state there."""
+    """Goes back `COUNT` steps. Returns `carried`, `product` and cell state there."""
     step, gates_step = -width, -gates_width
     z_from = gates + z_at
     fs = _read(z_from + units, gates_step, inside, COUNT)
@@ -535,30 +535,30 @@ def _pool_gradient_steps(
         zs = _read(z_from, gates_step, inside, COUNT)
         if POOLING == "ifo":
             is_ = _read(z_from + 3 * units, gates_step, inside, COUNT)
-        before = _read(cells + at + step, step, has_previous, COUNT)
+        previous_cells = _read(cells + at + step, step, has_previous, COUNT)
         d_z_at = d_gates + z_at
     for n in tl.static_range(COUNT):
-        update_gate = _update_gate(fs[n], adjoint, ACTIVATE)
-        scale = tl.full(adjoint.shape, SCALE, adjoint.dtype)
+        update_gate = _update_gate(fs[n], carried, ACTIVATE)
+        scale = tl.full(carried.shape, SCALE, carried.dtype)
         if mask is not None:
-            scale = scales[n].to(adjoint.dtype)
+            scale = scales[n].to(carried.dtype)
         update = scale * update_gate
-        d_output = d_os[n].to(adjoint.dtype)
+        d_output = d_os[n].to(carried.dtype)
         if POOLING == "f":
-            adjoint += d_output
+            adjoint = carried + d_output
         else:
-            o = _gate(os[n], adjoint, ACTIVATE)
-            adjoint += d_output * o
+            o = _gate(os[n], carried, ACTIVATE)
+            adjoint = carried + d_output * o
         if d_gates is not None:
-            z = _candidate(zs[n], adjoint, ACTIVATE)
-            previous = tl.where(has_previous, before[n], initial)
+            z = _candidate(zs[n], carried, ACTIVATE)
+            previous = tl.where(has_previous, previous_cells[n], initial)
             if POOLING != "f":
                 d_o = d_output * cell
                 if ACTIVATE:
                     d_o *= o * (1 - o)
                 tl.store(d_z_at + 2 * units, d_o, inside)
             if POOLING == "ifo":
-                i = _gate(is_[n], adjoint, ACTIVATE)
+                i = _gate(is_[n], carried, ACTIVATE)
                 d_z = adjoint * scale * i
                 d_f = adjoint * scale * previous
                 d_i = adjoint * scale * z
@@ -575,6 +575,6 @@ def _pool_gradient_steps(
             tl.store(d_z_at + units, d_f, inside)
             cell = previous
             d_z_at += gates_step
-        adjoint *= 1 - update
+        carried = adjoint * (1 - update)
         product *= 1 - update
-    return adjoint, product, cell
+    return carried, product, cell

@@ -70,7 +70,7 @@ def compile_pool(capability, dtype, accumulator, pooling, mask, activate):
     types = SIZES | dict.fromkeys(OUTER, f"*{dtype}")
     types |= dict.fromkeys(INNER, f"*{accumulator}")
     constants = {"SCALE": 0.9, "POOLING": pooling, "ACTIVATE": activate}
-    constants["GATES"] = len(GATES[pooling])
+    constants["GATES_COUNT"] = len(GATES[pooling])
     if mask:
         types["mask"] = mask
     else:

@@ -1,4 +1,8 @@
-"""PyTorch's loops in place, which run without Numba and without a GPU."""
+"""PyTorch's loops in place, which run without Numba and without a GPU.
+
+Their gradients are tested in `tests/ops/test_scan.py` and `test_pooling.py`:
+`tests/conftest.py` turns Numba off there.
+"""
 
 import keras
 import numpy as np

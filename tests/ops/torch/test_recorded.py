@@ -29,7 +29,7 @@ from torch.utils.checkpoint import (
 
 from keras_qrnn.ops import torch as backend
 from keras_qrnn.ops.equations import GATES
-from keras_qrnn.ops.torch import dispatch, loops, recorded, softmax
+from keras_qrnn.ops.torch import cross_entropy, dispatch, loops, recorded
 from tests import reference
 from tests.assertions import assert_close
 
@@ -250,7 +250,7 @@ def test_batches_of_gradients_of_the_scan_and_of_the_loss():
     initial, targets = torch.zeros(2, 3), torch.arange(6).reshape(2, 3)
     for function, arguments in (
         (lambda *a: backend.linear_scan(*a, initial, True), states),
-        (lambda a: softmax.cross_entropy(a, targets), logits),
+        (lambda a: cross_entropy(a, targets), logits),
     ):
         result = function(*arguments)
         above = torch.rand((3, *result.shape))
@@ -312,7 +312,7 @@ def test_steps_out_of_reach_are_not_numbers(monkeypatch):
     monkeypatch.setattr(recorded, "ROUNDS", 3)
     monkeypatch.setattr(recorded, "REACH", 8)
     decay, inputs = torch.rand(2, 10, 3), torch.rand(2, 10, 3)
-    states = recorded._scan_by_doubling(decay, inputs, torch.zeros(2, 3))
+    states = recorded._doubling(decay, inputs, torch.zeros(2, 3))
     want = loops.linear_scan(
         decay.transpose(0, 1), inputs.transpose(0, 1), torch.zeros(2, 3), False
     )
