@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.cells import CELLS
+
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
 
@@ -181,6 +183,13 @@ def test_the_translation_run():
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     bleu = record["test_2016_flickr"]["bleu"]
     assert f"BLEU {bleu:.1f} on Multi30k's 2016 test set" in readme
+
+
+def test_the_cases_of_the_exports():
+    unknown = sum(time is None for _, time, _ in CELLS)
+    text = text_of("other-tools")
+    assert f"They make {len(CELLS)} cases for each tool" in text
+    assert f"refuses the {unknown} cases of an unknown number of steps" in text
 
 
 def test_epochs_are_those_of_the_logs():
