@@ -14,7 +14,7 @@
 
 PYTHON ?= python3.11
 BACKEND ?= jax
-BACKENDS ?= torch tensorflow jax
+BACKENDS ?= tensorflow torch jax
 comma := ,
 # Each program that the tests start compiles all that it imports, unless an earlier one has
 # kept it in files. Where this variable is set, none does: 10 seconds for each program.
@@ -47,8 +47,8 @@ $(BACKENDS:%=environment-%): environment-%:
 	.venv-test-$*/$(PINNED) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
 		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
 
-# FIRST: what must be done before the tests begin. NICE: what comes before all commands but
-# the longest one, so that this one does not end long after the others. .ci/run sets both.
+# FIRST: what must be done before the tests begin. NICE: what stands before the tests but
+# TensorFlow's, the longest, and before the documentation. .ci/run sets both.
 $(BACKENDS:%=test-%): test-%: environment-% | $(FIRST)
 	KERAS_BACKEND=$* $(if $(filter-out tensorflow,$*),$(NICE)) .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
 

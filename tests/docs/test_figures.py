@@ -183,13 +183,16 @@ def test_the_translation_run():
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     bleu = record["test_2016_flickr"]["bleu"]
     assert f"BLEU {bleu:.1f} on Multi30k's 2016 test set" in readme
+    page = " ".join((ROOT / "results" / "README.md").read_text("utf-8").split())
+    assert f"{bleu:.1f} of `test_2016_flickr`" in page
+    assert f"{seconds:.0f} seconds for an epoch (the median)" in page
 
 
 def test_the_cases_of_the_exports():
     unknown = sum(time is None for _, time, _ in CELLS)
     text = text_of("other-tools")
     assert f"They make {len(CELLS)} cases for each tool" in text
-    assert f"refuses the {unknown} cases of an unknown number of steps" in text
+    assert f"refuses the {unknown} cases of an unknown number of steps from" in text
 
 
 def test_epochs_are_those_of_the_logs():

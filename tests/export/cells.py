@@ -1,4 +1,4 @@
-"""What is exported, and by which tools: the cells of the table in docs/other-tools.md.
+"""What is exported, and by which tools. A cell is a case of docs/other-tools.md.
 
 Run as a program, it prints the table of the active backend, for LSTM beside QRNN.
 """

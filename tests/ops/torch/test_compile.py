@@ -93,7 +93,13 @@ def compiled(function):
 
 @pytest.mark.parametrize(
     ("pooling", "policy"),
-    [("f", "float32"), ("fo", "float32"), ("ifo", "float32"), ("fo", "mixed_bfloat16")],
+    [
+        ("f", "float32"),
+        ("fo", "float32"),
+        ("ifo", "float32"),
+        ("fo", "mixed_bfloat16"),
+        ("ifo", "mixed_bfloat16"),
+    ],
 )
 def test_compiled_layer(pooling, policy):
     layer = QRNN(4, 3, pooling, return_sequences=True, zoneout=0.1, dtype=policy)
