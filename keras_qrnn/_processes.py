@@ -26,6 +26,10 @@ def join_processes(seed: int) -> None:
 
     Args:
         seed: of all processes. Without one they would draw one together.
+
+    Raises:
+        ValueError: if JAX is older than 0.8. Its processes make arrays of Keras on a
+            device of the first process, and then wait for each other for ever.
     """
     names = (
         f"KERAS_DISTRIBUTION_{each}" for each in ("JOB_ADDRESSES", "NUM_PROCESSES")
@@ -34,6 +38,11 @@ def join_processes(seed: int) -> None:
         return
     import jax
 
+    if jax.__version_info__ < (0, 8):
+        raise ValueError(
+            "The variables `KERAS_DISTRIBUTION_*`: several processes need JAX 0.8 or "
+            f"newer. Received: JAX {jax.__version__}."
+        )
     if not jax.distributed.is_initialized():
         keras.utils.set_random_seed(seed)
         keras.distribution.initialize()

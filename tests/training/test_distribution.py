@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_qrnn._processes import join_processes
 from keras_qrnn.distribution import data_parallel, layout_map, model_parallel
 from keras_qrnn.models import LanguageModel, TranslationModel
 from keras_qrnn.training import evaluate_perplexity, load_trained, read_stream
@@ -209,8 +210,22 @@ def free_port():
 
 
 @on_jax
+def test_several_processes_need_a_newer_jax(monkeypatch):
+    import jax
+
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    monkeypatch.setattr(jax, "__version_info__", (0, 7, 2))
+    with pytest.raises(ValueError, match=r"need JAX 0\.8 or newer\. Received: JAX"):
+        join_processes(0)
+
+
+@on_jax
 def test_two_processes_are_one(language_models, tmp_path):
     """Each has two devices and its rows. The first alone writes and prints."""
+    import jax
+
+    if jax.__version_info__ < (0, 8):
+        pytest.skip("several processes need JAX 0.8")
     port = free_port()
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
