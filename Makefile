@@ -47,14 +47,13 @@ $(BACKENDS:%=environment-%): environment-%:
 	.venv-test-$*/$(PINNED) '.[$*,test$(if $(filter torch,$*),$(comma)numba)]' \
 		$(if $(filter torch,$*),'triton; platform_system == "Linux"')
 
-# FIRST: what must be done before the tests begin. NICE: what stands before the tests but
-# TensorFlow's, the longest, and before the documentation. .ci/run sets both.
+# FIRST: what must be done before the tests begin. .ci/run sets it.
 $(BACKENDS:%=test-%): test-%: environment-% | $(FIRST)
-	KERAS_BACKEND=$* $(if $(filter-out tensorflow,$*),$(NICE)) .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
+	KERAS_BACKEND=$* .venv-test-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 # Keras's NumPy backend itself imports JAX: its tests run where JAX is, beside its tests.
 test-numpy: environment-jax | $(FIRST)
-	KERAS_BACKEND=numpy $(NICE) .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS)
+	KERAS_BACKEND=numpy .venv-test-jax/bin/python -m pytest $(PYTEST_ARGS)
 
 # What is exported, in the programs that run it: not part of `make test`.
 test-export: $(BACKENDS:%=test-export-%)
@@ -76,7 +75,7 @@ lint:
 docs:
 	$(PYTHON) -m venv --clear .venv-docs
 	.venv-docs/$(PINNED) '.[jax,docs]'
-	KERAS_BACKEND=jax $(NICE) .venv-docs/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	KERAS_BACKEND=jax .venv-docs/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 	@echo "Documentation: docs/_build/html/index.html"
 
 # The documentation executes them. What it executed before is deleted first.
