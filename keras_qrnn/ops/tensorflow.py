@@ -423,8 +423,8 @@ def causal_conv(
         outputs = _convolution(inputs, kernel)
     if not inputs.shape[0]:
         # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
-        # LiteRT needs static sizes. In a graph a reshape to static sizes does not mend
-        # the shape, and XLA fails. So other graphs read the sizes at run time.
+        # This reshape mends the shape. LiteRT needs static sizes for it. With static
+        # sizes XLA fails on an empty batch, so all others read them at run time.
         sizes = ops.shape(inputs) if is_traced_by(LITERT) else tf.shape(inputs)
         batch, time = sizes[0], sizes[1]
         outputs = tf.reshape(outputs, (batch, time - window + 1, channels))

@@ -36,9 +36,8 @@ def main(directory):
     distributed.init_process_group("gloo")
     for task in TASKS:
         experiment, model = experiment_and_model(task, rows=2)
-        for (
-            weight
-        ) in model.trainable_weights:  # process 0 has the weights to begin with
+        # Process 0 has the weights to begin with.
+        for weight in model.trainable_weights:
             weight.assign(weight + distributed.get_rank())
         history = ddp.fit(model, experiment.batches(), experiment.options.epochs)
         if distributed.get_rank() == 0:

@@ -91,16 +91,8 @@ def compiled(function):
     return torch.compile(function, backend="aot_eager", fullgraph=True)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "policy"),
-    [
-        ("f", "float32"),
-        ("fo", "float32"),
-        ("ifo", "float32"),
-        ("fo", "mixed_bfloat16"),
-        ("ifo", "mixed_bfloat16"),
-    ],
-)
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 def test_compiled_layer(pooling, policy):
     layer = QRNN(4, 3, pooling, return_sequences=True, zoneout=0.1, dtype=policy)
     x = torch.rand((2, 6, 3), requires_grad=True, device=kernels.DEVICE)
@@ -119,8 +111,9 @@ def test_compiled_layer(pooling, policy):
     call(x)
     run = compiled(call)
     room = {}
-    if policy == "mixed_bfloat16":
-        # Sums may be rounded in other places: to 8 bits of the greatest values.
+    elsewhere = kernels.DEVICE == "cuda" or torch.__version__ < (2, 12)
+    if policy == "mixed_bfloat16" and elsewhere:
+        # Sums are rounded in other places there: to 8 bits of the greatest values.
         room = {"rtol": 2**-6, "atol": 2**-8}
     torch.testing.assert_close(run(x), call(x), **room)
     torch.testing.assert_close(gradients(run(x)), gradients(call(x)), **room)
