@@ -4,6 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
+# The tolerance of `assert_close` for a layer of each dtype. On NumPy, Keras's `where`
+# rounds float64 to float32.
+ROUNDS = keras.config.backend() == "numpy"
+ROUNDING = {"float32": 1e-5, "float64": 1e-6 if ROUNDS else 1e-12}
+
 
 def assert_close(name, got, expected, tolerance=1e-5):
     """Asserts that two arrays have one shape and differ by rounding only.

@@ -209,12 +209,11 @@ class AttentionQRNN(QRNN):
         Masked steps are zero: a weight of zero would not keep NaN out.
         """
         mask = mask_of(encoder_outputs, mask, "encoder_mask")  # before a cast loses it
-        accumulator = "float64" if self.compute_dtype == "float64" else "float32"
-        source = as_value(encoder_outputs, accumulator)
+        source = as_value(encoder_outputs, self._accumulator)
         self._check_source(sequences.shape[0], source.shape)
         if mask is not None:
             is_valid = ops.expand_dims(mask, 2)
-            source = ops.where(is_valid, source, ops.zeros((), accumulator))
+            source = ops.where(is_valid, source, ops.zeros((), source.dtype))
         return source, mask
 
     def _check_source(self, batch: int | None, shape: Shape) -> None:

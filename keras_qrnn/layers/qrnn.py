@@ -404,6 +404,12 @@ class QRNN(KeptStates, keras.layers.Layer):
         kept = [self.cell_state, self.window_state, self.last_output]
         return [state for state in kept if state is not None]
 
+    @property
+    def _accumulator(self) -> str:
+        """The dtype of sums over time and over the batch: see `ops/backend.py`."""
+        # Not a tensor's dtype: PyTorch's are equal to no string.
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
     def _state_shapes(
         self, batch: int | None, features: int | None
     ) -> dict[str, Shape]:
@@ -709,7 +715,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             projection = as_value(context, dtype) @ ops.cast(kernel_of_context, dtype)
             if bias is not None:
                 # In float32, because the gradient by the bias is a sum over the batch.
-                exact = "float64" if dtype == "float64" else "float32"
+                exact = self._accumulator
                 projection = ops.cast(projection, exact) + ops.cast(bias, exact)
             bias = projection
         return kernel, None if bias is None else ops.cast(bias, dtype)
@@ -781,8 +787,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         if update_scale is None:
             return is_valid
         if isinstance(update_scale, float):
-            accumulator = "float64" if self.compute_dtype == "float64" else "float32"
-            return update_scale * ops.cast(is_valid, accumulator)
+            return update_scale * ops.cast(is_valid, self._accumulator)
         return ops.logical_and(update_scale, is_valid)
 
     def reset_state(self) -> None:

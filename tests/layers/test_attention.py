@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_qrnn import QRNN, AttentionQRNN
 from tests import reference
-from tests.assertions import assert_close
+from tests.assertions import ROUNDING, assert_close
 from tests.conftest import EXAMPLES
 from tests.gradients import value_and_gradients
 from tests.layers.test_qrnn import (
@@ -36,7 +36,9 @@ FEW = hypothesis.settings(max_examples=max(3, EXAMPLES // 3))  # each is compile
 @st.composite
 def cases(draw, paddings=("causal", "same")):
     """A layer's configuration, its inputs, masks and state. The shapes are few."""
+    dtype = draw(st.sampled_from(list(ROUNDING)))
     config = {
+        "dtype": dtype,
         "window": draw(st.sampled_from([1, 3])),
         "padding": draw(st.sampled_from(paddings)),
         "go_backwards": draw(st.booleans()),
@@ -47,7 +49,7 @@ def cases(draw, paddings=("causal", "same")):
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     # Of a sequence nothing, some or all steps are valid.
     valid = st.sampled_from([[1, 1, 1], [0, 0.6, 1], [0.6, 0.3, 0.8]])
-    inputs = [rng.normal(size=each.shape).astype("float32") for each in (X, SOURCE)]
+    inputs = [rng.normal(size=each.shape).astype(dtype) for each in (X, SOURCE)]
     masks = [
         rng.uniform(size=each.shape[:2]) < np.array(draw(valid))[:, None]
         if draw(st.booleans())
@@ -56,10 +58,10 @@ def cases(draw, paddings=("causal", "same")):
     ]
     state = None
     if draw(st.booleans()):
-        state = [rng.normal(size=(3, UNITS)).astype("float32")]
+        state = [rng.normal(size=(3, UNITS)).astype(dtype)]
         if config["window"] > 1 and config["padding"] == "causal":
-            state.append(rng.normal(size=(3, 2, FEATURES)).astype("float32"))
-    context = rng.normal(size=(3, 2)).astype("float32") if draw(st.booleans()) else None
+            state.append(rng.normal(size=(3, 2, FEATURES)).astype(dtype))
+    context = rng.normal(size=(3, 2)).astype(dtype) if draw(st.booleans()) else None
     return config, inputs, masks, state, context
 
 
@@ -111,14 +113,15 @@ def test_values(case):
         x, source, **arguments, return_attention_scores=True
     )
     expected = expected_of(layer, *case[1:])
-    assert_close("outputs", outputs, expected.outputs)
-    assert_close("attention", attention, expected.attention)
-    assert_close("cell", states[0], expected.cell)
+    rounding = ROUNDING[config["dtype"]]
+    assert_close("outputs", outputs, expected.outputs, rounding)
+    assert_close("attention", attention, expected.attention, rounding)
+    assert_close("cell", states[0], expected.cell, rounding)
     for window in states[1:]:
-        assert_close("window", window, expected.window)
+        assert_close("window", window, expected.window, rounding)
     layer.return_sequences = layer.return_state = False
     last = layer(x, source, **arguments)
-    assert_close("last output", last, expected.outputs[:, -1])
+    assert_close("last output", last, expected.outputs[:, -1], rounding)
 
 
 @differentiable
@@ -137,9 +140,10 @@ def test_gradients(case):
         "d_cell": (batch, UNITS),
     }
     by = {
-        name: rng.normal(size=each).astype("float32") for name, each in shapes.items()
+        name: rng.normal(size=each).astype(config["dtype"])
+        for name, each in shapes.items()
     }
-    state = state or [np.zeros((batch, UNITS), "float32")]
+    state = state or [np.zeros((batch, UNITS), config["dtype"])]
     weights = {weight.name: ops.convert_to_numpy(weight) for weight in layer.weights}
     seeds = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
 
@@ -158,8 +162,9 @@ def test_gradients(case):
     expected = expected_of(layer, *case[1:3], state, context, **by).gradients
     names = ["x", "source", *["cell", "window"][: len(state)]]
     names += [*["context"][: len(contexts)], *weights]
+    rounding = ROUNDING[config["dtype"]]
     for name, gradient in zip(names, gradients, strict=True):
-        assert_close(f"gradient by {name}", gradient, expected[name])
+        assert_close(f"gradient by {name}", gradient, expected[name], rounding)
 
 
 @FEW
@@ -234,9 +239,7 @@ def test_dtype_policies(dtype):
     for state in (cell, window):
         assert keras.backend.standardize_dtype(state.dtype) == layer.variable_dtype
     expected = expected_of(layer, (X, source), (None, SOURCE_MASK))
-    # Keras's `where` rounds float64 to float32 on NumPy.
-    exact = 1e-6 if BACKEND == "numpy" else 1e-12
-    tolerance = {"float16": 0.02, "float64": exact}[compute]
+    tolerance = 0.02 if compute == "float16" else ROUNDING[compute]
     assert_close("cell", cell, expected.cell, tolerance)
     assert np.isfinite(to_numpy(attention)).all()
     np.testing.assert_allclose(

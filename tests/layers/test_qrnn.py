@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_qrnn import QRNN, AttentionQRNN
 from tests import reference
-from tests.assertions import assert_close
+from tests.assertions import ROUNDING, assert_close
 from tests.gradients import value_and_gradients
 
 FEATURES, UNITS, CONTEXT = 3, 4, 2
@@ -35,6 +35,7 @@ def repeated(rows, batch=None):
 @st.composite
 def cases(draw, paddings=("causal", "same")):
     """A layer's configuration, its input, mask, state and context."""
+    dtype = draw(st.sampled_from(list(ROUNDING)))
     window = draw(st.integers(1, 4))
     padding = draw(st.sampled_from(paddings))
     # Few shapes: some backends compile each.
@@ -53,8 +54,9 @@ def cases(draw, paddings=("causal", "same")):
         state = [rng.normal(size=(batch, UNITS))]
         if window > 1 and padding == "causal":
             state.append(rng.normal(size=(batch, window - 1, FEATURES)))
-        state = [s.astype("float32") for s in state]
+        state = [s.astype(dtype) for s in state]
     config = {
+        "dtype": dtype,
         "window": window,
         "pooling": draw(st.sampled_from(["f", "fo", "ifo"])),
         "go_backwards": draw(st.booleans()),
@@ -63,10 +65,10 @@ def cases(draw, paddings=("causal", "same")):
         "use_bias": draw(st.booleans()),
         "padding": padding,
     }
-    x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
+    x = rng.normal(size=(batch, time, FEATURES)).astype(dtype)
     context = None
     if draw(st.booleans()):
-        context = rng.normal(size=(batch, CONTEXT)).astype("float32")
+        context = rng.normal(size=(batch, CONTEXT)).astype(dtype)
     return config, x, masks[mask], state, context, draw(st.integers(0, time))
 
 
@@ -119,16 +121,17 @@ def test_values(case):
     layer = layer_for(config, return_sequences=True, return_state=True)
     outputs, cell, *window = layer(x, initial_state=state, mask=mask, context=context)
     expected = expected_of(layer, x, mask, state, context)
-    assert_close("outputs", outputs, expected.outputs)
-    assert_close("cell", cell, expected.cell)
+    rounding = ROUNDING[config["dtype"]]
+    assert_close("outputs", outputs, expected.outputs, rounding)
+    assert_close("cell", cell, expected.cell, rounding)
     assert len(window) == (config["window"] > 1 and config["padding"] == "causal")
     if window:
-        assert_close("window", window[0], expected.window)
+        assert_close("window", window[0], expected.window, rounding)
     last = layer_for(config)
     last.build(x.shape, context_shape=None if context is None else context.shape)
     last.set_weights(layer.get_weights())
     got = last(x, initial_state=state, mask=mask, context=context)
-    assert_close("got", got, expected.outputs[:, -1])
+    assert_close("got", got, expected.outputs[:, -1], rounding)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -184,9 +187,9 @@ def test_gradients(case):
     layer = layer_for(config, return_sequences=True, return_state=True)
     layer.build(x.shape, context_shape=None if context is None else context.shape)
     rng = np.random.default_rng(5)
-    d_outputs = rng.normal(size=(*x.shape[:2], UNITS)).astype("float32")
-    d_cell = rng.normal(size=(len(x), UNITS)).astype("float32")
-    given_state = state or [np.zeros((len(x), UNITS), "float32")]
+    d_outputs = rng.normal(size=(*x.shape[:2], UNITS)).astype(config["dtype"])
+    d_cell = rng.normal(size=(len(x), UNITS)).astype(config["dtype"])
+    given_state = state or [np.zeros((len(x), UNITS), config["dtype"])]
     weights = [ops.convert_to_numpy(w) for w in layer.weights]
     seeds = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
     contexts = [] if context is None else [context]
@@ -208,8 +211,9 @@ def test_gradients(case):
     ).gradients
     names = ["x", "cell", "window"][: len(given_state) + 1]
     names += ["context"] * len(contexts) + [weight.name for weight in layer.weights]
+    rounding = ROUNDING[config["dtype"]]
     for name, gradient in zip(names, gradients, strict=True):
-        assert_close(f"gradient by {name}", gradient, expected[name])
+        assert_close(f"gradient by {name}", gradient, expected[name], rounding)
 
 
 @given(cases(paddings=["causal"]))
@@ -234,9 +238,10 @@ def test_pieces_equal_the_whole(case):
         outputs.append(to_numpy(part))
         # With zeros for masked steps the last output says nothing and is unused.
         previous_output = part[:, -1]
-    assert_close("outputs", np.concatenate(outputs, axis=1), whole)
+    rounding = ROUNDING[config["dtype"]]
+    assert_close("outputs", np.concatenate(outputs, axis=1), whole, rounding)
     for got, expected in zip(state, whole_state, strict=True):
-        assert_close("got", got, to_numpy(expected))
+        assert_close("got", got, to_numpy(expected), rounding)
 
 
 @given(cases(paddings=["causal"]))

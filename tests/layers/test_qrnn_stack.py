@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_qrnn import QRNN, QRNNStack
 from tests import reference
-from tests.assertions import assert_close
+from tests.assertions import ROUNDING, assert_close
 from tests.conftest import COMPILED
 from tests.gradients import value_and_gradients
 
@@ -33,7 +33,9 @@ def to_numpy(tensor):
 @st.composite
 def cases(draw):
     """A stack's configuration, inputs, mask and where the sequence is cut."""
+    dtype = draw(st.sampled_from(list(ROUNDING)))
     config = draw(st.sampled_from(LAYOUTS)) | {
+        "dtype": dtype,
         "dense": draw(st.booleans()),
         "pooling": draw(st.sampled_from(["f", "fo", "ifo"])),
         "go_backwards": draw(st.booleans()),
@@ -48,7 +50,7 @@ def cases(draw):
         x = np.where(mask[..., None], X, draw(st.sampled_from([0, np.nan, np.inf])))
     return (
         config,
-        x.astype("float32"),
+        x.astype(dtype),
         mask,
         draw(st.sampled_from([2] if COMPILED else [1, 2, TIME - 1])),
     )
@@ -65,7 +67,7 @@ def stack_of(config, **extra):
 def drawn_states(stack):
     _, *shapes = stack_of_states(stack).compute_output_shape(X.shape)
     rng = np.random.default_rng(1)
-    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+    return [rng.normal(size=shape).astype(stack.compute_dtype) for shape in shapes]
 
 
 def stack_of_states(stack):
@@ -134,9 +136,10 @@ def test_values_and_pieces(case):
     stack = stack_of(config, return_sequences=True, return_state=True)
     whole, *states = stack(x, mask=mask)
     outputs, expected = expected_of(stack, x, mask)
-    assert_close("outputs", whole, outputs)
+    rounding = ROUNDING[config["dtype"]]
+    assert_close("outputs", whole, outputs, rounding)
     for n, (got, state) in enumerate(zip(states, expected, strict=True)):
-        assert_close(f"state {n}", got, state)
+        assert_close(f"state {n}", got, state, rounding)
     if config["padding"] == "same":
         return
     pieces, parts = [slice(0, cut), slice(cut, None)], []
@@ -150,9 +153,11 @@ def test_values_and_pieces(case):
         )
         parts.append(to_numpy(part))
         previous = part[:, -1]
-    assert_close("outputs of the pieces", np.concatenate(parts, axis=1), whole)
+    assert_close(
+        "outputs of the pieces", np.concatenate(parts, axis=1), whole, rounding
+    )
     for n, (got, expected) in enumerate(zip(state, states, strict=True)):
-        assert_close(f"state {n} of the pieces", got, expected)
+        assert_close(f"state {n} of the pieces", got, expected, rounding)
 
 
 @differentiable
@@ -176,14 +181,17 @@ def test_gradients(case):
             initial_state=list(rest[: len(states)]),
             mask=mask,
         )
-        return ops.sum(outputs * ops.convert_to_tensor(d_outputs.astype("float32")))
+        return ops.sum(
+            outputs * ops.convert_to_tensor(d_outputs.astype(config["dtype"]))
+        )
 
     _, gradients = value_and_gradients(loss, [x, *states, *weights])
     expected = expected_of(stack, x, mask, states, d_outputs)
     names = ["x"] + [f"state {n}" for n in range(len(states))]
     names += [weight.path for weight in stack.weights]
+    rounding = ROUNDING[config["dtype"]]
     for name, got, want in zip(names, gradients, expected, strict=True):
-        assert_close(f"gradient by {name}", got, want)
+        assert_close(f"gradient by {name}", got, want, rounding)
 
 
 def test_draws_of_training_are_those_of_the_qrnns_one_after_another():
