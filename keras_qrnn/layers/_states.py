@@ -123,7 +123,7 @@ def result_specs(
 
 
 def as_value(state: Tensor, dtype: str) -> Tensor:
-    """`state`, which may be a variable, as a tensor of `dtype`."""
+    """`state`, which may be a variable, as a tensor of `dtype`, a name of a dtype."""
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -133,7 +133,16 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
     # Keras's NumPy backend would round a float64 array to float32 on converting it.
     if not ops.is_tensor(state):
         state = ops.convert_to_tensor(state)
+    # On PyTorch a cast that changes nothing takes Keras longer than this comparison.
+    if keras.backend.standardize_dtype(state.dtype) == dtype:
+        return state
     return ops.cast(state, dtype)
+
+
+def rows(sequences: Tensor) -> int | Tensor:
+    """The number of rows. A graph of TensorFlow may learn it only when it runs."""
+    batch = sequences.shape[0]
+    return ops.shape(sequences)[0] if batch is None else batch
 
 
 def check_batch_size(sequences: Tensor, expected: int) -> None:

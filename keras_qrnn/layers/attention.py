@@ -147,7 +147,7 @@ class AttentionQRNN(QRNN):
         self._check_context(sequences, context)
         source, source_mask = self._source(sequences, encoder_outputs, encoder_mask)
         states, previous_output = self._first_states(
-            sequences, initial_state, previous_output
+            sequences, initial_state, previous_output, mask
         )
         valid = None
         if mask is not None:
@@ -156,7 +156,7 @@ class AttentionQRNN(QRNN):
             sequences, valid, states, training, context
         )
         attention, attended = _attend(cells, source, source_mask)
-        kernel = ops.cast(ops.convert_to_tensor(self.output_kernel), cells.dtype)
+        kernel = as_value(self.output_kernel, self.compute_dtype)
         attended = ops.cast(attended, cells.dtype)
         # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
         mixed = attended @ kernel[: self.units] + cells @ kernel[self.units :]
@@ -188,7 +188,7 @@ class AttentionQRNN(QRNN):
 
         The gates z and f alone make the cell state, by f-pooling.
         """
-        kernel, bias = self._weights(inputs.dtype, training, context)
+        kernel, bias = self._weights(training, context)
         parts = slice(2 * self.units), slice(2 * self.units, None)
         (kernel_zf, kernel_o), (bias_zf, bias_o) = (
             [None if weight is None else weight[..., part] for part in parts]

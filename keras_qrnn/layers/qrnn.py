@@ -31,6 +31,7 @@ from keras_qrnn.layers._states import (
     check_time,
     checked_states,
     result_specs,
+    rows,
     with_rows_of,
     zeros,
 )
@@ -432,7 +433,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         sequences, mask = self._in_scan_order(sequences, mask)
         self._check_context(sequences, context)
         states, previous_output = self._first_states(
-            sequences, initial_state, previous_output
+            sequences, initial_state, previous_output, mask
         )
         valid = None
         if mask is not None:
@@ -488,7 +489,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         outputs: Tensor,
         mask: Tensor | None,
         valid: Tensor | None,
-        previous_output: Tensor,
+        previous_output: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """What the layer returns, and the output that the next masked step repeats.
 
@@ -496,7 +497,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             outputs: `(batch, time, units)`, valid steps first.
             mask: `(batch, time)` in scan order, or None.
             valid: the number of valid steps, `(batch,)`, or None for all.
-            previous_output: `(batch, units)`.
+            previous_output: `(batch, units)`. It is not used if `mask` is None.
         """
         if mask is None:
             last = outputs[:, -1]
@@ -515,7 +516,7 @@ class QRNN(KeptStates, keras.layers.Layer):
 
     def _returned(self, states: list[Tensor]) -> list[Tensor]:
         """The states as a call returns them."""
-        states = [ops.cast(state, self.variable_dtype) for state in states]
+        states = [as_value(state, self.variable_dtype) for state in states]
         for window in states[1:]:
             _window_owner.remember(window, self._stack or self.name)
         return states
@@ -551,12 +552,12 @@ class QRNN(KeptStates, keras.layers.Layer):
             self.build(tuple(sequences.shape), context_shape=shape)
         sequences, mask = self._in_scan_order(sequences, mask)
         self._check_context(sequences, context)
-        (_, *window), _ = self._first_states(sequences, initial_state, None)
+        (_, *window), _ = self._first_states(sequences, initial_state, None, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
-            backend.causal_conv(inputs, *self._weights(inputs.dtype, context=context)),
+            backend.causal_conv(inputs, *self._weights(context=context)),
             self.pooling,
         )
         if mask is None:
@@ -591,8 +592,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         sequences: Tensor,
         initial_state: Tensor | list[Tensor] | None,
         previous_output: Tensor | None,
-    ) -> tuple[list[Tensor], Tensor]:
-        """The states before the first step, and the previous output.
+        mask: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The states before the first step, and the previous output if there is a mask.
 
         The cell state has the dtype of the weights, the others have the compute dtype.
         """
@@ -604,11 +606,13 @@ class QRNN(KeptStates, keras.layers.Layer):
                 *given, last_output = given
                 if previous_output is None:
                     previous_output = last_output
-        shapes = self._state_shapes(ops.shape(sequences)[0], features)
+        shapes = self._state_shapes(rows(sequences), features)
         for shape in list(shapes.values())[len(given) :]:
             given.append(zeros(shape, self.variable_dtype, sequences))
         cell = as_value(given[0], self.variable_dtype)
         window = [as_value(state, self.compute_dtype) for state in given[1:]]
+        if mask is None:
+            return [cell, *window], None
         if previous_output is None:
             # Under f-pooling the cell state is the output.
             previous_output = cell if self.pooling == "f" else ops.zeros_like(cell)
@@ -694,10 +698,11 @@ class QRNN(KeptStates, keras.layers.Layer):
         _check_context_shape(_shape_of(context), expected)
 
     def _weights(
-        self, dtype: str, training: bool = False, context: Tensor | None = None
+        self, training: bool = False, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The kernel, and the bias as `ops/backend.py` takes it."""
-        kernel = ops.cast(ops.convert_to_tensor(self.kernel), dtype)
+        """The kernel, and the bias as `ops/backend.py` takes it. The compute dtype."""
+        dtype = self.compute_dtype
+        kernel = as_value(self.kernel, dtype)
         if training and self.kernel_dropout:
             # For the gradient a boolean mask is kept: one byte for each element.
             noise = keras.random.uniform(
@@ -708,17 +713,16 @@ class QRNN(KeptStates, keras.layers.Layer):
                 kernel * (1.0 / (1.0 - self.kernel_dropout)),
                 ops.zeros((), dtype),
             )
-        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        bias = self.bias
         if context is not None:
             # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
-            kernel_of_context = ops.convert_to_tensor(self.context_kernel)
-            projection = as_value(context, dtype) @ ops.cast(kernel_of_context, dtype)
+            projection = as_value(context, dtype) @ as_value(self.context_kernel, dtype)
             if bias is not None:
                 # In float32, because the gradient by the bias is a sum over the batch.
                 exact = self._accumulator
-                projection = ops.cast(projection, exact) + ops.cast(bias, exact)
+                projection = as_value(projection, exact) + as_value(bias, exact)
             bias = projection
-        return kernel, None if bias is None else ops.cast(bias, dtype)
+        return kernel, None if bias is None else as_value(bias, dtype)
 
     def _activate(self, gates: Tensor, pooling: str) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[pooling]), axis=-1)
@@ -745,7 +749,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             training: whether the kernel dropout acts.
             context: `(batch, features)`, or None.
         """
-        kernel, bias = self._weights(inputs.dtype, training, context)
+        kernel, bias = self._weights(training, context)
         return self._conv_pool(inputs, kernel, bias, cell, update_scale, self.pooling)
 
     def _conv_pool(
@@ -772,6 +776,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         self, sequences: Tensor, valid: Tensor | None, training: bool
     ) -> Tensor | float | None:
         """The `update_scale` of `ops/backend.py`: zoneout, and 0 in masked steps."""
+        if not self.zoneout and valid is None:
+            return None
         batch, time = ops.shape(sequences)[:2]
         update_scale = None
         if self.zoneout and training:

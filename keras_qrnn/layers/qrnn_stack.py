@@ -265,7 +265,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         for layer, first, vector in zip(layers, given, contexts, strict=True):
             layer._check_context(sequences, vector)
             before, repeated_output = layer._first_states(
-                sequences, first, previous_output if layer is last_layer else None
+                sequences, first, previous_output if layer is last_layer else None, mask
             )
             outputs, after = layer._steps(sequences, valid, before, training, vector)
             states.append(after)

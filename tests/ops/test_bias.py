@@ -62,15 +62,15 @@ def on_tensorflow(function, arguments):
 
 
 @differentiable
-@pytest.mark.parametrize("path", ["Convolution", "Products"])
-def test_takes_no_tensor_of_the_size_of_the_gates(path, monkeypatch):
+@pytest.mark.parametrize("products", ["oneDNN", "MKL"])
+def test_takes_no_tensor_of_the_size_of_the_gates(products, monkeypatch):
     """The same as with one bias for all sequences, with and without a gradient."""
     if BACKEND == "torch":
         monkeypatch.setattr(
-            "keras_qrnn.ops.torch.convolution.takes_convolution",
-            lambda inputs: path == "Convolution",
+            "keras_qrnn.ops.torch.convolution.MKL_AT_HOME", products == "MKL"
         )
-    elif path == "Products":
+        monkeypatch.setattr("keras_qrnn.ops.torch.convolution.SMALL", 1)
+    elif products == "MKL":
         pytest.skip("a matter of PyTorch")
     measure = {"jax": on_jax, "torch": on_torch, "tensorflow": on_tensorflow}[BACKEND]
     state = ops.zeros((BATCH, UNITS))

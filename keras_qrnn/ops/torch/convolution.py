@@ -1,4 +1,7 @@
-"""The causal convolution and its gradient by hand, as products or as oneDNN's own."""
+"""The causal convolution and its gradient by hand, as matrix products.
+
+MKL computes them, or in float32, on processors that are not Intel's, oneDNN.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,19 +9,23 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.nn import functional
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.dispatch import is_recorded
-from keras_qrnn.ops.torch.loops import pieces
 
-ONEDNN = torch.backends.mkldnn.is_available()
+# oneDNN's product `a @ b.T + bias`, which compiled models use. PyTorch has no public
+# function for it in float32. A PyTorch without this one computes with MKL.
+ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available()
+    else None
+)
 # MKL on one of Intel's processors. Newer versions of PyTorch tell a processor's name.
 CPU: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
 MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").startswith(
     "Intel"
 )
+SMALL = 2**21  # multiplications of a product, below which MKL is faster everywhere
 
 
 def causal_conv(
@@ -37,8 +44,9 @@ def convolve(
 ) -> torch.Tensor:
     """`causal_conv` with its gradient by hand, in one dtype, not recorded."""
     inputs = inputs.transpose(0, 1).contiguous()
-    run = Convolution if takes_convolution(inputs) else Products
-    return run.apply(inputs, kernel, bias).transpose(0, 1)
+    # A call of an autograd function takes as long as a small product.
+    run = Products.apply if torch.is_grad_enabled() else _outputs
+    return run(inputs, kernel, bias).transpose(0, 1)
 
 
 def is_autocast(tensor: torch.Tensor) -> bool:
@@ -65,25 +73,44 @@ def autocast(
         yield inputs.to(dtype), kernel.to(dtype), bias
 
 
-def takes_convolution(inputs: torch.Tensor) -> bool:
-    """Whether oneDNN's convolution runs, instead of one product for each tap.
+def takes_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether oneDNN computes `a @ b`, two matrices of one dtype, and not MKL.
 
-    In float32, oneDNN's convolution is up to twice as slow as MKL's products on Intel's
-    processors, and twice as fast on others. It takes no empty batch.
+    In float32 MKL is the faster one on Intel's processors. On others oneDNN is 5 to
+    20% faster, and on AMD's Zen 5 up to twice as fast. It is not for small products,
+    which a call of it outweighs, and not for graphs of `torch.compile`.
     """
-    float32 = inputs.dtype == torch.float32
     return (
-        ONEDNN and inputs.is_cpu and float32 and not MKL_AT_HOME and inputs.numel() > 0
+        a.dtype == torch.float32
+        and a.is_cpu
+        and not MKL_AT_HOME
+        and ONEDNN is not None
+        and not torch.compiler.is_compiling()
+        and a.numel() * b.shape[1] >= SMALL
     )
 
 
-class Products(Function):
+def _outputs(
+    inputs: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """One matrix product for each tap, on views: the window is never copied.
 
     `inputs` has shape `(window - 1 + time, batch, features)` and is contiguous, `bias`
     has shape `(channels,)` or `(batch, channels)`; the result has shape
     `(time, batch, channels)`.
     """
+    time = inputs.shape[0] - len(kernel) + 1
+    seen, *others = _seen(inputs, len(kernel))
+    is_shared = bias is not None and bias.dim() == 1
+    outputs = _product(seen, kernel[0], bias if is_shared else None)
+    for tap, seen in zip(kernel[1:], others, strict=True):
+        _add_product(outputs, seen, tap)
+    outputs = outputs.view(time, inputs.shape[1], kernel.shape[2])
+    return outputs if bias is None or is_shared else outputs.add_(bias)
+
+
+class Products(Function):
+    """`_outputs` with its gradient by hand."""
 
     @staticmethod
     def forward(
@@ -94,17 +121,7 @@ class Products(Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs, kernel)
         ctx.bias_axes = 1 if bias is None else bias.dim()
-        time = inputs.shape[0] - len(kernel) + 1
-        seen, *others = _seen(inputs, len(kernel))
-        if bias is None:
-            outputs = torch.mm(seen, kernel[0])
-        elif bias.dim() == 1:
-            outputs = torch.addmm(bias, seen, kernel[0])
-        else:
-            outputs = bias.repeat(time, 1).addmm_(seen, kernel[0])
-        for tap, seen in zip(kernel[1:], others, strict=True):
-            outputs.addmm_(seen, tap)
-        return outputs.view(time, inputs.shape[1], kernel.shape[2])
+        return _outputs(inputs, kernel, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -115,14 +132,14 @@ class Products(Function):
         if is_recorded(gradient):
             return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
         d_inputs = d_kernel = d_bias = None
-        matrix = gradient.reshape(-1, kernel.shape[2])
+        matrix = gradient.contiguous().view(-1, kernel.shape[2])
         if ctx.needs_input_grad[0]:
             d_inputs = torch.zeros_like(inputs)
             for tap, d_seen in zip(kernel, _seen(d_inputs, len(kernel)), strict=True):
-                d_seen.addmm_(matrix, tap.T)
+                _add_product(d_seen, matrix, tap.T)
         if ctx.needs_input_grad[1]:
             taps = _seen(inputs, len(kernel))
-            d_kernel = torch.stack([seen.T @ matrix for seen in taps])
+            d_kernel = torch.stack([_product(seen.T, matrix) for seen in taps])
         if ctx.needs_input_grad[2]:
             d_bias = matrix.sum(0) if ctx.bias_axes == 1 else gradient.sum(0)
         return d_inputs, d_kernel, d_bias
@@ -135,52 +152,21 @@ def _seen(inputs: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
         yield inputs[j : j + time].view(-1, inputs.shape[2])
 
 
-class Convolution(Function):
-    """`Products` as the convolution of one image of time by batch pixels.
+def _product(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`a @ b + bias`, all of one dtype, the bias a vector or None."""
+    if takes_onednn(a, b):
+        return ONEDNN(a, b.T, bias, "none", [], "")
+    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
-    The image's channels are last in memory, so `inputs` is not copied. Each of the
-    three products gets the kernel in the memory order that is fastest in oneDNN.
-    Autograd would use one order for all three.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: torch.Tensor,
-        kernel: torch.Tensor,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inputs, kernel)
-        ctx.bias_axes = 1 if bias is None else bias.dim()
-        image, weight = _image(inputs), _channels_last(kernel)
-        if bias is None or bias.dim() == 1:  # oneDNN takes no other bias
-            return functional.conv2d(image, weight, bias)[0].permute(1, 2, 0)
-        return functional.conv2d(image, weight)[0].permute(1, 2, 0).add_(bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if is_autocast(gradient):
-            with torch.autocast(gradient.device.type, enabled=False):
-                return Convolution.backward(ctx, gradient)
-        inputs, kernel = ctx.saved_tensors
-        if is_recorded(gradient):
-            return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
-        d_inputs = d_kernel = d_bias = None
-        if ctx.needs_input_grad[0]:
-            shape, weight = _image(inputs).shape, _channels_last(kernel)
-            d_image = conv2d_input(shape, weight, _image(gradient))
-            d_inputs = d_image[0].permute(1, 2, 0)
-        if ctx.needs_input_grad[1]:
-            shape = kernel.permute(2, 1, 0)[..., None].shape
-            d_weight = gradient.new_zeros(shape)
-            time, batch = gradient.shape[:2]
-            for at in pieces(time, batch, is_cpu=True):
-                seen = _image(inputs[at.start : at.stop + len(kernel) - 1])
-                d_weight = d_weight + conv2d_weight(seen, shape, _image(gradient[at]))
-            d_kernel = d_weight[..., 0].permute(2, 1, 0)
-        if ctx.needs_input_grad[2]:
-            d_bias = gradient.sum((0, 1) if ctx.bias_axes == 1 else 0)
-        return d_inputs, d_kernel, d_bias
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """`total += a @ b`, in place."""
+    if takes_onednn(a, b):
+        total.add_(_product(a, b))
+    else:
+        total.addmm_(a, b)
 
 
 def _recorded_gradients(
@@ -190,13 +176,3 @@ def _recorded_gradients(
         inputs.transpose(0, 1), kernel, gradient.transpose(0, 1), bias_axes
     )
     return d_inputs.transpose(0, 1), d_kernel, d_bias
-
-
-def _image(sequence: torch.Tensor) -> torch.Tensor:
-    """`(time, batch, channels)` as an image `(1, channels, time, batch)`: a view."""
-    return sequence.permute(2, 0, 1)[None]
-
-
-def _channels_last(kernel: torch.Tensor) -> torch.Tensor:
-    """The kernel as a convolution's weight, features innermost in memory."""
-    return kernel.permute(2, 0, 1).contiguous()[:, :, None].permute(0, 3, 1, 2)

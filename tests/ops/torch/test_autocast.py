@@ -1,4 +1,4 @@
-"""`torch.autocast` around a layer, on each path of the convolution."""
+"""`torch.autocast` around a layer."""
 
 from functools import partial
 
@@ -11,18 +11,11 @@ if keras.config.backend() != "torch":
 import torch
 
 from keras_qrnn import QRNN
-from keras_qrnn.ops.torch import causal_conv, conv_pool, convolution
+from keras_qrnn.ops.torch import causal_conv, conv_pool
 from tests.assertions import assert_close
 from tests.ops.torch.kernels import DEVICE
 
 HALF = {"bfloat16": 3e-2, "float16": 4e-3}
-
-
-@pytest.fixture(params=["convolution", "products"])
-def _path(request, monkeypatch):
-    """The two convolutions. CUDA and Intel's processors run the second."""
-    taken = request.param == "convolution"
-    monkeypatch.setattr(convolution, "takes_convolution", lambda inputs: taken)
 
 
 def results_and_gradients(call, layer, x):
@@ -32,17 +25,9 @@ def results_and_gradients(call, layer, x):
     return outputs, torch.autograd.grad(outputs.float().square().sum(), weights)
 
 
-@pytest.mark.parametrize(
-    ("_path", "dtype", "compiled"),
-    [
-        ("convolution", "bfloat16", False),
-        ("convolution", "float16", True),
-        ("products", "float16", False),
-        ("products", "bfloat16", True),
-    ],
-    indirect=["_path"],
-)
-def test_autocast(_path, dtype, compiled):
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", HALF)
+def test_autocast(dtype, compiled):
     """The results have the layer's dtype, as those of `keras.layers.LSTM` have."""
     layer = QRNN(5, 3, "ifo", return_sequences=True)
     x = torch.rand(4, 6, 3, device=DEVICE)
@@ -73,7 +58,6 @@ def test_autocast(_path, dtype, compiled):
     assert_close("x", outside, expected[0], room)
 
 
-@pytest.mark.usefixtures("_path")
 def test_a_gradient_inside_autocast_of_a_layer_outside():
     layer = QRNN(5, 3, return_sequences=True)
     source = torch.rand(4, 6, 3, device=DEVICE).requires_grad_()
@@ -86,7 +70,6 @@ def test_a_gradient_inside_autocast_of_a_layer_outside():
         assert_close(name, g, w, 1e-6)
 
 
-@pytest.mark.usefixtures("_path")
 def test_autocast_of_what_is_recorded():
     layer = QRNN(5, 3, return_sequences=True)
     x = torch.rand(4, 6, 3, device=DEVICE)

@@ -10,17 +10,24 @@ if keras.config.backend() != "torch":
 
 import torch
 
-from keras_qrnn.ops.torch import convolution, loops
+from keras_qrnn.ops.torch import convolution
 from tests.assertions import assert_close
 from tests.gradients import value_and_gradients
 
 
+@pytest.fixture(params=["oneDNN", "MKL"])
+def _products(request, monkeypatch):
+    """Which library computes the products."""
+    if request.param == "oneDNN" and convolution.ONEDNN is None:
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(convolution, "MKL_AT_HOME", request.param == "MKL")
+    monkeypatch.setattr(convolution, "SMALL", 1)
+
+
+@pytest.mark.usefixtures("_products")
 @pytest.mark.parametrize("bias", ["none", "shared", "of each sequence"])
-@pytest.mark.parametrize("steps", [4, 2048])
 @pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_convolution_equals_pytorchs(name, window, steps, bias, monkeypatch):
-    monkeypatch.setattr(loops, "PIECE_STEPS", steps)
+def test_convolution_equals_pytorchs(window, bias):
     rng = np.random.default_rng(window)
     shapes = [(7, 2, 3), (window, 3, 8)]
     shapes += {"none": [], "shared": [(8,)], "of each sequence": [(2, 8)]}[bias]
@@ -35,7 +42,7 @@ def test_convolution_equals_pytorchs(name, window, steps, bias, monkeypatch):
         tensors = tensors if bias != "none" else (*tensors, None)
         return ops.sum(ops.sin(function(*tensors)))
 
-    own = getattr(convolution, name).apply
+    own = convolution.Products.apply
     got = value_and_gradients(lambda *a: loss(own, *a), arrays)
     want = value_and_gradients(lambda *a: loss(plain, *a), arrays)
     assert_close("value", got[0], want[0])
@@ -43,34 +50,56 @@ def test_convolution_equals_pytorchs(name, window, steps, bias, monkeypatch):
         assert_close(("d_inputs", "d_kernel", "d_bias")[n], g, w)
 
 
-@pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_the_convolution_leaves_the_bias_as_it_was(name):
+@pytest.mark.usefixtures("_products")
+def test_tensors_that_are_views():
+    """A kernel that is a part of another, and a gradient that is one value."""
+    x, whole = torch.rand(2, 5, 3), torch.rand(2, 3, 8)
+    found = []
+    for kernel in (whole[..., 2:6], whole[..., 2:6].contiguous()):
+        arguments = [x.requires_grad_(), kernel.requires_grad_(), None]
+        outputs = convolution.convolve(*arguments)
+        found.append([outputs, *torch.autograd.grad(outputs.sum(), arguments[:2])])
+        with torch.no_grad():
+            assert_close(
+                "without a gradient", convolution.convolve(*arguments), outputs
+            )
+    for got, want in zip(*found, strict=True):
+        assert_close("a value or a gradient", got, want)
+    # Both taps see each of the three steps between the first and the last.
+    total = 2 * 3 * whole[..., 2:6].sum()
+    assert_close("the gradient by x", found[0][1][:, 1:-1].sum(), total)
+
+
+@pytest.mark.usefixtures("_products")
+def test_the_convolution_leaves_the_bias_as_it_was():
     """With one step the bias of each sequence has the shape of the result."""
     x, kernel, bias = torch.rand(1, 2, 3), torch.rand(1, 3, 8), torch.rand(2, 8)
     before = bias.clone()
-    outputs = getattr(convolution, name).apply(x, kernel, bias)
+    outputs = convolution.Products.apply(x, kernel, bias)
     assert_close("bias", bias, before, 0)
     assert_close("outputs", outputs[0], x[0] @ kernel[0] + bias)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("at_home", [False, True])
-def test_convolution_by_processor(at_home, dtype, monkeypatch):
-    monkeypatch.setattr(convolution, "ONEDNN", True)
+def test_products_by_processor(at_home, dtype, monkeypatch):
+    monkeypatch.setattr(convolution, "ONEDNN", "a function")
     monkeypatch.setattr(convolution, "MKL_AT_HOME", at_home)
-    inputs = torch.zeros((1, 1, 1), dtype=getattr(torch, dtype))
-    convolves = dtype == "float32" and not at_home
-    assert convolution.takes_convolution(inputs) == convolves
+    large, small = (torch.zeros(n, n, dtype=getattr(torch, dtype)) for n in (128, 127))
+    expected = dtype == "float32" and not at_home
+    assert convolution.takes_onednn(large, large) == expected
+    assert not convolution.takes_onednn(small, small)
+    monkeypatch.setattr(convolution, "ONEDNN", None)
+    assert not convolution.takes_onednn(large, large)
 
 
 @pytest.mark.parametrize("bias", [(4,), (2, 4)])
-@pytest.mark.parametrize("name", ["Convolution", "Products"])
-def test_second_derivative_of_the_convolution(name, bias):
+def test_second_derivative_of_the_convolution(bias):
     rng = np.random.default_rng(0)
     tensors = [
         torch.tensor(rng.normal(size=shape), requires_grad=True)
         for shape in [(5, 2, 3), (2, 3, 4), bias]
     ]
-    own = getattr(convolution, name).apply
+    own = convolution.Products.apply
     assert torch.autograd.gradcheck(own, tensors)
     assert torch.autograd.gradgradcheck(own, tensors)
