@@ -38,6 +38,7 @@ ON_AMD = {
     "jax_epyc": "JAX",
     "tensorflow_epyc": "TensorFlow",
     "torch_epyc": "PyTorch with Numba",
+    "torch_epyc_plain": "PyTorch",
 }
 NUMBAS_DTYPES = ("float32", "float64")  # Other dtypes run without it.
 ON_GPU = {
@@ -108,7 +109,7 @@ def layer_summary(results: dict[str, list[dict]], mode: str, dtype: str) -> str:
         over_product = [c["QRNN"] / c["floor"] for c in large.values()]
         body.append(
             [
-                BACKENDS[backend],
+                (BACKENDS | ON_AMD)[backend],
                 *than_keras,
                 f"{min(fastest):.2f} to {max(fastest):.1f}",
                 f"{sum(ratio >= 1 for ratio in fastest)} of {len(fastest)}",
@@ -230,6 +231,21 @@ def streaming_table(results: dict[str, list[dict]]) -> str:
             cells = [f"{cell[layer]:,.0f}" for layer in ("QRNN", "keras LSTM")]
             body.append([name, *cells, f"{ratio:.2f}"])
     header = ["microseconds a step", "QRNN", "Keras's LSTM", "times as fast"]
+    return markdown(header, body)
+
+
+def mask_table(results: dict[str, list[dict]]) -> str:
+    """The time of a layer with a mask as a multiple of its time without one."""
+    body, header = [], [""]
+    names = {"QRNN": "QRNN", "keras LSTM": "Keras's LSTM"}
+    header += [f"{mode}, {title}" for mode in MODES for title in names.values()]
+    for place, rows in results.items():
+        cells = [ON_AMD[place]]
+        for mode in MODES:
+            cell = medians(rows, ("batch", "time"), mode=mode, dtype="float32")
+            times = cell[64, 64]
+            cells += [f"{times[f'masked {name}'] / times[name]:.2f}" for name in names]
+        body.append(cells)
     return markdown(header, body)
 
 
@@ -467,6 +483,17 @@ def section(directory: Path) -> str:
         title = "The cross-entropy of that model, 2,100 tokens by 10,000 words"
         parts += [f"**{title}**", measured_on(results), softmax_table(results)]
     parts.append("</details>")
+    if results := files_of(directory, "layer.csv", ON_AMD):
+        parts.append(measured_on(results))
+        for mode in MODES:
+            title = f"**A layer of 320 units on an AMD EPYC, {mode}, float32**"
+            parts.append(f"{title}\n\n{layer_summary(results, mode, 'float32')}")
+    if results := files_of(directory, "mask.csv", ON_AMD):
+        title = (
+            "The time with a right-padded mask over the time without one: 64 sequences "
+            "of up to 64 steps, a layer of 320 units"
+        )
+        parts += [f"**{title}**", measured_on(results), mask_table(results)]
     if lengths := all_of("length.csv"):
         parts.append("The time of a layer grows linearly with the number of steps:")
         for backend in lengths:

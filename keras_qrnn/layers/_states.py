@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
-from keras_qrnn.layers._masks import fits
+from keras_qrnn.layers._masks import BACKEND, fits
 
 _BATCH_SIZE_MUST_NOT_CHANGE = (
     "The batch size of a stateful layer must not change: leave out the samples that do "
@@ -123,8 +123,8 @@ def result_specs(
 
 
 def as_value(state: Tensor, dtype: str) -> Tensor:
-    """`state`, which may be a variable, as a tensor of `dtype`, a name of a dtype."""
-    if keras.config.backend() == "tensorflow":
+    """`state`, which may be a variable, as a tensor of the dtype with this name."""
+    if BACKEND == "tensorflow":
         import tensorflow as tf
 
         if not isinstance(state, keras.Variable):
@@ -134,7 +134,7 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
     if not ops.is_tensor(state):
         state = ops.convert_to_tensor(state)
     # On PyTorch a cast that changes nothing takes Keras longer than this comparison.
-    if keras.backend.standardize_dtype(state.dtype) == dtype:
+    if BACKEND == "torch" and keras.backend.standardize_dtype(state.dtype) == dtype:
         return state
     return ops.cast(state, dtype)
 
@@ -193,7 +193,7 @@ def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
 
 def zeros(shape: tuple[Tensor, ...], dtype: str, sequences: Tensor) -> Tensor:
     """Zeros. In JAX's `shard_map` they vary along the axes of `sequences`."""
-    if keras.config.backend() == "jax":
+    if BACKEND == "jax":
         import jax.numpy as jnp
 
         return jnp.full_like(sequences, 0, dtype=dtype, shape=shape)

@@ -408,7 +408,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     @property
     def _accumulator(self) -> str:
         """The dtype of sums over time and over the batch: see `ops/backend.py`."""
-        # Not a tensor's dtype: PyTorch's are equal to no string.
+        # A tensor's dtype is not compared: on PyTorch it equals no string.
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _state_shapes(

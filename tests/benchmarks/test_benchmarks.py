@@ -314,6 +314,15 @@ def test_tables_of_qrnn_beside_lstm(script):
         units=64,
     )[2:]
     assert line == "| JAX, eager, 64 units | 40 | 50 | 1.25 |"
+    times = {"QRNN": 2, "masked QRNN": 3, "keras LSTM": 2, "masked keras LSTM": 2.5}
+    (line,) = lines_of(
+        report.mask_table,
+        [({"name": n, "mode": m}, t) for n, t in times.items() for m in report.MODES],
+        batch=64,
+        time=64,
+        dtype="float32",
+    )[2:]
+    assert line == "| JAX | 1.50 | 1.25 | 1.50 | 1.25 |"
     (line,) = lines_of(
         report.softmax_table,
         [({"part": "softmax"}, 0.04), ({"part": "softmax of Keras"}, 0.1)],

@@ -194,8 +194,9 @@ def test_pieces_equal_the_whole(case, ends, stateful):
         pieces.append((to_numpy(outputs), to_numpy(attention)))
         previous, start = None if stateful else outputs[:, -1], end
     outputs, attention = (np.concatenate(each, 1) for each in zip(*pieces, strict=True))
+    rounding = ROUNDING[config["dtype"]]
     for got, expected in zip((outputs, attention, *states), whole, strict=True):
-        assert_close("outputs, attention or state", got, expected)
+        assert_close("outputs, attention or state", got, expected, rounding)
 
 
 def test_nan_in_masked_steps_reaches_nothing():

@@ -66,10 +66,12 @@ def on_tensorflow(function, arguments):
 def test_takes_no_tensor_of_the_size_of_the_gates(products, monkeypatch):
     """The same as with one bias for all sequences, with and without a gradient."""
     if BACKEND == "torch":
-        monkeypatch.setattr(
-            "keras_qrnn.ops.torch.convolution.MKL_AT_HOME", products == "MKL"
-        )
-        monkeypatch.setattr("keras_qrnn.ops.torch.convolution.SMALL", 1)
+        from keras_qrnn.ops.torch import convolution
+
+        if products == "oneDNN" and convolution.ONEDNN is None:
+            pytest.skip("this PyTorch has no oneDNN")
+        monkeypatch.setattr(convolution, "IS_INTEL", products == "MKL")
+        monkeypatch.setattr(convolution, "SMALL", 1)
     elif products == "MKL":
         pytest.skip("a matter of PyTorch")
     measure = {"jax": on_jax, "torch": on_torch, "tensorflow": on_tensorflow}[BACKEND]

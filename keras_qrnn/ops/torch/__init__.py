@@ -9,7 +9,7 @@ The scan and the poolings have two implementations:
   else. In code that `torch.compile` compiles, `custom_ops.py` calls them.
 
 `kernels_for` in `dispatch.py` decides. `convolution.py` has the convolution and its
-gradient, by matrix products or by oneDNN.
+gradient, by matrix products.
 
 Memory is time-major: a step is one contiguous slice. Arguments and results are
 `(batch, time, ...)` views of it. So a stack of layers transposes memory only at its two
@@ -32,8 +32,8 @@ from keras_qrnn.ops.torch.loops import pieces, scale_at
 from keras_qrnn.ops.torch.pooling import pool
 from keras_qrnn.ops.torch.scan import linear_scan
 
-# On a CPU, one step of up to this many sequences is faster as one matrix product. A
-# convolution first brings the kernel into another order.
+# On a CPU, one step of up to this many sequences is faster as one matrix product and a
+# few plain operations.
 FEW_SEQUENCES = 64
 
 __all__ = ["causal_conv", "conv_pool", "cross_entropy", "linear_scan", "pool"]

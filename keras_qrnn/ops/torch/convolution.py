@@ -1,6 +1,7 @@
 """The causal convolution and its gradient by hand, as matrix products.
 
-MKL computes them, or in float32, on processors that are not Intel's, oneDNN.
+On a processor that is not Intel's, oneDNN computes large products of float32. PyTorch's
+own function, which calls MKL, computes all others.
 """
 
 from collections.abc import Iterator
@@ -13,19 +14,15 @@ from torch.autograd import Function
 from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.dispatch import is_recorded
 
-# oneDNN's product `a @ b.T + bias`, which compiled models use. PyTorch has no public
-# function for it in float32. A PyTorch without this one computes with MKL.
-ONEDNN = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if torch.backends.mkldnn.is_available()
-    else None
-)
-# MKL on one of Intel's processors. Newer versions of PyTorch tell a processor's name.
+# oneDNN's `a @ b.T + bias`: the operation that `torch.compile` puts in its graphs.
+# PyTorch has no public function that calls oneDNN for float32.
+ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+MKL = torch.backends.mkl.is_available()
+# Newer versions of PyTorch tell a processor's name.
 CPU: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-MKL_AT_HOME = torch.backends.mkl.is_available() and CPU.get("cpu_name", "").startswith(
-    "Intel"
-)
-SMALL = 2**21  # multiplications of a product, below which MKL is faster everywhere
+IS_INTEL = CPU.get("cpu_name", "").startswith("Intel")
+SMALL = 2**21  # Below this many multiplications MKL is faster.
+ROWS = 2048  # rows of a product that are added to another at a time
 
 
 def causal_conv(
@@ -44,6 +41,7 @@ def convolve(
 ) -> torch.Tensor:
     """`causal_conv` with its gradient by hand, in one dtype, not recorded."""
     inputs = inputs.transpose(0, 1).contiguous()
+    kernel = kernel.contiguous()  # oneDNN is slow on a part of a kernel
     # A call of an autograd function takes as long as a small product.
     run = Products.apply if torch.is_grad_enabled() else _outputs
     return run(inputs, kernel, bias).transpose(0, 1)
@@ -74,19 +72,20 @@ def autocast(
 
 
 def takes_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether oneDNN computes `a @ b`, two matrices of one dtype, and not MKL.
+    """Whether oneDNN computes `a @ b`, two matrices of one dtype.
 
-    In float32 MKL is the faster one on Intel's processors. On others oneDNN is 5 to
-    20% faster, and on AMD's Zen 5 up to twice as fast. It is not for small products,
-    which a call of it outweighs, and not for graphs of `torch.compile`.
+    In float32 MKL is the faster one on Intel's processors. On AMD's, oneDNN is 5 to 20%
+    faster, with Zen 5 up to twice as fast. Its operation has no gradient, and no graph
+    of `torch.compile` takes it. A call of it costs more than a small product.
     """
     return (
         a.dtype == torch.float32
         and a.is_cpu
-        and not MKL_AT_HOME
-        and ONEDNN is not None
-        and not torch.compiler.is_compiling()
+        and not IS_INTEL
+        and not torch.is_grad_enabled()
         and a.numel() * b.shape[1] >= SMALL
+        and not torch.compiler.is_compiling()
+        and (MKL and ONEDNN is not None and torch.backends.mkldnn.enabled)
     )
 
 
@@ -130,7 +129,10 @@ class Products(Function):
                 return Products.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors
         if is_recorded(gradient):
-            return _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
+            *found, d_bias = _recorded_gradients(
+                inputs, kernel, gradient, ctx.bias_axes
+            )
+            return *found, d_bias if ctx.needs_input_grad[2] else None
         d_inputs = d_kernel = d_bias = None
         matrix = gradient.contiguous().view(-1, kernel.shape[2])
         if ctx.needs_input_grad[0]:
@@ -163,10 +165,12 @@ def _product(
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """`total += a @ b`, in place."""
-    if takes_onednn(a, b):
-        total.add_(_product(a, b))
-    else:
+    if not takes_onednn(a, b):
         total.addmm_(a, b)
+        return
+    # The product is a new array. That of some rows stays in the caches.
+    for rows, part in zip(total.split(ROWS), a.split(ROWS), strict=True):
+        rows.add_(ONEDNN(part, b.T, None, "none", [], ""))
 
 
 def _recorded_gradients(
