@@ -483,6 +483,11 @@ def section(directory: Path) -> str:
         title = "The cross-entropy of that model, 2,100 tokens by 10,000 words"
         parts += [f"**{title}**", measured_on(results), softmax_table(results)]
     parts.append("</details>")
+    if lengths := all_of("length.csv"):
+        parts.append("The time of a layer grows linearly with the number of steps:")
+        for backend in lengths:
+            path = f"../benchmarks/results/{backend}/length.png"
+            parts.append(f"![{BACKENDS[backend]}, seconds by steps]({path})")
     if results := files_of(directory, "layer.csv", ON_AMD):
         parts.append(measured_on(results))
         for mode in MODES:
@@ -494,11 +499,6 @@ def section(directory: Path) -> str:
             "of up to 64 steps, a layer of 320 units"
         )
         parts += [f"**{title}**", measured_on(results), mask_table(results)]
-    if lengths := all_of("length.csv"):
-        parts.append("The time of a layer grows linearly with the number of steps:")
-        for backend in lengths:
-            path = f"../benchmarks/results/{backend}/length.png"
-            parts.append(f"![{BACKENDS[backend]}, seconds by steps]({path})")
     return "\n\n".join(parts)
 
 
