@@ -85,7 +85,7 @@ def takes_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
         and not torch.is_grad_enabled()
         and a.numel() * b.shape[1] >= SMALL
         and not torch.compiler.is_compiling()
-        and (MKL and ONEDNN is not None and torch.backends.mkldnn.enabled)
+        and (MKL and ONEDNN is not None and bool(torch.backends.mkldnn.enabled))
     )
 
 
@@ -129,10 +129,8 @@ class Products(Function):
                 return Products.backward(ctx, gradient)
         inputs, kernel = ctx.saved_tensors
         if is_recorded(gradient):
-            *found, d_bias = _recorded_gradients(
-                inputs, kernel, gradient, ctx.bias_axes
-            )
-            return *found, d_bias if ctx.needs_input_grad[2] else None
+            found = _recorded_gradients(inputs, kernel, gradient, ctx.bias_axes)
+            return *found[:2], found[2] if ctx.needs_input_grad[2] else None
         d_inputs = d_kernel = d_bias = None
         matrix = gradient.contiguous().view(-1, kernel.shape[2])
         if ctx.needs_input_grad[0]:
