@@ -14,8 +14,8 @@ from torch.autograd import Function
 from keras_qrnn.ops.torch import recorded
 from keras_qrnn.ops.torch.dispatch import is_recorded
 
-# oneDNN's `a @ b.T + bias`: the operation that `torch.compile` puts in its graphs.
-# PyTorch has no public function that calls oneDNN for float32.
+# oneDNN's `a @ b.T + bias`. It is not public, but PyTorch has no public function that
+# calls oneDNN for products of float32.
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 MKL = torch.backends.mkl.is_available()
 # Newer versions of PyTorch tell a processor's name.
@@ -75,8 +75,8 @@ def takes_onednn(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether oneDNN computes `a @ b`, two matrices of one dtype.
 
     In float32 MKL is the faster one on Intel's processors. On AMD's, oneDNN is 5 to 20%
-    faster, with Zen 5 up to twice as fast. Its operation has no gradient, and no graph
-    of `torch.compile` takes it. A call of it costs more than a small product.
+    faster, with Zen 5 up to twice as fast. PyTorch cannot differentiate its operation,
+    and `torch.compile` refuses it. A call of it costs more than a small product.
     """
     return (
         a.dtype == torch.float32
