@@ -143,22 +143,30 @@ def test_the_awd_run():
     assert f"An epoch took {statistics.median(seconds):.1f} seconds" in text
 
 
-def test_the_sentiment_run():
-    path = ROOT / "results" / "imdb_qrnn"
-    record = json.loads((path / "run.json").read_text("utf-8"))
-    valid, test = (f"{100 * record[split]:.2f} %" for split in ("valid", "test"))
+def test_the_sentiment_runs():
     text = text_of("sentiment")
-    assert f"{test} of the 25,000 test reviews ({valid} of the 2,500 of" in text
-    right = sum(row[n] for n, row in enumerate(record["test_confusion"]))
-    assert right == round(25000 * record["test"])
-    assert sum(map(sum, record["valid_confusion"])) == 2500
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert f"{100 * record['test']:.1f}% of the test reviews" in " ".join(
-        readme.split()
-    )
-    with (path / "log.csv").open() as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    assert f"epochs took {statistics.median(seconds) / 60:.0f} minutes" in text
+    page = " ".join((ROOT / "results" / "README.md").read_text("utf-8").split())
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    for name, title, window, paper in (
+        ("imdb_qrnn", "QRNN", None, 91.4),
+        ("imdb_qrnn_k4", "QRNN, window 4 in the first layer", 4, 91.1),
+    ):
+        path = ROOT / "results" / name
+        record = json.loads((path / "run.json").read_text("utf-8"))
+        assert record["options"]["first_window"] == window
+        valid, test = (f"{100 * record[split]:.2f} %" for split in ("valid", "test"))
+        assert f"| {title} | {valid} | {test} | {paper} % |" in text
+        assert valid in page and test in page
+        right = sum(row[n] for n, row in enumerate(record["test_confusion"]))
+        assert right == round(25000 * record["test"])
+        assert sum(map(sum, record["valid_confusion"])) == 2500
+        if window:
+            continue
+        assert f"{100 * record['test']:.1f}% of the test reviews" in readme
+        with (path / "log.csv").open() as file:
+            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        minutes = f"{statistics.median(seconds) / 60:.0f} minutes"
+        assert f"Most epochs of the first run took {minutes}" in text
 
 
 def test_the_translation_run():
