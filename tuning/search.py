@@ -404,8 +404,11 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
             raise KeyboardInterrupt(
                 f"Trials that have ended: {len(rows)}. Start it again and it goes on."
             ) from None
-        except Exception:
-            results()  # of the trials that have ended
+        except Exception as error:
+            try:
+                results()  # of the trials that have ended
+            except OSError as failed:
+                error.add_note(f"The results were not written: {failed}")
             raise
         tidy_trials(oracle, directory, task.objective)
         rows = results()

@@ -10,6 +10,7 @@ from keras import ops
 from keras.src.backend import get_keras_mask
 
 from keras_qrnn._types import Shape, Tensor
+from keras_qrnn.ops.scan import checked_at_run_time
 
 BACKEND = keras.config.backend()
 
@@ -49,7 +50,10 @@ def mask_of(
             f"Argument `{name}` must have shape (batch, time) = {expected} or "
             f"(batch, time, 1). Received: {name}.shape={received}"
         )
-    return mask if symbolic or not with_axis else mask[:, :, 0]
+    if symbolic:
+        return mask
+    mask = mask[:, :, 0] if with_axis else mask
+    return checked_at_run_time(name, mask, sequences, axes=2)
 
 
 def fits(shape: Shape, expected: Shape) -> bool:

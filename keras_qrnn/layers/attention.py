@@ -13,6 +13,7 @@ from keras_qrnn.layers._masks import compact, expand, fits, mask_of
 from keras_qrnn.layers._states import as_value
 from keras_qrnn.layers.qrnn import QRNN
 from keras_qrnn.ops.backend import backend
+from keras_qrnn.ops.scan import checked_at_run_time
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
@@ -211,6 +212,7 @@ class AttentionQRNN(QRNN):
         mask = mask_of(encoder_outputs, mask, "encoder_mask")  # before a cast loses it
         source = as_value(encoder_outputs, self._accumulator)
         self._check_source(sequences.shape[0], source.shape)
+        source = checked_at_run_time("encoder_outputs", source, sequences)
         if mask is not None:
             is_valid = ops.expand_dims(mask, 2)
             source = ops.where(is_valid, source, ops.zeros((), source.dtype))

@@ -37,6 +37,7 @@ from keras_qrnn.layers._states import (
 )
 from keras_qrnn.ops.backend import backend
 from keras_qrnn.ops.equations import GATES
+from keras_qrnn.ops.scan import checked_at_run_time
 
 _NO_MEANING = {
     "recurrent_initializer": "a QRNN has no recurrent kernel: use `kernel_initializer`",
@@ -472,6 +473,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             layer neither returns nor keeps it.
         """
         cell, *window = states
+        if context is not None:
+            context = checked_at_run_time("context", context, sequences)
         inputs = self._with_window(sequences, window)
         outputs, cell = self._outputs_and_cell(
             self._drop(inputs, training),
@@ -555,6 +558,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         (_, *window), _ = self._first_states(sequences, initial_state, None, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
+        if context is not None:
+            context = checked_at_run_time("context", context, sequences)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
             backend.causal_conv(inputs, *self._weights(context=context)),
@@ -600,6 +605,15 @@ class QRNN(KeptStates, keras.layers.Layer):
         """
         batch, _, features = sequences.shape
         given = self._checked_states(batch, features, initial_state, previous_output)
+        given = [
+            checked_at_run_time("initial_state", state, sequences) for state in given
+        ]
+        if previous_output is not None:
+            previous_output = checked_at_run_time(
+                "previous_output",
+                as_value(previous_output, self.compute_dtype),
+                sequences,
+            )
         if not given and self.stateful:
             given = with_rows_of(sequences, self.kept)
             if self._keeps_output:

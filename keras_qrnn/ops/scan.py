@@ -50,6 +50,7 @@ def linear_scan(
     decay, inputs = as_tensor(decay), as_tensor(inputs)
     check_sequence("inputs", inputs)
     check_same("decay", decay, "inputs", inputs)
+    decay = checked_at_run_time("decay", decay, inputs, axes=3)
     initial_state = state_or_zeros(initial_state, inputs, inputs.shape[-1])
     return backend.linear_scan(decay, inputs, initial_state, reverse)
 
@@ -121,4 +122,41 @@ def state_or_zeros(state: Tensor | None, sequence: Tensor, units: int) -> Tensor
             "Argument `initial_state` must have shape (batch, units) = "
             f"{expected}. Received: initial_state.shape={tuple(state.shape)}"
         )
-    return state
+    return checked_at_run_time("initial_state", state, sequence)
+
+
+def checked_at_run_time(
+    name: str, tensor: Tensor, sequences: Tensor, axes: int = 1
+) -> Tensor:
+    """`tensor`, whose first sizes are those of `sequences` also where they are unknown.
+
+    A graph of TensorFlow learns a size that is None only when it runs. There a size of
+    1 would be repeated without an error: so the graph checks the sizes when it runs.
+
+    Args:
+        name: name of the argument, for the message.
+        tensor: its shape was checked, as far as it is known.
+        sequences: `(batch, time, features)`.
+        axes: how many sizes must be equal: 1 for the batch size, 2 for time as well.
+    """
+    known = *tensor.shape[:axes], *sequences.shape[:axes]
+    if keras.config.backend() != "tensorflow" or None not in known:
+        return tensor
+    import tensorflow as tf
+
+    shape = tf.shape(tensor)
+    expected, received = tf.shape(sequences)[:axes], shape[:axes]
+    what = "batch size" if axes == 1 else f"first {axes} sizes"
+    message = f"Argument `{name}` must have the {what} of the inputs,"
+    right = tf.debugging.Assert(
+        tf.reduce_all(received == expected), [message, expected, "Received:", received]
+    )
+    with tf.control_dependencies([right]):
+        # XLA drops the assertion. There this operation fails instead.
+        checked = tf.reshape(
+            tensor,
+            tf.concat([expected, shape[axes:]], axis=0),
+            name=f"{name}_must_fit_the_inputs",
+        )
+    checked.set_shape(tensor.shape)
+    return checked

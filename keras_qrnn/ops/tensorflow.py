@@ -417,11 +417,17 @@ def causal_conv(
     inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
     window, features, channels = kernel.shape
     inputs = tf.ensure_shape(inputs, (None, None, features))
-    if has_gpu():
+    if inputs.shape[0] == 0:
+        # TensorFlow's convolution would return the shape of the inputs, and a reshape
+        # between known sizes is optimized away.
+        time = tf.shape(inputs)[1] - window + 1
+        taps = (inputs[:, j : j + time] @ kernel[j] for j in range(window))
+        outputs = tf.add_n(list(taps))
+    elif has_gpu():
         outputs = tf.nn.conv1d(inputs, kernel, stride=1, padding="VALID")
     else:
         outputs = _convolution(inputs, kernel)
-    if not inputs.shape[0]:
+    if inputs.shape[0] is None:
         # For an empty batch, TensorFlow's convolution returns the shape of the inputs.
         # This reshape mends the shape. LiteRT needs static sizes for it. With static
         # sizes XLA fails on an empty batch, so all others read them at run time.

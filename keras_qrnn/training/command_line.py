@@ -302,7 +302,8 @@ def run_command(
         print(one_line(f"{name}: interrupted. {advice}"), file=sys.stderr)
         return 130
     except reported as error:
-        message = str(error) or type(error).__name__
+        notes = getattr(error, "__notes__", [])
+        message = ". ".join([str(error) or type(error).__name__, *notes])
         print(f"{name}: error: {one_line(message)}", file=sys.stderr)
         return 2
     return 0

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 import keras_qrnn
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, AttentionQRNN, linear_scan
 from keras_qrnn.ops import tensorflow as active
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.ops.tensorflow_graph import has_gpu
@@ -254,10 +254,75 @@ def test_one_step_in_a_graph_of_unknown_batch_size(pooling):
             run(tf.ones((4, 1, 2)), state)
 
 
+# Arguments of a call: what a graph knows of the shape, and a shape that does not fit
+# inputs of 3 rows and 4 steps.
+WRONG_SIZES = [
+    ("initial_state", (None, 6), (1, 6)),
+    ("initial_state", (None, 6), (2, 6)),
+    ("previous_output", (None, 6), (1, 6)),
+    ("context", (None, 2), (1, 2)),
+    ("mask", (None, None), (1, 4)),
+    ("mask", (None, None), (3, 1)),
+    ("encoder_outputs", (None, None, 6), (1, 7, 6)),
+    ("encoder_mask", (None, None), (1, 7)),
+    ("encoder_mask", (None, None), (3, 1)),
+]
+
+
+@pytest.mark.parametrize("time", [4, None])
+@pytest.mark.parametrize(("name", "known", "shape"), WRONG_SIZES)
+def test_a_graph_checks_sizes_that_it_learns_when_it_runs(name, known, shape, time):
+    """TensorFlow would repeat a row or a step without an error."""
+    inputs = tf.zeros((3, 4, 5))
+    right = {"encoder_outputs": tf.zeros((3, 7, 6))}
+    if name == "context":
+        right["context"] = tf.zeros((3, 2))
+    if name == "previous_output":
+        right["mask"] = tf.ones((3, 4), "bool")
+    layer = AttentionQRNN(6, return_sequences=True)
+    layer(inputs, **right)
+    wrong = tf.ones(shape, "bool" if "mask" in name else "float32")
+    specs = [tf.TensorSpec((None, time, 5)), tf.TensorSpec(known, wrong.dtype)]
+
+    @partial(tf.function, input_signature=specs, autograph=False)
+    def run(inputs, argument):
+        return layer(inputs, **right | {name: argument})
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"Argument `{name}`"):
+        run(inputs, wrong)
+
+
+def test_the_public_scan_checks_sizes_that_it_learns_when_it_runs():
+    specs = [tf.TensorSpec((None, None, 2))] * 2 + [tf.TensorSpec((None, 2))]
+    run = tf.function(linear_scan, input_signature=specs, autograph=False)
+    inputs, state = tf.ones((3, 4, 2)), tf.ones((3, 2))
+    assert run(inputs, inputs, state).shape == (3, 4, 2)
+    for decay, first in [(inputs[:1], state), (inputs[:, :1], state)]:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Argument `decay`"):
+            run(decay, inputs, first)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`initial_state`"):
+        run(inputs, inputs, state[:1])
+
+
+def test_one_step_checks_the_batch_size_that_it_learns_when_it_runs():
+    specs = [tf.TensorSpec((None, 1, 5)), tf.TensorSpec((None, 6))]
+    layer = QRNN(6, window=2)
+    layer.build((None, 1, 5))
+
+    @partial(tf.function, input_signature=specs, autograph=False)
+    def run(inputs, state):
+        return layer(inputs, initial_state=state)
+
+    assert run(tf.ones((3, 1, 5)), tf.ones((3, 6))).shape == (3, 6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`initial_state`"):
+        run(tf.ones((3, 1, 5)), tf.ones((1, 6)))
+
+
 @pytest.mark.parametrize("time", [6, None])
 @pytest.mark.parametrize("window", [1, 3])
-def test_a_batch_without_rows(window, time):
-    """Eagerly, in a graph for any batch, and compiled by XLA with its gradients."""
+@pytest.mark.parametrize("rows", [None, 0])
+def test_a_batch_without_rows(rows, window, time):
+    """Eagerly, in a graph, and compiled by XLA, with the gradients."""
     layer = QRNN(5, window, return_sequences=True, pooling="ifo")
     layer.build((None, time, 3))
     x = tf.zeros((0, 6, 3))
@@ -269,7 +334,7 @@ def test_a_batch_without_rows(window, time):
         variables = [v.value for v in layer.trainable_variables]
         return loss, *tape.gradient(loss, variables)
 
-    specs = [tf.TensorSpec((None, time, 3))]
+    specs = [tf.TensorSpec((rows, time, 3))]
     for compiled in {False, HAS_XLA}:
         run = tf.function(step, input_signature=specs, jit_compile=compiled)
         for result in run(x):

@@ -181,6 +181,8 @@ def test_a_search_that_fails_leaves_its_results(
         monkeypatch.setattr(type(FakeExperiment.vocabulary), "save", full)
     code, _, error = run(save_path=path, **(TINY | {"max_trials": 9}))
     assert code == 2 and error.count("\n") == 1
+    assert ("waits" if why == "waits" else "a bug") in error
+    assert ("The results were not written: [Errno 28]" in error) == (why == "no place")
     assert len(made) == 1 + (2 if why == "waits" else 4)  # each trial makes its own
     rows = trials(path)
     statuses = ["COMPLETED"] + ["FAILED"] * (3 if why != "waits" else 0)
