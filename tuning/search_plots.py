@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.plots import pyplot, save_figure
-from search_space import Hyperparameter, Space, shown
+from search_space import Dimension, Space, shown
 
 
 def varied(rows: list[dict], space: Space) -> list[str]:
@@ -89,7 +89,7 @@ def plot_hyperparameters(
     best = index_of_best(values, objective)
     for axis, name in zip(axes.flat, names, strict=False):
         hyperparameter = space[name].hyperparameter
-        at, labels = _positions(hyperparameter, [row[name] for row in rows])
+        at, labels = _positions(space[name], [row[name] for row in rows])
         # Trials of equal values are drawn side by side, not one over the other.
         if labels:
             shift = np.random.default_rng(0).uniform(-0.15, 0.15, len(at))
@@ -127,7 +127,7 @@ def plot_parallel(
             at, labels, log = values, None, is_logarithmic(values, objective)
         else:
             hyperparameter = space[name].hyperparameter
-            at, labels = _positions(hyperparameter, [row[name] for row in rows])
+            at, labels = _positions(space[name], [row[name] for row in rows])
             log = hyperparameter.log and not labels
         at = np.log(at) if log else at
         low, high = at.min(), at.max()
@@ -165,11 +165,11 @@ def plot_parallel(
 
 
 def _positions(
-    hyperparameter: Hyperparameter, values: list
+    dimension: Dimension, values: list
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Positions of the values on an axis, and labels if the values are few."""
-    kinds = sorted(set(values))
-    if hyperparameter.type is str or len(kinds) <= 4:
+    """Positions of the values on an axis, and labels if the search has few values."""
+    if dimension.hyperparameter.type is str or dimension.count <= 4:
+        kinds = sorted(set(values))
         return np.array([kinds.index(value) for value in values], float), [
             shown(kind) for kind in kinds
         ]

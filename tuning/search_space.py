@@ -1,5 +1,6 @@
 """The space of a search: how ranges are written, drawn from and cut in a grid."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -128,6 +129,14 @@ class Dimension:
         """The text that `parse` takes. Equal dimensions have equal texts."""
         separator = "-" if isinstance(self.values, tuple) else ","
         return separator.join(map(str, self.values))
+
+    @property
+    def count(self) -> float:
+        """How many values it can take. A range of floats has infinitely many."""
+        if isinstance(self.values, list):
+            return len(self.values)
+        low, high = self.values
+        return high - low + 1 if self.hyperparameter.type is int else math.inf
 
     def grid(self) -> "Dimension":
         """The dimension of a grid: a few values of a range, with both its ends."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+import search_plots
 from tests.tuning.searches import parse
 
 
@@ -32,3 +33,21 @@ def test_grid_of_a_range_has_both_its_ends():
         ("learning_rate", "0.1-10", [0.1, 0.316228, 1.0, 3.16228, 10.0]),
     ):
         assert parse(name, text).grid().values == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "drawn", "labels"),
+    [
+        ("units", "16-96", [26, 53, 58], None),
+        ("zoneout", "0.0-0.3", [0.1, 0.2], None),
+        ("window", "1-3", [3, 1, 3], ["1", "3"]),
+        ("units", "16,96", [96, 16], ["16", "96"]),
+        ("pooling", "f,fo,ifo", ["ifo", "f"], ["f", "ifo"]),
+    ],
+)
+def test_plots_draw_a_range_on_a_scale_of_numbers(name, space, drawn, labels):
+    """Also if few trials have ended. Labels are for what has few values."""
+    at, found = search_plots._positions(parse(name, space), drawn)
+    assert found == labels
+    expected = drawn if labels is None else [labels.index(str(v)) for v in drawn]
+    assert at.tolist() == expected
