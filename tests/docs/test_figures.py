@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from search_task import TASKS
 from tests.export.cells import CELLS
 
 pytestmark = pytest.mark.one_backend
@@ -197,10 +198,31 @@ def test_the_translation_run():
 
 
 def test_the_cases_of_the_exports():
-    unknown = sum(time is None for _, time, _ in CELLS)
     text = text_of("other-tools")
-    assert f"They make {len(CELLS)} cases for each tool" in text
-    assert f"refuses the {unknown} cases of an unknown number of steps from" in text
+    assert f"They make {len(CELLS)} cases for each program" in text
+
+
+def test_what_the_searches_do_by_default():
+    size = {
+        (task.name, name): (recipe.max_trials, recipe.epochs)
+        for task in TASKS.values()
+        for name, recipe in task.recipes.items()
+    }
+    lm, sentiment, ptb = (
+        size["lm", "sample"],
+        size["sentiment", "sample"],
+        size["lm", "ptb"],
+    )
+    corpus, pretrained = size["sentiment", "imdb"], size["sentiment", "pretrained"]
+    assert size["translation", "sample"] == sentiment
+    assert size["translation", "multi30k"] == corpus
+    expected = (
+        f"For the samples the defaults are {lm[0]} trials of {lm[1]} epochs (the "
+        f"language model) and {sentiment[0]} of {sentiment[1]}; for Penn Treebank "
+        f"{ptb[0]} of {ptb[1]}, for the other corpora {corpus[0]} of {corpus[1]}, with "
+        f"`--pretrained` {pretrained[0]} of {pretrained[1]}."
+    )
+    assert expected in text_of("search")
 
 
 def test_epochs_are_those_of_the_logs():
