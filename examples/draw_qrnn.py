@@ -3,12 +3,12 @@
 python examples/draw_qrnn.py --out_filename examples/figures/qrnn.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 try:
-    from keras_qrnn.training.plots import pyplot, save_figure
+    from keras_qrnn.training.command_line import Parser, run_command
+    from keras_qrnn.training.plots import figure_path, pyplot, save_figure
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
@@ -59,11 +59,16 @@ def arrow(axis, start, end) -> None:  # noqa: ANN001
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#444444"})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws an LSTM and a QRNN.")
-    parser.add_argument("--out_filename", default="examples/figures/qrnn.png")
-    draw(Path(parser.parse_args().out_filename))
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("draw_qrnn.py", description="Draws an LSTM and a QRNN.")
+    parser.add_argument(
+        "--out_filename",
+        default="examples/figures/qrnn.png",
+        help="the picture (default examples/figures/qrnn.png)",
+    )
+    name = parser.parse_args(argv).out_filename
+    return run_command("draw_qrnn.py", lambda: draw(figure_path("out_filename", name)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -122,7 +122,12 @@ def read_record(run: Path) -> dict[str, Any]:
         )
     with reading(file, "the record of a run of train_lm.py"):
         record = json.loads(file.read_text("utf-8"))
-        return record | {"options": with_current_names(record["options"])}
+        options = with_current_names(record["options"])
+        needed = {"layers", "units", "zoneout"} - options.keys()
+        needed |= {"command", "date", "hardware", "versions", "weights"} - record.keys()
+        if needed:
+            raise ValueError(f"no {', '.join(sorted(needed))}")
+        return record | {"options": options}
 
 
 def measured(
@@ -242,7 +247,8 @@ def run(arguments: argparse.Namespace) -> None:
             "Option `load_path` must be given: a directory that train_lm.py wrote"
         )
     source = Path(path("load_path", arguments.load_path))
-    target = Path(path("save_path", arguments.save_path))
+    # Nothing can be renamed to ".".
+    target = Path(path("save_path", arguments.save_path)).absolute()
     check_directory("save_path", target)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(

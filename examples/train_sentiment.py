@@ -26,6 +26,7 @@ try:
     from keras_qrnn.training.options import count_or_zero, named_fields
     from keras_qrnn.training.options import path as path_option
     from keras_qrnn.training.plots import plot_states
+    from keras_qrnn.training.run_directory import check_directory
     from keras_qrnn.training.sentiment import (
         SentimentAnalysis,
         SentimentOptions,
@@ -84,10 +85,26 @@ def save_path_of(arguments: argparse.Namespace, options: SentimentOptions) -> Pa
 def reviews_from(arguments: argparse.Namespace) -> Reviews:
     """The reviews that the command line names."""
     if arguments.write_text is not None:
-        path_option("write_text", arguments.write_text)
+        check_corpus(Path(path_option("write_text", arguments.write_text)))
     count_or_zero("draw", arguments.draw)
     data = shared.data_from(arguments, ReviewsOptions)
     return data.load(unlabelled=arguments.write_text is not None)
+
+
+def check_corpus(directory: Path) -> None:
+    """Refuses a place for the corpus of `--write_text`. Writes nothing.
+
+    Raises:
+        FileExistsError: if a file of a corpus is there already.
+        NotADirectoryError: if `directory` cannot be one.
+    """
+    check_directory("write_text", directory)
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        if (directory / name).exists():
+            raise FileExistsError(
+                f"Option `write_text`: {directory} holds {name} already. Use another "
+                "directory"
+            )
 
 
 def evaluate(

@@ -91,7 +91,8 @@ def evaluate(
 ) -> dict:
     """Translates `splits` with the model in `path` and prints how good that is.
 
-    The translations are written to `path`, a sentence a line.
+    The translations are written to `path/translations`, a sentence a line. A file in
+    `path` itself could be one of the corpus: its files have such names.
 
     Returns:
         The numbers that it prints, by name.
@@ -108,7 +109,8 @@ def evaluate(
         translations = translator.translate(pairs.source)
         seconds = time.perf_counter() - start
         if is_first():
-            with atomic_write(path / f"{name}.{text.languages[1]}") as temporary:
+            file = path / "translations" / f"{name}.{text.languages[1]}"
+            with atomic_write(file) as temporary:
                 lines = "".join(f"{t}\n" for t in translations)
                 temporary.write_text(lines, "utf-8")
         if text.has_one_answer:

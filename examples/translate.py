@@ -19,7 +19,7 @@ try:
     from keras_qrnn.training.command_line import Parser, run_command
     from keras_qrnn.training.options import count, not_negative
     from keras_qrnn.training.options import path as path_option
-    from keras_qrnn.training.plots import plot_attention
+    from keras_qrnn.training.plots import figure_path, plot_attention
     from keras_qrnn.training.translation import load_translation
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
@@ -64,7 +64,10 @@ def batches_of(lines: Iterable[str], most: int) -> Iterator[list[str]]:
         try:
             for line in lines:
                 come.put(line)
-        except (OSError, ValueError) as error:  # such as text that is not UTF-8
+        except UnicodeDecodeError as error:
+            name = getattr(lines, "name", "The input")
+            last = ValueError(f"{name} is not UTF-8 text: {error}")
+        except OSError as error:
             last = error
         come.put(last)
 
@@ -133,22 +136,19 @@ def run(arguments: argparse.Namespace) -> None:
     load_path = path_option("load_path", arguments.load_path)
     plot = None
     if arguments.plot_attention is not None:
-        plot = Path(path_option("plot_attention", arguments.plot_attention))
-        if plot.is_dir():
-            raise ValueError(
-                "Option `plot_attention` must name a file. "
-                f"Received: {plot}, a directory"
-            )
+        plot = figure_path("plot_attention", arguments.plot_attention)
+    if arguments.input is not None:
+        path_option("input", arguments.input)
     model, vocabulary = load_translation(load_path, "load_path")
     translator = Translator(
         model, vocabulary, arguments.beam, arguments.alpha, arguments.batch_size
     )
     if arguments.input is None:
         if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(encoding="utf-8")
+            sys.stdin.reconfigure(encoding="utf-8-sig")
         translate(translator, sys.stdin, plot)
         return
-    with Path(path_option("input", arguments.input)).open(encoding="utf-8") as lines:
+    with Path(arguments.input).open(encoding="utf-8-sig") as lines:
         translate(translator, lines, plot)
 
 

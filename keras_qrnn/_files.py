@@ -22,10 +22,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         path: the file to write. Its directory is made if there is none.
 
     Raises:
+        FileExistsError: if `path` is a directory or a device.
         OSError: if the directory cannot be made or written. It names `path`, also
             where the system gives no name: a full disk.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        # A rename would put a file in the place of a device such as /dev/null.
+        what = "a directory" if path.is_dir() else "a device"
+        raise FileExistsError(f"{path} must be a file. Received: {what}")
     try:
         with _temporary(path) as temporary:
             yield temporary

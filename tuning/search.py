@@ -34,7 +34,7 @@ try:
     from keras_qrnn.training.experiment import train_experiment
     from keras_qrnn.training.objective import Objective
     from keras_qrnn.training.options import count, named_fields, path
-    from keras_qrnn.training.run_directory import held
+    from keras_qrnn.training.run_directory import check_directory, held
 
     try:
         import keras_tuner
@@ -328,6 +328,7 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
     check(arguments)
     part, directory = role(), Path(arguments.save_path).absolute()
     check_role(part, arguments)
+    check_directory("save_path", directory)
     data = data_from(arguments, task.data)
     recipe = task.recipe(data.dataset, getattr(arguments, "pretrained", None))
     space, values = space_from(task, recipe, arguments)

@@ -77,9 +77,10 @@ def _from_directory(directory: Path) -> Corpus:
     from datasets import Dataset
 
     if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
         raise FileNotFoundError(
             "Argument `data_dir` must be a directory with train.txt, valid.txt and "
-            f"test.txt. Received: {directory}, which does not exist"
+            f"test.txt. Received: {directory}, which {what}"
         )
     splits = {}
     for split in SPLITS:

@@ -1,5 +1,6 @@
 """Word vectors from files: GloVe's and word2vec's text formats, and NumPy arrays."""
 
+import codecs
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,8 +32,8 @@ def read_word_vectors(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a line is broken. The numbers of a word that is not looked for
-            are counted, but not read.
+        ValueError: if none of the words is in the file; if a line is broken. The
+            numbers of a word that is not looked for are counted, but not read.
     """
     path = Path(path)
     wanted = set(words)
@@ -42,6 +43,11 @@ def read_word_vectors(
     for word in wanted - found.keys():
         if word.lower() in found:
             found[word] = found[word.lower()]
+    if wanted and not wanted & found.keys():
+        raise ValueError(
+            f"{path} must have vectors of words of the vocabulary. Received: none of "
+            f"the {len(wanted)} words is in it"
+        )
     return dimensions, {word: found[word] for word in wanted & found.keys()}
 
 
@@ -94,7 +100,8 @@ def _from_text(path: Path, words: set[str]) -> tuple[int, dict[str, np.ndarray]]
         word = b" ".join(fields[:-dimensions]).decode()
         if word in words and word not in found:
             try:
-                vector = np.array(fields[-dimensions:]).astype("float32")
+                with np.errstate(over="ignore"):  # `_finite` refuses it
+                    vector = np.array(fields[-dimensions:]).astype("float32")
             except ValueError as error:
                 raise ValueError(
                     f"{where} must have a word and {dimensions} numbers. "
@@ -112,9 +119,14 @@ def _from_text(path: Path, words: set[str]) -> tuple[int, dict[str, np.ndarray]]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a UTF-8 file, each with its number from 1."""
+    """The lines of a UTF-8 file, each with its number from 1.
+
+    A byte order mark, which some editors write, is left out.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 line.decode()
             except UnicodeDecodeError as error:

@@ -183,9 +183,9 @@ class BeamSearch:
         numbers = np.arange(1, longest + 1)
         # The logarithm of the product over t = 1 .. T, for T = 0, 1, ...
         sums = np.concatenate([[0.0], np.cumsum(np.log1p(self.alpha / numbers))])
-        return np.exp(
-            np.maximum(sums[np.maximum(targets, 0), None] - sums[None, :steps], 0.0)
-        )
+        logs = sums[np.maximum(targets, 0), None] - sums[None, :steps]
+        # With a very large alpha the factor would be infinite from 709 on.
+        return np.exp(np.clip(logs, 0.0, 600.0))
 
     def _is_over(
         self, totals: np.ndarray, scores: np.ndarray, ended: np.ndarray

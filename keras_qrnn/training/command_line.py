@@ -295,6 +295,10 @@ def run_command(
         MemoryError,
         *errors,
     )
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe may not have all characters: a name of a file, say.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except KeyboardInterrupt as interrupt:

@@ -48,6 +48,9 @@ from keras_qrnn.training.run_directory import (
 
 # The options that decide each epoch's learning rate: see `learning_rate_at`.
 SCHEDULE = ("learning_rate", "learning_rate_decay", "constant_epochs")
+# Bytes of a weight in a training: the weight, its gradient, and the copy that goes into
+# a checkpoint, each in float32. An optimizer may need more.
+BYTES_OF_A_WEIGHT = 3 * 4
 # The options that a resumed run may change.
 FREE = ("epochs", "save_every", "early_stopping", "distribution")
 
@@ -358,7 +361,7 @@ def has_diverged(experiment: Experiment, history: list[dict]) -> bool:
 
 
 def check_memory(needs: Mapping[str, int]) -> None:
-    """Refuses a training that does not fit the machine. Allocates nothing.
+    """Refuses a training that cannot fit the machine. Allocates nothing.
 
     Args:
         needs: bytes by what needs them: "`units` and `layers`: the weights".

@@ -13,7 +13,12 @@ from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, fingerprint
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training.evaluation import Evaluator, load_run
-from keras_qrnn.training.experiment import Experiment, check_memory, train_experiment
+from keras_qrnn.training.experiment import (
+    BYTES_OF_A_WEIGHT,
+    Experiment,
+    check_memory,
+    train_experiment,
+)
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import build_optimizer
 from keras_qrnn.training.options import TrainingOptions
@@ -225,7 +230,7 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
         )
     # Bytes in float32. The logits are the largest tensor of a batch.
     logits = 4 * options.batch_size * options.seq_len * vocab_size
-    weights = 4 * count_weights(options, vocab_size)
+    weights = BYTES_OF_A_WEIGHT * count_weights(options, vocab_size)
     check_memory(
         {
             "`units`, `layers`, `window` and `emb_dim`: the weights": weights,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_qrnn._files import atomic_write
+from keras_qrnn.training.options import path as check_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +34,32 @@ def pyplot() -> ModuleType:
     return plt
 
 
+def figure_path(option: str, value: str) -> Path:
+    """The path of a picture, checked before the work that leads to it.
+
+    Args:
+        option: name of the option that gives the path.
+        value: the path. Its suffix is the format: `.png`, `.pdf`, `.svg` and others.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `value` is a directory or has no suffix of a picture.
+    """
+    file = Path(check_path(option, value))
+    formats = sorted(pyplot().Figure().canvas.get_supported_filetypes())
+    if file.is_dir() or file.suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(
+            f"Option `{option}` must name a file of one of the formats "
+            f"{', '.join(formats)}. Received: {option}={value!r}"
+        )
+    return file
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes the figure as a PNG and closes it. `path` is never half-written."""
+    """Writes the figure and closes it. `path` is never half-written.
+
+    The suffix of `path` is the format.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot().close(figure)

@@ -61,7 +61,9 @@ def _lock(file: Any, directory: Path, doing: str, option: str) -> None:
 
 
 def check_directory(option: str, directory: Path) -> None:
-    """Raises a NotADirectoryError if `directory` is a file or lies in one.
+    """Raises a NotADirectoryError if `directory` cannot be one.
+
+    It cannot if it is a file or a broken link, or lies in one.
 
     Args:
         option: name of the option that names the directory.
@@ -70,10 +72,11 @@ def check_directory(option: str, directory: Path) -> None:
     for each in (directory, *directory.parents):
         if each.is_dir():
             return
-        if each.exists():
+        if each.exists() or each.is_symlink():
+            what = "a file" if each.exists() else "a broken link"
             raise NotADirectoryError(
                 f"Option `{option}` must be a directory. Received: {directory}, where "
-                f"{each} is a file"
+                f"{each} is {what}"
             )
 
 
@@ -101,6 +104,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
+        lock: the file that a process holds while it trains here.
         checkpoint: the file that a resumed run needs, `checkpoint.npz`.
         model: the best model by validation of the checkpoint's epochs, `model.keras`.
         log: a line for each epoch, `log.csv`.
@@ -110,6 +114,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = path / LOCK
         self.checkpoint = path / "checkpoint.npz"
         self.model = path / "model.keras"
         self.log = path / "log.csv"
@@ -168,7 +173,8 @@ class RunDirectory:
 
         Raises:
             FileExistsError: if the directory holds a run and `resume` is False, or
-                a model and no checkpoint to resume from.
+                a model and no checkpoint to resume from, or files that a run would
+                replace and that no run wrote.
             NotADirectoryError: if the path is a file or lies in one.
             ValueError: if the checkpoint is damaged or of another run.
         """
@@ -178,6 +184,13 @@ class RunDirectory:
                 raise FileExistsError(
                     f"Option `save_path`: {self.path} holds a model and no checkpoint "
                     "to go on from. Use another --save_path"
+                )
+            written = (self.log, self.plot, self.path / "run.json")
+            found = [each.name for each in written if each.exists()]
+            if found and not self.lock.exists():
+                raise FileExistsError(
+                    f"Option `save_path`: {self.path} holds {', '.join(found)}, which "
+                    "no training wrote there. Use another --save_path"
                 )
             return False
         meta = read_meta(self.checkpoint)

@@ -22,7 +22,7 @@ from keras_qrnn.models.sentiment import CELLS, ENCODINGS, SentimentModel
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training.checkpoint import read_meta
 from keras_qrnn.training.evaluation import load_run, weights_to_evaluate
-from keras_qrnn.training.experiment import Experiment, check_memory
+from keras_qrnn.training.experiment import BYTES_OF_A_WEIGHT, Experiment, check_memory
 from keras_qrnn.training.language_model import load_trained
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import build_optimizer
@@ -246,6 +246,11 @@ class SentimentAnalysis(Experiment):
         else:
             self.vocabulary = vocabulary_of(self.reviews, options.vocab_size)
         if options.embeddings is not None:
+            if not Path(options.embeddings).is_file():
+                raise FileNotFoundError(
+                    "Option `embeddings` must be a file of word vectors. "
+                    f"Received: {options.embeddings}, which is none"
+                )
             self.sizes["emb_dim"], self.vectors = read_word_vectors(
                 options.embeddings, self.vocabulary.words
             )
@@ -325,14 +330,15 @@ class SentimentAnalysis(Experiment):
         if not (goes_on or self._read):
             self._read_start()
         options = self.options
-        weights = count_weights(options.cell, len(self.vocabulary), **self.sizes)
+        words = len(self.vocabulary)
+        weights = BYTES_OF_A_WEIGHT * count_weights(options.cell, words, **self.sizes)
         units = self.sizes["units"]
         units = units if isinstance(units, int) else max(units)
         gates = 4 * units * options.batch_size
         longest = max(map(len, self.tokens["train"]))
         check_memory(
             {
-                "`units`, `layers` and `window`: the weights": 4 * weights,
+                "`units`, `layers` and `window`: the weights": weights,
                 "`units` and `batch_size`: the gates of a batch": 4 * gates * longest,
             }
         )

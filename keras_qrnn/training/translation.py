@@ -16,7 +16,7 @@ from keras_qrnn.data.pair_batches import PairBatches, without_long
 from keras_qrnn.models.translation import CELLS, TranslationModel
 from keras_qrnn.ops.equations import GATES
 from keras_qrnn.training.evaluation import load_run, weights_to_evaluate
-from keras_qrnn.training.experiment import Experiment, check_memory
+from keras_qrnn.training.experiment import BYTES_OF_A_WEIGHT, Experiment, check_memory
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import build_optimizer
 from keras_qrnn.training.options import (
@@ -164,7 +164,7 @@ class Translation(Experiment):
         longest = max(map(len, [*self.pairs.source, *self.pairs.target]))
         longest += options.length_step
         # Bytes in float32.
-        weights = 4 * count_weights(options, vocabulary)
+        weights = BYTES_OF_A_WEIGHT * count_weights(options, vocabulary)
         widest = max(vocabulary, longest, 3 * options.units)
         batch = 4 * options.batch_size * longest * widest
         check_memory(

@@ -337,20 +337,24 @@ VECTORS = {
 TEXT = "".join(f"{word} {x} {y}\n" for word, (x, y) in VECTORS.items())
 
 
-def write_vectors(directory, kind):
+def write_vectors(directory, kind, mark=False):
+    encoding = "utf-8-sig" if mark else "utf-8"
     path = directory / f"vectors.{'npy' if kind == 'npy' else 'txt'}"
     if kind == "npy":
         np.save(path, np.array(list(VECTORS.values())))
-        path.with_suffix(".txt").write_text("\n".join(VECTORS))
+        path.with_suffix(".txt").write_text("\n".join(VECTORS), encoding)
     else:
         blank = TEXT.replace("Film", "\nFilm") + "\n"  # blank lines are skipped
-        path.write_text(("4 2\n" if kind == "word2vec" else "") + blank)
+        text = ("4 2\n" if kind == "word2vec" else "") + blank
+        path.write_text(text, encoding)
     return path
 
 
+@pytest.mark.parametrize("mark", [False, True])
 @pytest.mark.parametrize("kind", ["glove", "word2vec", "npy"])
-def test_word_vectors(tmp_path, kind):
-    path = write_vectors(tmp_path, kind)
+def test_word_vectors(tmp_path, kind, mark):
+    """With and without a byte order mark."""
+    path = write_vectors(tmp_path, kind, mark)
     size, found = read_word_vectors(path, ["The", "Film", "FILM", ". .", "other"])
     assert size == 2 and found.keys() == {"The", "Film", "FILM", ". ."}
     expected = {"The": "the", "FILM": "film"}
@@ -365,6 +369,8 @@ def test_word_vectors(tmp_path, kind):
         ("the 1 2\nfilm 1\n", r"line 2 must have a word and 2 numbers. .*'film 1'"),
         ("the 1 2\nfilm 1 x\n", r"line 2 must have a word and 2 numbers"),
         ("the 1 2\nfilm 1 nan\n", r"line 2 must have finite numbers"),
+        ("the 1 2\nfilm 1 1e39\n", r"line 2 must have finite numbers"),
+        ("a 1 2\nb 1 2\n", r"Received: none of the 2 words is in it"),
         ("the\n", r"line 1 must have a word and 1 numbers"),
         ("3 2\nthe 1 2\n", r"must have 3 words, as its first line says. Received: 1"),
         ("1 3\nthe 1 2\n", r"line 2 must have a word and 3 numbers"),

@@ -99,15 +99,18 @@ def test_weights_in_half_precision_give_a_float32_model(tmp_path):
         ),
         ({"load_path": "COPY"}, "holds no run.json"),
         ({"load_path": "DAMAGED"}, "run.json is not the record of a run"),
+        ({"load_path": "PART"}, "run.json is not the record .* no command, date"),
     ],
 )
 def test_bad_options(trained, small_ptb, tmp_path, capsys, options, message):
-    for name in ("COPY", "DAMAGED"):
+    for name in ("COPY", "DAMAGED", "PART"):
         (tmp_path / name).mkdir()
         for file in ("model.keras", "vocabulary.json"):
             (tmp_path / name / file).write_bytes((trained / file).read_bytes())
     (tmp_path / "DAMAGED" / "run.json").write_text("[]")
-    places = {"TRAINED": trained} | {n: tmp_path / n for n in ("COPY", "DAMAGED")}
+    (tmp_path / "PART" / "run.json").write_text('{"options": {}}')
+    names = ("COPY", "DAMAGED", "PART")
+    places = {"TRAINED": trained} | {name: tmp_path / name for name in names}
     base = {"save_path": tmp_path / "new"}
     if "dataset" not in options:
         base["data_dir"] = small_ptb

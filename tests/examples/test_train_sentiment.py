@@ -54,7 +54,7 @@ def test_train_evaluate_and_draw(tmp_path, capsys):
 
 
 @pytest.mark.one_backend
-def test_text_is_written_for_a_language_model(tmp_path):
+def test_text_is_written_for_a_language_model(tmp_path, capsys):
     directory = tmp_path / "text"
     arguments = ["--dataset", "sample", "--valid_size", "20"]
     assert train_sentiment.main([*arguments, "--write_text", str(directory)]) == 0
@@ -64,6 +64,9 @@ def test_text_is_written_for_a_language_model(tmp_path):
     labels = dict(zip(reviews.texts, reviews.labels, strict=True))
     for split in (corpus.valid, corpus.test):
         assert {labels[text] for text in split} == {0, 1}
+    # A corpus is not written over another one.
+    assert train_sentiment.main([*arguments, "--write_text", str(directory)]) == 2
+    assert f"{directory} holds train.txt already" in capsys.readouterr().err
 
 
 @pytest.mark.one_backend
@@ -87,7 +90,8 @@ def test_names_of_run_directories():
     [
         (["--data_dir", "nowhere"], "must hold train/pos"),
         (["--data_dir", "", "--dataset", "imdb"], "`data_dir` must be a path"),
-        (["--embeddings", "nowhere.txt"], "nowhere.txt"),
+        (["--embeddings", "nowhere.txt"], "`embeddings` must be a file of word"),
+        (["--embeddings", "."], "`embeddings` must be a file of word vectors"),
         (["--pretrained", "nowhere"], "`pretrained` must be a directory that train_lm"),
         (["--valid_size", "0"], "`valid_size` must be a positive integer"),
         (["--valid_size", "80"], "`valid_size` must be below 80"),
@@ -97,6 +101,7 @@ def test_names_of_run_directories():
         (["--write_text", ""], "`write_text` must be a path"),
         (["--lstm", "--zoneout", "0.1"], "`zoneout` goes with the QRNN"),
         (["--units", "100000000"], "must fit in the memory"),
+        (["--write_text", "/dev/null"], "`write_text` must be a directory"),
         (["--notrain"], "`save_path` must be a directory that train_sentiment.py"),
         (["--config", "nowhere.json"], "`config` cannot be read"),
         (["--encoding", "first"], "`encoding` must be one of"),

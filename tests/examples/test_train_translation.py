@@ -131,7 +131,7 @@ def test_evaluation(trained, data, capsys):
     assert "test_a BLEU: " in out and "of 3 sentences, beam 2" in out
     record = json.loads((path / "run.json").read_text())
     assert record["signature"].startswith("nrefs:1|case:mixed") and record["beam"] == 2
-    lines = (path / "test_a.en").read_text().splitlines()
+    lines = (path / "translations" / "test_a.en").read_text().splitlines()
     reference = (data / "test_a.en").read_text().splitlines()
     assert record["test_a"]["bleu"] == bleu(lines, reference)[0]
     assert record["test_a"]["sentences"] == 3 and record["weights"] > 100
@@ -179,12 +179,14 @@ def test_sample(tmp_path, monkeypatch, capsys):
 
 def test_translate(trained, tmp_path, monkeypatch, capsys):
     path, _, experiment = trained
-    lines = ["ab", "", "д" * 9, "bc"]
+    lines = ["\ufeffab", "", "д" * 9, "bc"]  # some editors write a mark
     plot = tmp_path / "attention.png"
     given = arguments(load_path=path, beam=2, batch_size=2, plot_attention=plot)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    text = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(text))
     assert translate.main(given) == 0
     done = capsys.readouterr()
+    lines[0] = "ab"
     assert plot.read_bytes().startswith(b"\x89PNG")
     model, vocabulary = load_translation(str(path))
     translator = translate.Translator(model, vocabulary, beam=2, batch_size=2)
@@ -217,7 +219,7 @@ def test_lines_are_taken_as_they_come():
         yield "a"
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(ValueError, match="The input is not UTF-8 text: "):
         list(translate.batches_of(broken(), 4))
 
 
@@ -227,6 +229,8 @@ BAD = {
     "batch": ({"batch_size": 0}, "Option `batch_size` must be a positive integer"),
     "no run": ({"load_path": "nowhere"}, "that train_translation.py wrote"),
     "plot": ({"plot_attention": "."}, "must name a file"),
+    "picture": ({"plot_attention": "a.xyz"}, "`plot_attention` must name a file of"),
+    "no suffix": ({"plot_attention": "a"}, "Received: plot_attention='a'"),
     "input": ({"input": "nowhere.txt"}, "No such file"),
 }
 

@@ -112,6 +112,14 @@ def test_exhaustive(alpha=0.6):
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("alpha", [1e6, 1e30, 1e38])
+def test_a_very_large_alpha(alpha):
+    """The factor of a rank would be infinite, and a rank no number."""
+    found = search(tables(3), [8] * 3, 4, alpha, 12)
+    assert all(np.isfinite(each[0].score) and each[0].ended for each in found)
+
+
+@pytest.mark.one_backend
 def test_length_normalization_decides():
     """Here the likeliest sequence is short, and the best one by rank is longer."""
     table = tables(40, seed=3, spread=0.5)

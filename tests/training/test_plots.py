@@ -4,6 +4,26 @@ import numpy as np
 import pytest
 
 from keras_qrnn.training import plots
+from tests.examples.programs import script
+
+
+@pytest.mark.one_backend
+def test_the_path_of_a_picture(tmp_path):
+    assert plots.figure_path("out", str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
+    for name in ("", "noext", "a.xyz", ".png"):
+        with pytest.raises(ValueError, match="Option `out` must"):
+            plots.figure_path("out", name)
+
+
+@pytest.mark.one_backend
+def test_the_figure_of_the_paper(tmp_path, capsys):
+    draw = script("draw_qrnn").main
+    assert draw(["--out_filename", str(tmp_path / "new" / "qrnn.svg")]) == 0
+    assert b"<svg" in (tmp_path / "new" / "qrnn.svg").read_bytes()
+    for name in ("", "noext", "/proc/x/y.png"):
+        assert draw(["--out_filename", name]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("draw_qrnn.py: error: ") and error.count("\n") == 1
 
 
 @pytest.mark.one_backend

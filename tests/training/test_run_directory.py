@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_a_model_without_a_checkpoint_is_left_alone(tmp_path, resume):
         RunDirectory(tmp_path).check(same, resume)
 
 
+@pytest.mark.parametrize("name", ["log.csv", "training.png", "run.json"])
+def test_files_that_no_run_wrote_are_left_alone(tmp_path, name):
+    (tmp_path / name).write_bytes(b"of another program")
+    with pytest.raises(FileExistsError, match=f"holds {name}, which no training"):
+        RunDirectory(tmp_path).check(same, resume=False)
+    # A run that was killed before its first checkpoint has left its lock.
+    (tmp_path / ".lock").touch()
+    assert not RunDirectory(tmp_path).check(same, resume=False)
+
+
 def test_killed_between_the_first_model_and_its_checkpoint(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"of the first epoch")
     write_checkpoint(tmp_path / "checkpoint.npz", epoch=0)
@@ -198,7 +209,27 @@ def test_a_file_in_the_way(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
         with pytest.raises(NotADirectoryError, match=r"`save_path` .* is a file"):
             check_directory("save_path", path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=r"`save_path` .* is a broken link"):
+        check_directory("save_path", tmp_path / "link" / "run")
     check_directory("save_path", tmp_path / "new" / "run")
+
+
+@pytest.mark.parametrize("kind", ["directory", "device"])
+def test_only_a_file_is_replaced(tmp_path, kind):
+    """A rename would put a file in the place of a device such as /dev/null."""
+    path = tmp_path / "x"
+    if kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)  # like a device, it is no file; any user can make one
+    before = path.stat().st_mode
+    with (
+        pytest.raises(FileExistsError, match=f"must be a file. Received: a {kind}"),
+        atomic_write(path) as temporary,
+    ):
+        temporary.write_text("text")
+    assert path.stat().st_mode == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_first_difference():
