@@ -189,6 +189,23 @@ def steps_at(position: Tensor, sequences: Tensor) -> Tensor:
     return vectors.view(steps, batch, features).transpose(0, 1)
 
 
+def apart(steps: Tensor, sequences: Tensor, count: int) -> Tensor:
+    """`steps`, which are `count` of the steps of `sequences`, in memory of their own.
+
+    On PyTorch and NumPy a slice is a view. A user who keeps it would keep the whole
+    sequences in memory.
+    """
+    if BACKEND == "numpy":
+        return steps.copy()
+    if BACKEND == "torch":
+        import torch
+
+        # A copy takes time, and saves none of the memory if most of it is in use.
+        if torch.compiler.is_compiling() or sequences.shape[1] > 2 * count:
+            return steps.clone()
+    return steps
+
+
 def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
     """The last `count` steps: the window state after a sequence.
 
@@ -202,7 +219,7 @@ def last_steps(inputs: Tensor, valid: Tensor | None, count: int) -> Tensor:
     """
     batch, time, features = ops.shape(inputs)
     if valid is None:
-        last = inputs[:, time - count :]
+        last = apart(inputs[:, time - count :], inputs, count)
     else:
         position = valid[:, None] + arange(count)[None]
         last = steps_at(position, inputs)

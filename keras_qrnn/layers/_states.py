@@ -25,6 +25,8 @@ class KeptStates:
     The layer has an attribute `states`, a list of `keras.Variable` or None.
     """
 
+    name: str
+
     @property
     def kept(self) -> list[keras.Variable]:
         """The variables that one call keeps for the next. May be empty."""

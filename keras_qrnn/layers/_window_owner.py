@@ -13,9 +13,10 @@ from typing import Any
 import keras
 
 from keras_qrnn._types import Tensor
+from keras_qrnn.layers._masks import BACKEND
 from keras_qrnn.layers._states import KeptStates
 
-if keras.config.backend() == "torch":
+if BACKEND == "torch":
     from torch.compiler import is_compiling
 else:
 
@@ -25,7 +26,9 @@ else:
 
 
 _ATTRIBUTE = "_keras_qrnn_window_of"
-# Tensors of JAX and NumPy take no attributes: a reference and the name, by `id`.
+# A reference to a tensor and the name, by the tensor's `id`. An attribute would be
+# copied and pickled with the tensor, and those of JAX and NumPy take none. Tensors of
+# TensorFlow's graphs take no reference: they have the attribute.
 _names: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
@@ -33,12 +36,12 @@ def remember(window: Tensor, name: str) -> None:
     """Notes that `window` holds the last inputs of the layer of this name."""
     if is_compiling():
         return
-    try:
+    if BACKEND == "tensorflow":
         setattr(window, _ATTRIBUTE, name)
-    except AttributeError:
-        key = id(window)
-        gone = weakref.ref(window, lambda _: _names.pop(key, None))
-        _names[key] = gone, name
+        return
+    key = id(window)
+    gone = weakref.ref(window, lambda _: _names.pop(key, None))
+    _names[key] = gone, name
 
 
 def check(window: Tensor, name: str) -> None:
@@ -65,8 +68,9 @@ def _name_of(window: Tensor) -> str | None:
     if isinstance(window, keras.KerasTensor):
         history = getattr(window, "_keras_history", None)
         operation = getattr(history, "operation", None)
-        is_ours = isinstance(operation, KeptStates)
-        return getattr(operation, "name", None) if is_ours else None
+        if not isinstance(operation, KeptStates):
+            return None
+        return getattr(operation, "_stack", None) or operation.name
     name = getattr(window, _ATTRIBUTE, None)
     if name is None and (noted := _names.get(id(window))) is not None:
         reference, noted_name = noted

@@ -15,6 +15,7 @@ from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.initializers import ChronoBias
 from keras_qrnn.layers import _window_owner
 from keras_qrnn.layers._masks import (
+    apart,
     compact,
     expand,
     fits,
@@ -118,8 +119,11 @@ class QRNN(KeptStates, keras.layers.Layer):
             `keras_qrnn.initializers.ChronoBias` is for long memories.
         kernel_regularizer: Regularizer of the kernel. Defaults to `None`.
         bias_regularizer: Regularizer of the bias. Defaults to `None`.
-        activity_regularizer: Regularizer of the layer's output. Defaults to
-            `None`.
+        activity_regularizer: Regularizer of the layer's output and, as in Keras's
+            recurrent layers, of the states that it returns. The window state holds
+            inputs: with `return_state=True` they are regularized, too, and
+            `keras.layers.ActivityRegularization` after the layer is what takes the
+            output alone. Defaults to `None`.
         kernel_constraint: Constraint of the kernel. Defaults to `None`.
         bias_constraint: Constraint of the bias. Defaults to `None`.
         zoneout: Float in [0, 1), probability that a unit keeps its previous state
@@ -504,7 +508,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         """
         if mask is None:
             last = outputs[:, -1]
-            return outputs if self.return_sequences else last, last
+            if self.return_sequences:
+                return outputs, last
+            last = apart(last, outputs, 1)
+            return last, last
         if self.return_sequences:
             outputs = expand(outputs, mask, previous_output)
             last = outputs[:, -1]

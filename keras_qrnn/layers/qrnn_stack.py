@@ -46,7 +46,9 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             layer draws its features anew, with `dense=True` also among the inputs of
             the layers before. Defaults to `0`.
         seed: Random seed of the first layer, layer 0. Layer n has `seed + n`.
-        activity_regularizer: Regularizer of the stack's output. Defaults to `None`.
+        activity_regularizer: Regularizer of the stack's output and, as in Keras's
+            recurrent layers, of the states that it returns. Window states hold inputs:
+            see `keras_qrnn.QRNN`. Defaults to `None`.
         return_sequences: Boolean, whether to return the last layer's outputs of all
             steps or only its last output. Defaults to `False`.
         return_state: Boolean, whether to return the last states of all layers too.
@@ -57,7 +59,9 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             the next. It needs a static batch size. Defaults to `False`.
         zero_output_for_mask: Boolean, whether a masked step outputs zeros instead of
             repeating the previous output. Defaults to `False`.
-        name, dtype, trainable: As in `keras.layers.Layer`.
+        name, dtype: As in `keras.layers.Layer`.
+        trainable: As in `keras.layers.Layer`, or a list with a Boolean for each layer.
+            Defaults to `True`.
         **each: Other arguments of `keras_qrnn.QRNN`, for each layer: `pooling`,
             `activation`, `recurrent_activation`, `use_bias`, `zoneout`,
             `kernel_dropout`, `padding`, and the initializers, regularizers and
@@ -139,23 +143,27 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         zero_output_for_mask: bool = False,
         name: str | None = None,
         dtype: Any = None,
-        trainable: bool = True,
+        trainable: bool | Sequence[bool] = True,
         **each: Any,
     ) -> None:
         # Autocast would cast the states, but they stay float32 in mixed precision.
         super().__init__(
             activity_regularizer=activity_regularizer, name=name, dtype=dtype,
-            trainable=trainable, autocast=False,
+            trainable=trainable is not False, autocast=False,
+            input_shape=each.pop("input_shape", None),
         )  # fmt: skip
         layers = positive_integer("layers", layers)
         sizes = for_each_layer("units", units, layers)
         windows = for_each_layer("window", window, layers)
         self.dense = dense
-        self.dropout = rate("dropout", dropout)
+        learn = trainable if isinstance(trainable, Sequence) else [trainable] * layers
+        if len(learn) != layers:
+            raise ValueError(
+                f"Argument `trainable` must be a bool, or one for each of the {layers} "
+                f"layers. Received: {trainable!r}"
+            )
+        self._dropout = rate("dropout", dropout)
         self.seed = seed
-        self.return_state = return_state
-        self.go_backwards = go_backwards
-        self.stateful = stateful
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
         # Keras takes an attribute `layers` for a list of layers.
@@ -175,7 +183,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
                 zero_output_for_mask=zero_output_for_mask and is_last,
                 name=f"qrnn_{n}",
                 dtype=self.dtype_policy,
-                trainable=trainable,
+                trainable=learn[n],
             )
             layer._stack, layer._keeps_output = self.name, is_last
             # Each layer is an attribute: NNX would not find variables in a list.
@@ -224,6 +232,46 @@ class QRNNStack(KeptStates, keras.layers.Layer):
     @return_sequences.setter
     def return_sequences(self, value: bool) -> None:
         self.qrnns[-1].return_sequences = value
+
+    @property
+    def return_state(self) -> bool:
+        """Whether the states are returned. It may be set."""
+        return self.qrnns[0].return_state
+
+    @return_state.setter
+    def return_state(self, value: bool) -> None:
+        for layer in self.qrnns:
+            layer.return_state = value
+
+    @property
+    def go_backwards(self) -> bool:
+        """Whether the steps are reversed. It may be set."""
+        return self.qrnns[0].go_backwards
+
+    @go_backwards.setter
+    def go_backwards(self, value: bool) -> None:
+        self.qrnns[0].go_backwards = value
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the states are kept. It may be set before the stack is built."""
+        return self.qrnns[0].stateful
+
+    @stateful.setter
+    def stateful(self, value: bool) -> None:
+        for layer in self.qrnns:
+            layer.stateful = value
+
+    @property
+    def dropout(self) -> float:
+        """The dropout rate between the layers. It may be set, if it is not 0."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = rate("dropout", value)
+        for layer in self.qrnns[1:]:
+            layer.dropout = self._dropout
 
     @property
     def zero_output_for_mask(self) -> bool:
@@ -420,16 +468,19 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             "stateful": self.stateful,
             "zero_output_for_mask": self.zero_output_for_mask,
         }
+        learn = [layer.trainable for layer in self.qrnns]
+        if len(set(learn)) > 1:
+            config["trainable"] = learn
         # What all layers share is in the first layer's configuration.
         return {**self.qrnns[0].get_config(), **super().get_config(), **config}
 
 
 def _own(value: Any) -> Any:
-    """A copy of an initializer, so that each layer gets other weights.
+    """A copy of an initializer or a layer, so that each layer gets other weights.
 
     An initializer object draws the same values at each call. A copy draws others, if
-    the initializer has no seed.
+    the initializer has no seed. A layer, such as a PReLU as activation, has weights.
     """
-    if not isinstance(value, Initializer):
-        return value
-    return value.clone()
+    if isinstance(value, keras.layers.Layer):
+        return type(value).from_config(value.get_config())
+    return value.clone() if isinstance(value, Initializer) else value

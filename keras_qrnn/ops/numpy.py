@@ -55,6 +55,8 @@ def causal_conv(
 ) -> np.ndarray:
     time = inputs.shape[1] - kernel.shape[0] + 1
     outputs = sum(inputs[:, j : j + time] @ tap for j, tap in enumerate(kernel))
+    # A product of bfloat16 matrices is float32.
+    outputs = outputs.astype(inputs.dtype)
     return outputs if bias is None else outputs + bias[..., None, :]
 
 

@@ -172,8 +172,6 @@ def test_gates_refuse_a_context_without_a_shape():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_a_context_is_cast(policy):
-    if BACKEND == "numpy" and policy == "mixed_bfloat16":
-        pytest.skip("NumPy has no bfloat16")
     layer = QRNN(5, return_sequences=True, dtype=policy)
     outputs = layer(X, context=CONTEXT.astype("float64"))
     exact = QRNN(5, return_sequences=True, dtype="float64")

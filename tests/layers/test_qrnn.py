@@ -169,8 +169,6 @@ def test_inference_in_pieces(window, time, padding, pooling, masked):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_inference_in_pieces_in_other_dtypes(dtype):
-    if keras.config.backend() == "numpy" and dtype == "bfloat16":
-        pytest.skip("NumPy has no bfloat16")
     x = np.random.default_rng(0).normal(size=(DISTINCT, 9, FEATURES))
     layer = QRNN(UNITS, return_sequences=True, dtype=dtype)
     outputs = without_gradient(layer, repeated(x))
@@ -391,8 +389,6 @@ def test_dropout_is_shared_by_the_steps():
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_dtype_policies(dtype):
-    if keras.config.backend() == "numpy" and dtype == "mixed_bfloat16":
-        pytest.skip("NumPy has no bfloat16")
     x = np.random.default_rng(0).normal(size=(2, 40, FEATURES))
     layer = QRNN(
         UNITS, zoneout=0.1, return_sequences=True, return_state=True, dtype=dtype

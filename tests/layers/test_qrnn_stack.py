@@ -211,6 +211,83 @@ def test_draws_of_training_are_those_of_the_qrnns_one_after_another():
     assert [layer.dropout for layer in stack.qrnns] == [0, 0.5, 0.5]
 
 
+@pytest.mark.one_backend("torch")
+def test_attributes_that_are_set_later():
+    """They are those of the layers, as in a QRNN or an LSTM."""
+    stack = QRNNStack(4, 2, dropout=0.5, return_sequences=True)
+    expected = QRNNStack(
+        4, 2, dropout=0.2, return_sequences=True, return_state=True, go_backwards=True,
+        stateful=True,
+    )  # fmt: skip
+    stack.return_state = stack.go_backwards = stack.stateful = True
+    stack.dropout = 0.2
+    config = expected.get_config()
+    assert stack.get_config() == config | {"name": stack.name}
+    outputs, expected_outputs = stack(X), expected(X)
+    shapes = stack.compute_output_shape(X.shape)
+    assert len(outputs) == len(expected_outputs) == len(shapes) == 5
+    stack.set_weights(expected.get_weights())
+    expected.reset_state()
+    stack.reset_state()
+    for got, wanted in zip(stack(X), expected(X), strict=True):
+        assert_close("output", got, wanted)
+    assert [layer.dropout for layer in stack.qrnns] == [0.0, 0.2]
+    stack.stateful = False
+    assert stack(X[:2])[0].shape == (2, TIME, 4)
+
+
+@pytest.mark.one_backend("torch")
+def test_layers_that_are_not_trained_stay_so(tmp_path):
+    inputs = keras.Input((TIME, FEATURES))
+    model = keras.Model(inputs, QRNNStack(4, 3)(inputs))
+    model.layers[1].qrnns[0].trainable = False
+    model.save(tmp_path / "model.keras")
+    copies = [
+        keras.saving.load_model(tmp_path / "model.keras"),
+        keras.models.clone_model(model),
+    ]
+    for copy in copies:
+        assert [q.trainable for q in copy.layers[1].qrnns] == [False, True, True]
+        assert len(copy.trainable_weights) == 4
+        copy.layers[1].trainable = False
+        assert copy.layers[1].get_config()["trainable"] is False
+    with pytest.raises(ValueError, match="one for each of the 2 layers"):
+        QRNNStack(4, 2, trainable=[True])
+
+
+@pytest.mark.one_backend("torch")
+def test_a_layer_of_a_stack_alone_takes_its_own_window():
+    stack = QRNNStack(4, 2, return_state=True)
+    stack.build((None, TIME, FEATURES))
+    inputs = keras.Input((TIME, FEATURES))
+    layer = stack.qrnns[0]
+    _, *states = layer(inputs)
+    model = keras.Model(inputs, layer(inputs, initial_state=states)[0])
+    _, *states = layer(X)
+    assert_close("output", model(X), layer(X, initial_state=states)[0])
+    with pytest.raises(ValueError, match="another layer has other inputs"):
+        QRNN(4, name="other")(inputs, initial_state=layer(inputs)[1:])
+
+
+@pytest.mark.one_backend("torch")
+def test_input_shape_builds_a_sequential_model():
+    model = keras.Sequential([QRNNStack(4, 2, input_shape=(TIME, FEATURES))])
+    # Two kernels of window 2, with three gates each, and two biases.
+    assert model.count_params() == 12 * (2 * FEATURES + 2 * 4 + 2)
+
+
+@pytest.mark.one_backend("torch")
+def test_an_activation_with_weights(tmp_path):
+    """Each layer has a copy: the file of a shared one would not load."""
+    stack = QRNNStack(4, 2, activation=keras.layers.PReLU(shared_axes=[1]))
+    model = keras.Sequential([keras.Input((TIME, FEATURES)), stack])
+    expected = model(X)
+    assert len(model.weights) == 2 * 3
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_close("output", loaded(X), expected)
+
+
 def test_a_stack_of_one_layer_is_a_qrnn():
     arguments = {"pooling": "ifo", "zoneout": 0.3, "seed": 4, "return_state": True}
     qrnn, stack = QRNN(3, 3, **arguments), QRNNStack(3, 1, 3, **arguments)

@@ -1,13 +1,16 @@
 """States: their shapes and dtypes, wrong ones, and sequences read in pieces."""
 
+import copy
 import gc
+import io
+from functools import partial
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn.layers import StatefulLSTM, _window_owner
 from keras_qrnn.ops.equations import GATES
 from tests.assertions import assert_close
@@ -115,6 +118,39 @@ def test_whose_window_it_is_keeps_no_tensor_alive():
     assert len(_window_owner._names) == before
 
 
+@pytest.mark.skipif(BACKEND not in ("torch", "numpy"), reason="slices are copies")
+@pytest.mark.parametrize("layer_class", [QRNN, partial(QRNNStack, layers=2)])
+def test_what_is_returned_keeps_no_sequence_in_memory(layer_class):
+    def size(tensor):
+        if BACKEND == "numpy":
+            return (tensor if tensor.base is None else tensor.base).nbytes
+        return tensor.untyped_storage().nbytes()
+
+    layer = layer_class(4, window=2, return_state=True)
+    outputs, *states = layer(np.ones((2, 50, 3), "float32"))
+    assert size(outputs) == 2 * 4 * 4
+    sizes = [size(window) for window in states[1::2]]
+    assert sizes == [2 * 3 * 4, 2 * 4 * 4][: len(sizes)]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's files")
+@pytest.mark.parametrize("how", ["file", "copy"])
+def test_a_window_from_a_file_belongs_to_no_layer(how):
+    """The layers of another process have other names."""
+    import torch
+
+    with torch.no_grad():
+        _, *states = QRNN(5, return_state=True)(X)
+    if how == "copy":
+        states = copy.deepcopy(states)
+    else:
+        file = io.BytesIO()
+        torch.save(states, file)
+        file.seek(0)
+        states = torch.load(file, weights_only=True)
+    assert QRNN(5)(X, initial_state=states).shape == (4, 5)
+
+
 def test_step_by_step():
     """Cell and window give exactly the whole. The cell alone does not."""
     layer = QRNN(5, 3, return_sequences=True, return_state=True)
@@ -136,8 +172,6 @@ def test_step_by_step():
     "policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"]
 )
 def test_dtypes_of_states(policy, symbolic):
-    if BACKEND == "numpy" and "bfloat16" in policy:
-        pytest.skip("NumPy has no bfloat16")
     layer = QRNN(5, return_state=True, dtype=policy)
     x = keras.Input((6, 3)) if symbolic else X
     output, *state = layer(x)
@@ -150,8 +184,6 @@ def test_dtypes_of_states(policy, symbolic):
 @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
 def test_streaming_in_mixed_precision(dtype, pooling):
     """Memories are long: a state in half precision would be wrong by 2 %."""
-    if BACKEND == "numpy" and dtype == "bfloat16":
-        pytest.skip("NumPy has no bfloat16")
     units, steps = 8, 60
     bias = np.zeros((len(GATES[pooling]), units), "float32")
     bias[1] = 6.0

@@ -58,8 +58,6 @@ def test_scan_gradients(shape, reverse):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_scan_accumulates(dtype):
     """A long sum of small steps in half precision is exact only in float32."""
-    if dtype == "bfloat16" and keras.config.backend() == "numpy":
-        pytest.skip("NumPy has no bfloat16")
     shape = (1, 1000, 1)
     inputs = ops.cast(np.full(shape, 2.0**-8), dtype)
     states = keras_qrnn.linear_scan(ops.cast(np.ones(shape), dtype), inputs)
