@@ -552,7 +552,16 @@ class QRNN(KeptStates, keras.layers.Layer):
             them: tensors of shape `(batch, time, units)` in the compute dtype. Zoneout
             and dropout are off. With `go_backwards` the steps have the order of the
             outputs. In a masked step f is 1 and the others are 0.
+
+        Raises:
+            ValueError: if `sequences` is symbolic; as in a call of the layer.
         """
+        if isinstance(sequences, keras.KerasTensor):
+            raise ValueError(
+                "Argument `sequences` of `compute_gates` must be a tensor that has "
+                "values. Received: the symbolic input of a model, of shape "
+                f"{sequences.shape}"
+            )
         if not ops.is_tensor(sequences):
             sequences = ops.convert_to_tensor(sequences, dtype=self.compute_dtype)
         if not self.built:

@@ -456,6 +456,8 @@ def test_gates_continue_from_a_state():
     assert len(whole) == 3
     for a, b in zip(whole, rest, strict=True):
         assert_close("gate", a[:, 4:], b)
+    with pytest.raises(ValueError, match="must be a tensor that has values"):
+        layer.compute_gates(keras.Input((7, FEATURES)))
 
 
 def test_the_same_padding_is_that_of_a_convolution():
