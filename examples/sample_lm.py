@@ -17,7 +17,7 @@ try:
     from keras_qrnn.training.command_line import Parser, run_command
     from keras_qrnn.training.options import count, count_or_zero, path, positive
     from keras_qrnn.training.plots import plot_gates
-    from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn.training.run_directory import RunDirectory, check_directory
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
@@ -76,6 +76,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "Option `out_filename` must name a file. "
             f"Received: out_filename={arguments.out_filename!r}, a directory"
+        )
+    run = RunDirectory(save_path)
+    own = {run.model, run.checkpoint, run.log, run.plot, run.path / "run.json"}
+    if out_path in own | {run.path / "vocabulary.json"}:
+        raise ValueError(
+            "Option `out_filename` must name another file than those of the run. "
+            f"Received: out_filename={arguments.out_filename!r}"
         )
     model, vocabulary = load_trained(load_path, "load_path")
     if arguments.first_word not in vocabulary:

@@ -67,7 +67,7 @@ def batches_of(lines: Iterable[str], most: int) -> Iterator[list[str]]:
         except UnicodeDecodeError as error:
             name = getattr(lines, "name", "The input")
             last = ValueError(f"{name} is not UTF-8 text: {error}")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # such as a closed file
             last = error
         come.put(last)
 
@@ -139,6 +139,8 @@ def run(arguments: argparse.Namespace) -> None:
         plot = figure_path("plot_attention", arguments.plot_attention)
     if arguments.input is not None:
         path_option("input", arguments.input)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     model, vocabulary = load_translation(load_path, "load_path")
     translator = Translator(
         model, vocabulary, arguments.beam, arguments.alpha, arguments.batch_size

@@ -27,8 +27,10 @@ try:
 
     from keras_qrnn.training.command_line import (
         Parser,
+        add_note,
         add_options,
         data_from,
+        print_any_character,
         run_command,
     )
     from keras_qrnn.training.experiment import train_experiment
@@ -409,7 +411,7 @@ def run(task: Task, arguments: argparse.Namespace, argv: list[str]) -> None:
             try:
                 results()  # of the trials that have ended
             except OSError as failed:
-                error.add_note(f"The results were not written: {failed}")
+                add_note(error, f"The results were not written: {failed}")
             raise
         tidy_trials(oracle, directory, task.objective)
         rows = results()
@@ -474,6 +476,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if arguments.launched:
         end_with_parent()
+    print_any_character()
 
     def command() -> None:
         if arguments.verbose:

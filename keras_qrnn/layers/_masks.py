@@ -53,7 +53,8 @@ def mask_of(
     if symbolic:
         return mask
     mask = mask[:, :, 0] if with_axis else mask
-    return checked_at_run_time(name, mask, sequences, axes=2)
+    other = "encoder_outputs" if name == "encoder_mask" else "sequences"
+    return checked_at_run_time(name, mask, sequences, 2, other)
 
 
 def fits(shape: Shape, expected: Shape) -> bool:

@@ -121,9 +121,9 @@ class QRNN(KeptStates, keras.layers.Layer):
         bias_regularizer: Regularizer of the bias. Defaults to `None`.
         activity_regularizer: Regularizer of the layer's output and, as in Keras's
             recurrent layers, of the states that it returns. The window state holds
-            inputs: with `return_state=True` they are regularized, too, and
-            `keras.layers.ActivityRegularization` after the layer is what takes the
-            output alone. Defaults to `None`.
+            inputs, so with `return_state=True` inputs are regularized, too. To
+            regularize the output alone, put `keras.layers.ActivityRegularization` after
+            the layer. Defaults to `None`.
         kernel_constraint: Constraint of the kernel. Defaults to `None`.
         bias_constraint: Constraint of the bias. Defaults to `None`.
         zoneout: Float in [0, 1), probability that a unit keeps its previous state
@@ -624,7 +624,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         given = [
             checked_at_run_time("initial_state", state, sequences) for state in given
         ]
-        if previous_output is not None:
+        if previous_output is not None and mask is not None:
             previous_output = checked_at_run_time(
                 "previous_output",
                 as_value(previous_output, self.compute_dtype),

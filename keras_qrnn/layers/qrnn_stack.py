@@ -259,17 +259,31 @@ class QRNNStack(KeptStates, keras.layers.Layer):
 
     @stateful.setter
     def stateful(self, value: bool) -> None:
+        padding = self.qrnns[0].padding
+        if value and (self.built or padding == "same"):
+            raise ValueError(
+                "Attribute `stateful` of a QRNNStack may be set to True before the "
+                'stack is built, and with `padding="causal"` only. Received: '
+                f"padding={padding!r}, built={self.built!r}"
+            )
         for layer in self.qrnns:
             layer.stateful = value
 
     @property
     def dropout(self) -> float:
-        """The dropout rate between the layers. It may be set, if it is not 0."""
+        """The dropout rate between the layers. It may be set where it was not 0."""
         return self._dropout
 
     @dropout.setter
     def dropout(self, value: float) -> None:
-        self._dropout = rate("dropout", value)
+        value = rate("dropout", value)
+        if value and not self._dropout:
+            raise ValueError(
+                "Attribute `dropout` of a QRNNStack that was made without dropout "
+                "cannot be set: its layers have no random numbers. "
+                f"Received: dropout={value!r}"
+            )
+        self._dropout = value
         for layer in self.qrnns[1:]:
             layer.dropout = self._dropout
 
@@ -469,7 +483,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
             "zero_output_for_mask": self.zero_output_for_mask,
         }
         learn = [layer.trainable for layer in self.qrnns]
-        if len(set(learn)) > 1:
+        if self.trainable and not all(learn):
             config["trainable"] = learn
         # What all layers share is in the first layer's configuration.
         return {**self.qrnns[0].get_config(), **super().get_config(), **config}

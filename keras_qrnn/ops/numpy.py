@@ -16,7 +16,7 @@ def linear_scan(
     for t in reversed(steps) if reverse else steps:
         state = decay[:, t] * state + inputs[:, t]
         states[:, t] = state
-    return states.astype(inputs.dtype)
+    return states.astype(inputs.dtype, copy=False)
 
 
 def pool(

@@ -6,6 +6,8 @@ from keras import ops
 from keras_qrnn._types import Tensor
 from keras_qrnn.ops.backend import backend
 
+IS_TENSORFLOW = keras.config.backend() == "tensorflow"
+
 
 def linear_scan(
     decay: Tensor,
@@ -50,7 +52,7 @@ def linear_scan(
     decay, inputs = as_tensor(decay), as_tensor(inputs)
     check_sequence("inputs", inputs)
     check_same("decay", decay, "inputs", inputs)
-    decay = checked_at_run_time("decay", decay, inputs, axes=3)
+    decay = checked_at_run_time("decay", decay, inputs, 3, "inputs")
     initial_state = state_or_zeros(initial_state, inputs, inputs.shape[-1])
     return backend.linear_scan(decay, inputs, initial_state, reverse)
 
@@ -122,11 +124,15 @@ def state_or_zeros(state: Tensor | None, sequence: Tensor, units: int) -> Tensor
             "Argument `initial_state` must have shape (batch, units) = "
             f"{expected}. Received: initial_state.shape={tuple(state.shape)}"
         )
-    return checked_at_run_time("initial_state", state, sequence)
+    return checked_at_run_time("initial_state", state, sequence, 1, "inputs")
 
 
 def checked_at_run_time(
-    name: str, tensor: Tensor, sequences: Tensor, axes: int = 1
+    name: str,
+    tensor: Tensor,
+    sequences: Tensor,
+    axes: int = 1,
+    other: str = "sequences",
 ) -> Tensor:
     """`tensor`, whose first sizes are those of `sequences` also where they are unknown.
 
@@ -138,25 +144,29 @@ def checked_at_run_time(
         tensor: its shape was checked, as far as it is known.
         sequences: `(batch, time, features)`.
         axes: how many sizes must be equal: 1 for the batch size, 2 for time as well.
+        other: name of the argument that `sequences` are.
     """
-    known = *tensor.shape[:axes], *sequences.shape[:axes]
-    if keras.config.backend() != "tensorflow" or None not in known:
+    if not IS_TENSORFLOW:
+        return tensor
+    if None not in (*tensor.shape[:axes], *sequences.shape[:axes]):
         return tensor
     import tensorflow as tf
 
     shape = tf.shape(tensor)
     expected, received = tf.shape(sequences)[:axes], shape[:axes]
-    what = "batch size" if axes == 1 else f"first {axes} sizes"
-    message = f"Argument `{name}` must have the {what} of the inputs,"
+    what = ("batch size", "batch size and number of steps", "sizes")[axes - 1]
+    message = f"Argument `{name}` must have the {what} of `{other}`,"
     right = tf.debugging.Assert(
         tf.reduce_all(received == expected), [message, expected, "Received:", received]
     )
     with tf.control_dependencies([right]):
         # XLA drops the assertion. There this operation fails instead.
-        checked = tf.reshape(
-            tensor,
-            tf.concat([expected, shape[axes:]], axis=0),
-            name=f"{name}_must_fit_the_inputs",
-        )
+        # One axis at a time: all at once would take a transposed tensor.
+        checked = tensor
+        for axis in range(axes):
+            sizes = [expected[: axis + 1], shape[axis + 1 :]]
+            checked = tf.reshape(
+                checked, tf.concat(sizes, axis=0), name=f"{name}_must_fit_{other}"
+            )
     checked.set_shape(tensor.shape)
     return checked

@@ -26,6 +26,7 @@ from keras_qrnn.training.options import path as path_option
 
 Options = TypeVar("Options", bound=RunOptions)
 Data = TypeVar("Data", bound=DataOptions)
+NOTES = "_keras_qrnn_notes"  # the attribute of an error that `add_note` sets
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,7 +106,7 @@ def read_config(path: str, options: Any) -> dict[str, Any]:
             of another type than its option.
     """
     try:
-        values = json.loads(Path(path).read_text("utf-8"))
+        values = json.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"Option `config` cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -264,11 +265,21 @@ def run_training_command(
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
+    print_any_character()
     return run_command(
         program,
         lambda: run(arguments, argv),
         on_interrupt="Start it again with --resume and it goes on.",
     )
+
+
+def print_any_character() -> None:
+    """Has `print` escape what the terminal does not have, such as a letter of a path.
+
+    For a program that prints messages, and writes its results to files.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run_command(
@@ -295,10 +306,6 @@ def run_command(
         MemoryError,
         *errors,
     )
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal or a pipe may not have all characters: a name of a file, say.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except KeyboardInterrupt as interrupt:
@@ -306,11 +313,19 @@ def run_command(
         print(one_line(f"{name}: interrupted. {advice}"), file=sys.stderr)
         return 130
     except reported as error:
-        notes = getattr(error, "__notes__", [])
-        message = ". ".join([str(error) or type(error).__name__, *notes])
+        message = str(error) or type(error).__name__
+        message += "".join(getattr(error, NOTES, []))
         print(f"{name}: error: {one_line(message)}", file=sys.stderr)
         return 2
     return 0
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Has `run_command` print `note` behind the error's message.
+
+    `Exception.add_note` has the notes of others as well: JAX adds one of its own.
+    """
+    setattr(error, NOTES, [*getattr(error, NOTES, []), f". {note}"])
 
 
 def one_line(text: str) -> str:

@@ -361,7 +361,10 @@ def has_diverged(experiment: Experiment, history: list[dict]) -> bool:
 
 
 def check_memory(needs: Mapping[str, int]) -> None:
-    """Refuses a training that cannot fit the machine. Allocates nothing.
+    """Refuses a training that cannot fit the machine's own memory. Allocates nothing.
+
+    It counts float32. Where a GPU trains, a checkpoint still passes through the
+    machine's memory.
 
     Args:
         needs: bytes by what needs them: "`units` and `layers`: the weights".

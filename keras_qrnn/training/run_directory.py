@@ -185,7 +185,9 @@ class RunDirectory:
                     f"Option `save_path`: {self.path} holds a model and no checkpoint "
                     "to go on from. Use another --save_path"
                 )
-            written = (self.log, self.plot, self.path / "run.json")
+            names = ("vocabulary.json", "run.json", "states.png", "translations")
+            written = [self.path / name for name in names]
+            written += [self.log, self.plot, self.events]
             found = [each.name for each in written if each.exists()]
             if found and not self.lock.exists():
                 raise FileExistsError(

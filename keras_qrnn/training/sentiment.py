@@ -246,10 +246,12 @@ class SentimentAnalysis(Experiment):
         else:
             self.vocabulary = vocabulary_of(self.reviews, options.vocab_size)
         if options.embeddings is not None:
-            if not Path(options.embeddings).is_file():
+            file = Path(options.embeddings)
+            if not file.is_file():
+                what = "is no file" if file.exists() else "does not exist"
                 raise FileNotFoundError(
                     "Option `embeddings` must be a file of word vectors. "
-                    f"Received: {options.embeddings}, which is none"
+                    f"Received: {file}, which {what}"
                 )
             self.sizes["emb_dim"], self.vectors = read_word_vectors(
                 options.embeddings, self.vocabulary.words

@@ -161,6 +161,8 @@ def sample_cases() -> Iterator[Case]:
         ("--out_filename=",),
         ("--out_filename=.",),
         ("--out_filename=..",),
+        ("--out_filename=model.keras",),
+        ("--out_filename=vocabulary.json",),
         ("--first_word=zebra",),
         ("--first_word=",),
         ("--colour=red",),

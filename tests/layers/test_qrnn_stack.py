@@ -234,6 +234,12 @@ def test_attributes_that_are_set_later():
     assert [layer.dropout for layer in stack.qrnns] == [0.0, 0.2]
     stack.stateful = False
     assert stack(X[:2])[0].shape == (2, TIME, 4)
+    with pytest.raises(ValueError, match="before the stack is built"):
+        stack.stateful = True
+    with pytest.raises(ValueError, match="padding='same'"):
+        QRNNStack(4, 2, padding="same").stateful = True
+    with pytest.raises(ValueError, match="have no random numbers"):
+        QRNNStack(4, 2).dropout = 0.1
 
 
 @pytest.mark.one_backend("torch")
@@ -251,6 +257,13 @@ def test_layers_that_are_not_trained_stay_so(tmp_path):
         assert len(copy.trainable_weights) == 4
         copy.layers[1].trainable = False
         assert copy.layers[1].get_config()["trainable"] is False
+    frozen = QRNNStack(4, 2, trainable=[False, False])
+    assert QRNNStack.from_config(frozen.get_config()).get_config()["trainable"] == [
+        False, False,
+    ]  # fmt: skip
+    frozen = QRNNStack(4, 2, trainable=False)
+    frozen.qrnns[1].trainable = True  # the stack is still frozen
+    assert frozen.get_config()["trainable"] is False
     with pytest.raises(ValueError, match="one for each of the 2 layers"):
         QRNNStack(4, 2, trainable=[True])
 

@@ -129,8 +129,9 @@ def test_what_is_returned_keeps_no_sequence_in_memory(layer_class):
     layer = layer_class(4, window=2, return_state=True)
     outputs, *states = layer(np.ones((2, 50, 3), "float32"))
     assert size(outputs) == 2 * 4 * 4
-    sizes = [size(window) for window in states[1::2]]
-    assert sizes == [2 * 3 * 4, 2 * 4 * 4][: len(sizes)]
+    # Cells of 4 units, and windows of 3 features and of the first layer's 4 units.
+    expected = [2 * 4 * 4, 2 * 3 * 4, 2 * 4 * 4, 2 * 4 * 4]
+    assert [size(state) for state in states] == expected[: len(states)]
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's files")
