@@ -292,7 +292,9 @@ def test_a_graph_checks_sizes_that_it_learns_when_it_runs(name, known, shape, ti
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"Argument `{name}`"):
         run(inputs, wrong)
     if HAS_XLA and time is None:  # XLA drops the assertion and fails at a reshape
-        compiled = tf.function(run, jit_compile=True, autograph=False)
+        compiled = tf.function(
+            run, input_signature=specs, jit_compile=True, autograph=False
+        )
         with pytest.raises(tf.errors.InvalidArgumentError, match="reshape"):
             compiled(inputs, wrong)
 
