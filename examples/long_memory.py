@@ -321,6 +321,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.save_path is not None:
         directory = Path(path("save_path", arguments.save_path))
     check_directory("save_path", directory)
+    if (directory / "results.json").exists():
+        raise FileExistsError(
+            f"Option `save_path`: {directory} holds results.json already. Use another "
+            "--save_path"
+        )
     pyplot()  # a missing matplotlib is said before the training
     task = TASKS[options.task]
     rng = np.random.default_rng([options.seed, 2])

@@ -79,6 +79,9 @@ def test_a_short_run(task, tmp_path, capsys, monkeypatch):
     for name, run in record["runs"].items():
         assert len(run["loss"]) == 2 and run["weights"] > 0
         assert f"{long_memory.MODELS[name]:<18} {run['result']:.4f}" in printed
+    # Hours of work are not written over.
+    assert long_memory.main(argv) == 2
+    assert "holds results.json already" in capsys.readouterr().err and len(taken) == 3
 
 
 @pytest.mark.one_backend
