@@ -122,6 +122,7 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
 
 
 @needs_sacrebleu
+@pytest.mark.one_backend("torch")  # what differs is tested with the translator
 def test_evaluation(trained, data, capsys):
     path, *_ = trained
     given = arguments(data_dir=data, save_path=path, beam=2, **TINY)
