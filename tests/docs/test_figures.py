@@ -294,23 +294,27 @@ def test_the_long_memories():
     found = {}
     for path in sorted((ROOT / "results" / "long_memory").glob("*.json")):
         record = json.loads(path.read_text("utf-8"))
-        task = record["options"]["task"]
+        options = record["options"]
         for name, run in record["runs"].items():
-            found.setdefault((task, name), []).append(run["result"])
+            key = options["task"], options["length"], name
+            found.setdefault(key, []).append(run["result"])
     text = text_of("choosing")
-    for task, title in (
-        ("copy", "copy memory: accuracy, more is better"),
-        ("adding", "adding: mean squared error, less is better"),
-    ):
+    titles = {
+        ("copy", 30): "copy memory, 30 blanks: accuracy, more is better",
+        ("adding", 200): "adding, 200 numbers: mean squared error, less is better",
+        ("adding", 600): "adding, 600 numbers: mean squared error",
+    }
+    assert {key[:2] for key in found} == titles.keys()
+    for task, title in titles.items():
         cells = []
         for name in ("qrnn", "chrono", "lstm"):
-            results = found[task, name]
+            results = found[*task, name]
             cell = f"{statistics.mean(results):.3g}"
             if len(results) > 1:
                 cell += f" ({min(results):.3g} to {max(results):.3g})"
             cells.append(cell)
         assert f"| {title} | {' | '.join(cells)} |" in text
-        assert len(found[task, "chrono"]) == len(found[task, "qrnn"])
+        assert len(found[*task, "chrono"]) == len(found[*task, "qrnn"])
 
 
 def test_one_step_in_each_call():
