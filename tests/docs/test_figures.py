@@ -302,6 +302,7 @@ def test_the_long_memories():
     titles = {
         ("copy", 30): "copy memory, 30 blanks: accuracy, more is better",
         ("adding", 200): "adding, 200 numbers: mean squared error, less is better",
+        ("copy", 601): "copy memory, 601 blanks: accuracy",
         ("adding", 600): "adding, 600 numbers: mean squared error",
     }
     assert {key[:2] for key in found} == titles.keys()
