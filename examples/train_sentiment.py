@@ -20,6 +20,7 @@ try:
 
     from keras_qrnn._processes import is_first
     from keras_qrnn.data.imdb import CLASSES, Reviews, write_text
+    from keras_qrnn.data.penn_treebank import SPLITS
     from keras_qrnn.data.review_batches import encode_reviews
     from keras_qrnn.training import command_line as shared
     from keras_qrnn.training.data_options import ReviewsOptions
@@ -99,7 +100,7 @@ def check_corpus(directory: Path) -> None:
         NotADirectoryError: if `directory` cannot be one.
     """
     check_directory("write_text", directory)
-    for name in ("train.txt", "valid.txt", "test.txt"):
+    for name in (f"{split}.txt" for split in SPLITS):
         if (directory / name).exists():
             raise FileExistsError(
                 f"Option `write_text`: {directory} holds {name} already. Use another "

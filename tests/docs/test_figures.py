@@ -219,10 +219,11 @@ def test_what_the_searches_do_by_default():
     assert size["translation", "sample"] == sentiment
     assert size["translation", "multi30k"] == corpus
     expected = (
-        f"For the samples the defaults are {lm[0]} trials of {lm[1]} epochs (the "
-        f"language model) and {sentiment[0]} of {sentiment[1]}; for Penn Treebank "
-        f"{ptb[0]} of {ptb[1]}, for the other corpora {corpus[0]} of {corpus[1]}, with "
-        f"`--pretrained` {pretrained[0]} of {pretrained[1]}."
+        f"For the sample of the language model the defaults are {lm[0]} trials of "
+        f"{lm[1]} epochs. For the other samples they are {sentiment[0]} of "
+        f"{sentiment[1]}. For Penn Treebank they are {ptb[0]} of {ptb[1]}, for the "
+        f"other corpora {corpus[0]} of {corpus[1]}. With `--pretrained` they are "
+        f"{pretrained[0]} of {pretrained[1]}."
     )
     assert expected in text_of("search")
 

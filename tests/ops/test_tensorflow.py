@@ -290,10 +290,8 @@ def test_a_graph_checks_sizes_that_it_learns_when_it_runs(name, known, shape):
 
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"Argument `{name}`"):
         run(inputs, wrong)
-    if HAS_XLA and name in (
-        "mask",
-        "context",
-    ):  # XLA drops the assertion and fails at a reshape
+    if HAS_XLA and name in ("mask", "context"):
+        # XLA drops the assertion, and fails at a reshape.
         compiled = tf.function(
             run, input_signature=specs, jit_compile=True, autograph=False
         )
