@@ -33,7 +33,7 @@ try:
     from keras_qrnn.training.data_options import CorpusOptions
     from keras_qrnn.training.environment import environment
     from keras_qrnn.training.options import named_fields, path, with_current_names
-    from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn.training.run_directory import RunDirectory, check_directory
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
@@ -114,7 +114,7 @@ def read_record(run: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged.
     """
-    file = run / "run.json"
+    file = RunDirectory(run).record
     if not file.is_file():
         raise FileNotFoundError(
             "Option `load_path` must be a run that has ended. "

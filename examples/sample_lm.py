@@ -53,7 +53,7 @@ def runs_here() -> list[str]:
     return sorted(
         file.parent.name
         for file in found
-        if file.with_name("vocabulary.json").is_file()
+        if RunDirectory(file.parent).vocabulary.is_file()
     )
 
 
@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"Received: out_filename={arguments.out_filename!r}, a directory"
         )
     run = RunDirectory(save_path)
-    own = {run.model, run.checkpoint, run.log, run.plot, run.path / "run.json"}
-    if out_path in own | {run.path / "vocabulary.json"}:
+    own = {file.resolve() for file in (*run.files, run.lock)}
+    if not own.isdisjoint([out_path.resolve(), *out_path.resolve().parents]):
         raise ValueError(
             "Option `out_filename` must name another file than those of the run. "
             f"Received: out_filename={arguments.out_filename!r}"

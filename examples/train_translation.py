@@ -23,6 +23,7 @@ try:
     from keras_qrnn.training import command_line as shared
     from keras_qrnn.training.data_options import TextOptions
     from keras_qrnn.training.options import count, named_fields, not_negative
+    from keras_qrnn.training.run_directory import RunDirectory
     from keras_qrnn.training.translation import (
         PRESETS,
         Translation,
@@ -109,7 +110,7 @@ def evaluate(
         translations = translator.translate(pairs.source)
         seconds = time.perf_counter() - start
         if is_first():
-            file = path / "translations" / f"{name}.{text.languages[1]}"
+            file = RunDirectory(path).translations / f"{name}.{text.languages[1]}"
             with atomic_write(file) as temporary:
                 lines = "".join(f"{t}\n" for t in translations)
                 temporary.write_text(lines, "utf-8")

@@ -23,6 +23,7 @@ from keras_qrnn.training.options import (
     with_current_names,
 )
 from keras_qrnn.training.options import path as path_option
+from keras_qrnn.training.run_directory import RunDirectory
 
 Options = TypeVar("Options", bound=RunOptions)
 Data = TypeVar("Data", bound=DataOptions)
@@ -244,7 +245,7 @@ def train_and_evaluate(
             **found,
             **environment(),
         }
-        with atomic_write(path / "run.json") as temporary:
+        with atomic_write(RunDirectory(path).record) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 

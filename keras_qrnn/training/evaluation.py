@@ -105,15 +105,15 @@ def load_run(
         ValueError: if a file is damaged, or if the vocabulary does not fit the model.
     """
     name = "Argument `directory`" if option is None else f"Option `{option}`"
-    directory = Path(directory)
-    path = RunDirectory(directory).best_model()
-    for file in (path, directory / "vocabulary.json"):
+    run = RunDirectory(Path(directory))
+    path = run.best_model()
+    for file in (path, run.vocabulary):
         if not file.is_file():
             raise FileNotFoundError(
                 f"{name} must be a directory that {program} wrote. "
                 f"Received: {directory}, which holds no {file.name}"
             )
-    vocabulary = words.load(directory / "vocabulary.json")
+    vocabulary = words.load(run.vocabulary)
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
     with reading(f"{name}: {path}", f"a whole{what}"):
         model = keras.saving.load_model(path, compile=False)

@@ -148,7 +148,7 @@ class Experiment(abc.ABC):
 
     def save(self, directory: Path) -> None:
         """Writes the files that the model needs beside its own: its vocabulary."""
-        self.vocabulary.save(directory / "vocabulary.json")
+        self.vocabulary.save(RunDirectory(directory).vocabulary)
 
     def callbacks(self) -> Sequence[keras.callbacks.Callback]:
         """Further callbacks, called before the run's files are written."""

@@ -4,7 +4,7 @@ A search has such a directory, too, and uses `held` and `first_difference`.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,27 @@ def check_directory(option: str, directory: Path) -> None:
             )
 
 
+def refuse_to_replace(option: str, directory: Path, names: Iterable[str]) -> None:
+    """Raises an error if a program would replace a file in `directory`.
+
+    Args:
+        option: name of the option that names the directory.
+        directory: a path that need not exist.
+        names: the files that the program writes there.
+
+    Raises:
+        FileExistsError: if one of them is there.
+        NotADirectoryError: if `directory` cannot be one.
+    """
+    check_directory(option, directory)
+    found = [name for name in names if (directory / name).exists()]
+    if found:
+        raise FileExistsError(
+            f"Option `{option}`: {directory} holds {', '.join(found)} already. "
+            f"Use another --{option}"
+        )
+
+
 def first_difference(
     found: Mapping[str, Any],
     expected: Mapping[str, Any],
@@ -110,6 +131,10 @@ class RunDirectory:
         log: a line for each epoch, `log.csv`.
         plot: the curves of the epochs, `training.png`.
         events: directory of event files for TensorBoard, `logs`.
+        vocabulary: the words or characters of the model, `vocabulary.json`.
+        record: options, results, versions and hardware, `run.json`.
+        states: the states over the words of a review, `states.png`.
+        translations: directory of the sentences that were translated, `translations`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,6 +145,21 @@ class RunDirectory:
         self.log = path / "log.csv"
         self.plot = path / "training.png"
         self.events = path / "logs"
+        self.vocabulary = path / "vocabulary.json"
+        self.record = path / "run.json"
+        self.states = path / "states.png"
+        self.translations = path / "translations"
+
+    @property
+    def files(self) -> list[Path]:
+        """The files and directories that a run writes here, without the lock.
+
+        Of the models that `newer_model` names it has those that are there.
+        """
+        models = [self.model, *self._newer_models().values()]
+        curves = [self.log, self.plot, self.events]
+        found = [self.record, self.states, self.translations]
+        return [self.checkpoint, *models, *curves, self.vocabulary, *found]
 
     def newer_model(self, epoch: int) -> Path:
         """The best model so far, of an epoch that the checkpoint does not have yet.
@@ -185,10 +225,7 @@ class RunDirectory:
                     f"Option `save_path`: {self.path} holds a model and no checkpoint "
                     "to go on from. Use another --save_path"
                 )
-            names = ("vocabulary.json", "run.json", "states.png", "translations")
-            written = [self.path / name for name in names]
-            written += [self.log, self.plot, self.events]
-            found = [each.name for each in written if each.exists()]
+            found = [each.name for each in self.files if each.exists()]
             if found and not self.lock.exists():
                 raise FileExistsError(
                     f"Option `save_path`: {self.path} holds {', '.join(found)}, which "

@@ -265,8 +265,7 @@ class SentimentAnalysis(Experiment):
             Whether the run has them and started from the same files. Earlier versions
             did not write the sizes.
         """
-        words = run.path / "vocabulary.json"
-        if not (run.checkpoint.exists() and words.exists()):
+        if not (run.checkpoint.exists() and run.vocabulary.exists()):
             return False
         found = read_meta(run.checkpoint)["options"]
         start = self._absolute(
@@ -274,7 +273,7 @@ class SentimentAnalysis(Experiment):
         )
         if "sizes" not in found or found != found | start:
             return False
-        self.sizes, self.vocabulary = found["sizes"], Vocabulary.load(words)
+        self.sizes, self.vocabulary = found["sizes"], Vocabulary.load(run.vocabulary)
         self._check_given()
         return True
 

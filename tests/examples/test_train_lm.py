@@ -663,6 +663,9 @@ def test_sampling_carries_the_state(trained):
         ({"num_words": 0}, "`num_words` must be a positive integer"),
         ({"first_word": "zebra"}, "`first_word` must be a word of the vocabulary"),
         ({"load_path": "nowhere"}, "`load_path` must be a directory"),
+        ({"out_filename": "states.png"}, "another file than those of the run"),
+        ({"out_filename": "x/../.lock"}, "another file than those of the run"),
+        ({"out_filename": "translations/a"}, "another file than those of the run"),
     ],
 )
 def test_bad_sampling_options(trained, tmp_path, capsys, options, message):

@@ -108,7 +108,9 @@ def test_a_model_without_a_checkpoint_is_left_alone(tmp_path, resume):
         RunDirectory(tmp_path).check(same, resume)
 
 
-@pytest.mark.parametrize("name", ["log.csv", "run.json", "vocabulary.json"])
+@pytest.mark.parametrize(
+    "name", ["log.csv", "run.json", "vocabulary.json", "model.epoch3.keras"]
+)
 def test_files_that_no_run_wrote_are_left_alone(tmp_path, name):
     (tmp_path / name).write_bytes(b"of another program")
     with pytest.raises(FileExistsError, match=f"holds {name}, which no training"):
