@@ -50,7 +50,7 @@ try:
         positive,
     )
     from keras_qrnn.training.plots import pyplot, save_figure
-    from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn.training.run_directory import refuse_to_replace
 except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
@@ -320,12 +320,7 @@ def run(arguments: argparse.Namespace) -> None:
     directory = Path(f"long_memory-{options.task}_{options.length}")
     if arguments.save_path is not None:
         directory = Path(path("save_path", arguments.save_path))
-    check_directory("save_path", directory)
-    if (directory / "results.json").exists():
-        raise FileExistsError(
-            f"Option `save_path`: {directory} holds results.json already. Use another "
-            "--save_path"
-        )
+    refuse_to_replace("save_path", directory, ["results.json", "loss.png"])
     pyplot()  # a missing matplotlib is said before the training
     task = TASKS[options.task]
     rng = np.random.default_rng([options.seed, 2])

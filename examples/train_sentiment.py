@@ -27,7 +27,7 @@ try:
     from keras_qrnn.training.options import count_or_zero, named_fields
     from keras_qrnn.training.options import path as path_option
     from keras_qrnn.training.plots import plot_states
-    from keras_qrnn.training.run_directory import check_directory
+    from keras_qrnn.training.run_directory import RunDirectory, refuse_to_replace
     from keras_qrnn.training.sentiment import (
         SentimentAnalysis,
         SentimentOptions,
@@ -86,26 +86,11 @@ def save_path_of(arguments: argparse.Namespace, options: SentimentOptions) -> Pa
 def reviews_from(arguments: argparse.Namespace) -> Reviews:
     """The reviews that the command line names."""
     if arguments.write_text is not None:
-        check_corpus(Path(path_option("write_text", arguments.write_text)))
+        place = Path(path_option("write_text", arguments.write_text))
+        refuse_to_replace("write_text", place, [f"{split}.txt" for split in SPLITS])
     count_or_zero("draw", arguments.draw)
     data = shared.data_from(arguments, ReviewsOptions)
     return data.load(unlabelled=arguments.write_text is not None)
-
-
-def check_corpus(directory: Path) -> None:
-    """Refuses a place for the corpus of `--write_text`. Writes nothing.
-
-    Raises:
-        FileExistsError: if a file of a corpus is there already.
-        NotADirectoryError: if `directory` cannot be one.
-    """
-    check_directory("write_text", directory)
-    for name in (f"{split}.txt" for split in SPLITS):
-        if (directory / name).exists():
-            raise FileExistsError(
-                f"Option `write_text`: {directory} holds {name} already. Use another "
-                "directory"
-            )
 
 
 def evaluate(
@@ -148,8 +133,9 @@ def evaluate(
             words = vocabulary.decode(tokens[drawn] - 1)
             title = f"last layer's states over test review {drawn}: {label}, "
             title += f"logit {logit:.1f}"
-            plot_states(path / "states.png", states, words, title)
-            say(f"States of the last layer: {path / 'states.png'}")
+            picture = RunDirectory(path).states
+            plot_states(picture, states, words, title)
+            say(f"States of the last layer: {picture}")
     return found
 
 

@@ -81,7 +81,11 @@ def test_a_short_run(task, tmp_path, capsys, monkeypatch):
         assert f"{long_memory.MODELS[name]:<18} {run['result']:.4f}" in printed
     # Hours of work are not written over.
     assert long_memory.main(argv) == 2
-    assert "holds results.json already" in capsys.readouterr().err and len(taken) == 3
+    message = "holds results.json, loss.png already. Use another --save_path"
+    assert message in capsys.readouterr().err and len(taken) == 3
+    (tmp_path / "run" / "results.json").unlink()
+    assert long_memory.main(argv) == 2
+    assert "holds loss.png already" in capsys.readouterr().err
 
 
 @pytest.mark.one_backend

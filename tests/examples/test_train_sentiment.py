@@ -66,7 +66,8 @@ def test_text_is_written_for_a_language_model(tmp_path, capsys):
         assert {labels[text] for text in split} == {0, 1}
     # A corpus is not written over another one.
     assert train_sentiment.main([*arguments, "--write_text", str(directory)]) == 2
-    assert f"{directory} holds train.txt already" in capsys.readouterr().err
+    message = f"{directory} holds train.txt, valid.txt, test.txt already. Use another"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.one_backend
