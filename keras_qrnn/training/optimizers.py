@@ -19,7 +19,8 @@ class TriggeredAverage:
     Keras's optimizers keep exponential moving averages of the weights (`use_ema`). With
     `triggered_average` these are plain means instead, as in averaged SGD: means over
     all steps since `start_average` was called. Before, they equal the weights. The step
-    is a variable of the optimizer, so a checkpoint holds it.
+    is a variable of the optimizer, so a checkpoint holds it. With
+    `gradient_accumulation_steps` a step is an update of the weights.
     """
 
     def __init__(
@@ -60,7 +61,13 @@ class TriggeredAverage:
         # The number of steps averaged before this one. There are none before the start.
         start = ops.convert_to_tensor(self.average_start)
         count = ops.cast(ops.cast(self.iterations, "int32") - start, "float32")
-        weight = ops.where(start < 0, 1.0, 1.0 / (count + 1.0))
+        weight = 1.0 / (count + 1.0)
+        if accumulated := self.gradient_accumulation_steps:
+            # Only the last of these calls has updated the weights. Keras averages in
+            # each. Before the first update the average is the weights, as it began.
+            is_update = (self._iterations + 1) % accumulated == 0
+            weight = ops.where(ops.logical_or(is_update, count == 0), weight, 0.0)
+        weight = ops.where(start < 0, 1.0, weight)
         averages = self._model_variables_moving_average
         for variable, average in zip(trainable_variables, averages, strict=True):
             if average is not None:
@@ -82,6 +89,10 @@ class LayerRates:
             order. Defaults to 1.
         first_steps: the first step that changes the variable, for each trainable
             variable, in their order. Defaults to 0.
+
+    Raises:
+        ValueError: if there is a weight decay too. Keras decays all variables at one
+            rate, from the first step on. `AdamW` decays unless `weight_decay=0`.
     """
 
     def __init__(
@@ -92,6 +103,11 @@ class LayerRates:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.weight_decay and not (rates is None and first_steps is None):
+            raise ValueError(
+                "Argument `weight_decay` must be 0 or None where `rates` or "
+                f"`first_steps` are given. Received: weight_decay={self.weight_decay!r}"
+            )
         self.rates = None if rates is None else list(rates)
         self.first_steps = None if first_steps is None else list(first_steps)
 

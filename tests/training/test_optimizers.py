@@ -61,6 +61,34 @@ def test_average_of_the_weights_since_a_step(kind):
     assert np.array_equal(to_numpy(model.layers[0].kernel), weights.seen[-1][1])
 
 
+@pytest.mark.one_backend("torch")
+def test_average_with_accumulated_gradients():
+    """The mean is over the updates since the start, each after three gradients."""
+    optimizer = SGD(0.1, triggered_average=True, gradient_accumulation_steps=3)
+    variable = keras.Variable(np.ones(2, "float32"))
+    optimizer.build([variable])
+    updates = []
+    for n in range(12):
+        if n == 4:
+            optimizer.start_average()
+            updates.clear()
+        optimizer.apply([keras.ops.convert_to_tensor(X[n, :2])])
+        if n % 3 == 2:
+            updates.append(to_numpy(variable))
+        expected = np.mean(updates, axis=0) if updates else to_numpy(variable)
+        average = to_numpy(optimizer._model_variables_moving_average[0])
+        assert np.allclose(average, expected, atol=1e-6), n
+
+
+@pytest.mark.one_backend("torch")
+def test_rates_of_variables_refuse_a_weight_decay():
+    with pytest.raises(ValueError, match=r"`weight_decay` must be .*=0\.004"):
+        AdamW(rates=[1.0, 0.5])
+    with pytest.raises(ValueError, match="`weight_decay` must be"):
+        SGD(first_steps=[0, 1], weight_decay=0.1)
+    AdamW(rates=[1.0, 0.5], weight_decay=0.0)
+
+
 @pytest.mark.parametrize("kind", [SGD, AdamW])
 def test_without_more_they_are_those_of_keras(kind):
     common = {"weight_decay": 0.1, "global_clipnorm": 0.5, "use_ema": True}
