@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers._masks import BACKEND, fits
+from keras_qrnn.ops.scan import with_sizes_of
 
 _BATCH_SIZE_MUST_NOT_CHANGE = (
     "The batch size of a stateful layer must not change: leave out the samples that do "
@@ -175,22 +176,11 @@ def with_rows_of(sequences: Tensor, states: list[Tensor]) -> list[Tensor]:
         return [ops.copy(state) for state in states]
     import tensorflow as tf
 
-    rows = tf.shape(sequences)[0]
     message = f"{_BATCH_SIZE_MUST_NOT_CHANGE} Expected: {expected}. Received:"
-    right = tf.debugging.Assert(rows == expected, [message, rows])
-    copies = []
-    with tf.control_dependencies([right]):
-        for state in states:
-            # XLA drops the assertion. There this operation fails instead.
-            copy = tf.reshape(
-                tf.convert_to_tensor(state),
-                (rows, *state.shape[1:]),
-                name="batch_size_of_a_stateful_layer_must_not_change",
-            )
-            # This cuts nothing off. It makes the batch size unknown to TensorFlow, so
-            # no other operation fails before the assertion.
-            copies.append(copy[:rows])
-    return copies
+    parts = [message, tf.shape(sequences)[:1]]
+    operation = "batch_size_of_a_stateful_layer_must_not_change"
+    values = map(tf.convert_to_tensor, states)
+    return [with_sizes_of(sequences, each, 1, parts, operation) for each in values]
 
 
 def zeros(shape: tuple[Tensor, ...], dtype: str, sequences: Tensor) -> Tensor:

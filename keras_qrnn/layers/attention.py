@@ -145,7 +145,7 @@ class AttentionQRNN(QRNN):
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
         sequences, mask = self._in_scan_order(sequences, mask)
-        self._check_context(sequences, context)
+        context = self._checked_context(sequences, context)
         source, source_mask = self._source(sequences, encoder_outputs, encoder_mask)
         states, previous_output = self._first_states(
             sequences, initial_state, previous_output, mask

@@ -436,7 +436,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> Tensor | tuple[Tensor, ...]:
         """See "Call arguments" and "Output shape" in the documentation of the class."""
         sequences, mask = self._in_scan_order(sequences, mask)
-        self._check_context(sequences, context)
+        context = self._checked_context(sequences, context)
         states, previous_output = self._first_states(
             sequences, initial_state, previous_output, mask
         )
@@ -469,7 +469,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             valid: the number of valid steps, `(batch,)`, or None for all.
             states: as `_first_states` returns them.
             training: whether zoneout and the dropouts act.
-            context: `(batch, features)`, or None.
+            context: as `_checked_context` returns it.
 
         Returns:
             The outputs, `(batch, time, units)`, of which those behind the valid steps
@@ -477,8 +477,6 @@ class QRNN(KeptStates, keras.layers.Layer):
             layer neither returns nor keeps it.
         """
         cell, *window = states
-        if context is not None:
-            context = checked_at_run_time("context", context, sequences)
         inputs = self._with_window(sequences, window)
         outputs, cell = self._outputs_and_cell(
             self._drop(inputs, training),
@@ -570,12 +568,10 @@ class QRNN(KeptStates, keras.layers.Layer):
                 _check_context_shape(shape, (sequences.shape[0], None))
             self.build(tuple(sequences.shape), context_shape=shape)
         sequences, mask = self._in_scan_order(sequences, mask)
-        self._check_context(sequences, context)
+        context = self._checked_context(sequences, context)
         (_, *window), _ = self._first_states(sequences, initial_state, None, None)
         if mask is not None:
             sequences, _ = compact(sequences, mask)
-        if context is not None:
-            context = checked_at_run_time("context", context, sequences)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
             backend.causal_conv(inputs, *self._weights(context=context)),
@@ -709,10 +705,17 @@ class QRNN(KeptStates, keras.layers.Layer):
             inputs, self.dropout, noise_shape=noise_shape, seed=self.seed_generator
         )
 
-    def _check_context(self, sequences: Tensor, context: Tensor | None) -> None:
-        """Checks the context of a call. It may be symbolic."""
+    def _checked_context(
+        self, sequences: Tensor, context: Tensor | None
+    ) -> Tensor | None:
+        """The context of a call. It may be symbolic.
+
+        Raises:
+            ValueError: if there is none and the layer has a kernel for one, or the
+                other way round; if it has another shape.
+        """
         if context is None and self.context_kernel is None:
-            return
+            return None
         if self.context_kernel is None:
             raise ValueError(
                 f"Layer '{self.name}' was built without a context, so it has no kernel "
@@ -726,6 +729,9 @@ class QRNN(KeptStates, keras.layers.Layer):
                 f"must have shape (batch, features) = {expected}. Received: None"
             )
         _check_context_shape(_shape_of(context), expected)
+        if isinstance(context, keras.KerasTensor):
+            return context
+        return checked_at_run_time("context", context, sequences)
 
     def _weights(
         self, training: bool = False, context: Tensor | None = None
@@ -863,7 +869,7 @@ class QRNN(KeptStates, keras.layers.Layer):
         batch, _, features = sequences.shape
         if self.stateful:
             check_batch_size(sequences, self.cell_state.shape[0])
-        self._check_context(sequences, context)
+        self._checked_context(sequences, context)
         self._checked_states(batch, features, initial_state, previous_output)
         return result_specs(self, self.compute_output_shape(sequences.shape))
 

@@ -325,7 +325,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         states = []
         last_layer = layers[-1]
         for layer, first, vector in zip(layers, given, contexts, strict=True):
-            layer._check_context(sequences, vector)
+            vector = layer._checked_context(sequences, vector)
             before, repeated_output = layer._first_states(
                 sequences, first, previous_output if layer is last_layer else None, mask
             )
@@ -454,7 +454,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         for layer, size, states, vector in each:
             output = previous_output if layer is self.qrnns[-1] else None
             layer._checked_states(batch, size, states, output)
-            layer._check_context(sequences, vector)
+            layer._checked_context(sequences, vector)
         return result_specs(self, self.compute_output_shape(sequences.shape))
 
     def compute_mask(

@@ -1,5 +1,7 @@
 """The public scan: it checks its arguments and calls the active backend."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -152,21 +154,45 @@ def checked_at_run_time(
         return tensor
     import tensorflow as tf
 
-    shape = tf.shape(tensor)
-    expected, received = tf.shape(sequences)[:axes], shape[:axes]
+    expected, received = (tf.shape(each)[:axes] for each in (sequences, tensor))
     what = ("batch size", "batch size and number of steps", "sizes")[axes - 1]
     message = f"Argument `{name}` must have the {what} of `{other}`,"
-    right = tf.debugging.Assert(
-        tf.reduce_all(received == expected), [message, expected, "Received:", received]
-    )
-    with tf.control_dependencies([right]):
-        # XLA drops the assertion. There this operation fails instead.
-        # One axis at a time: all at once would take a transposed tensor.
+    parts = [message, expected, "Received:", received]
+    checked = with_sizes_of(sequences, tensor, axes, parts, f"{name}_must_fit_{other}")
+    if name in ("initial_state", "previous_output"):
+        # A loop that carries it needs the shape that it gave.
+        checked.set_shape(tensor.shape)
+    return checked
+
+
+def with_sizes_of(
+    sequences: Tensor, tensor: Tensor, axes: int, message: list[Any], operation: str
+) -> Tensor:
+    """`tensor`, from a graph of TensorFlow that fails where its first sizes are others.
+
+    A size that is None in `sequences` is None in the result. An operation that knew it
+    could fail before the check, with a message that does not name the argument.
+
+    Args:
+        sequences: `(batch, time, features)`.
+        tensor: a tensor of `axes` axes or more.
+        axes: how many sizes must be equal.
+        message: the parts of the error's message, strings and tensors.
+        operation: name of the operation that fails in XLA, which drops assertions.
+    """
+    import tensorflow as tf
+
+    sizes, shape = tf.shape(sequences)[:axes], tf.shape(tensor)
+    known = (*sequences.shape[:axes], *tensor.shape[axes:])
+    is_right = tf.debugging.Assert(tf.reduce_all(shape[:axes] == sizes), message)
+    with tf.control_dependencies([is_right]):
         checked = tensor
+        # One axis at a time: all at once would take a transposed tensor.
         for axis in range(axes):
-            sizes = [expected[: axis + 1], shape[axis + 1 :]]
-            checked = tf.reshape(
-                checked, tf.concat(sizes, axis=0), name=f"{name}_must_fit_{other}"
-            )
-    checked.set_shape(tensor.shape)
+            first = tf.concat([sizes[: axis + 1], shape[axis + 1 :]], axis=0)
+            checked = tf.reshape(checked, first, name=operation)
+            if known[axis] is None and tensor.shape[axis] is not None:
+                # This cuts nothing off. The size is now unknown.
+                checked = checked[(slice(None),) * axis + (slice(sizes[axis]),)]
+    checked.set_shape(known)
     return checked

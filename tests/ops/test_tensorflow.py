@@ -299,6 +299,31 @@ def test_a_graph_checks_sizes_that_it_learns_when_it_runs(name, known, shape):
             compiled(inputs, wrong)
 
 
+@pytest.mark.parametrize("name", ["context", "stateful"])
+def test_the_check_of_sizes_comes_before_all_that_could_fail(name):
+    """The graph knows the 2 rows of the context or of the kept states, but no others.
+
+    It gets 3 rows of inputs.
+    """
+    layer = QRNN(6, stateful=name == "stateful")
+    given = {"context": tf.zeros((2, 2))} if name == "context" else {}
+    layer.build((2, 4, 5), context_shape=(2, 2) if given else None)
+    specs = [tf.TensorSpec((None, 4, 5))]
+    run = partial(layer, **given)
+    graph = tf.function(run, input_signature=specs, autograph=False)
+    message = f"Argument `{name}`|stateful layer must not change.*Expected: 2"
+    for _ in range(20):  # a race is not lost each time
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            graph(tf.zeros((3, 4, 5)))
+    if HAS_XLA:
+        compiled = tf.function(
+            run, input_signature=specs, autograph=False, jit_compile=True
+        )
+        operation = f"{name}_must_fit_|stateful_layer_must_not_change"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=operation):
+            compiled(tf.zeros((3, 4, 5)))
+
+
 def test_the_public_scan_checks_sizes_that_it_learns_when_it_runs():
     specs = [tf.TensorSpec((None, None, 2))] * 2 + [tf.TensorSpec((None, 2))]
     run = tf.function(linear_scan, input_signature=specs, autograph=False)
