@@ -901,7 +901,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         """Reads what `save_own_variables` wrote.
 
         Raises:
-            ValueError: if the file has other weights than the layer.
+            ValueError: if the file has other weights than the layer, or weights of
+                other shapes.
         """
         weights = self._own_weights()
         if set(store.keys()) != set(weights):
@@ -912,12 +913,26 @@ class QRNN(KeptStates, keras.layers.Layer):
                 hint = " One of the two was made with `use_bias=False`."
             elif {"context_kernel"} == set(store.keys()) ^ set(weights):
                 hint = " One of the two was built with a `context`."
+            elif not store.keys():
+                # Keras shows the error of the last place that it has tried.
+                shapes = [f"{n} {tuple(w.shape)}" for n, w in weights.items()]
+                hint = (
+                    " Of the places where Keras looked, the last has none, and no "
+                    f"other has weights of these shapes: {', '.join(shapes)}."
+                )
             raise ValueError(
                 f"Layer '{self.name}' and the file have different weights.{hint} "
                 f"Expected: {sorted(weights)}. Received: {sorted(store.keys())}"
             )
         for name, weight in weights.items():
-            weight.assign(store[name])
+            found = store[name]
+            if tuple(found.shape) != tuple(weight.shape):
+                raise ValueError(
+                    f"Weight `{name}` of layer '{self.name}' must have shape "
+                    f"{tuple(weight.shape)}. Received: shape {tuple(found.shape)} in "
+                    "the file"
+                )
+            weight.assign(found)
 
     def get_config(self) -> dict[str, Any]:
         config = {

@@ -224,6 +224,12 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         """The layers of the stack, in their order."""
         return [getattr(self, f"qrnn_{n}") for n in range(self._count)]
 
+    def __dir__(self) -> list[str]:
+        # Keras looks for weights in all these attributes. Each layer is one. Where its
+        # weights do not fit, Keras would look in the list too, and report that the file
+        # has none there.
+        return [name for name in super().__dir__() if name != "qrnns"]
+
     @property
     def return_sequences(self) -> bool:
         """Whether the outputs of all steps are returned. It may be set."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_qrnn import QRNN
+from keras_qrnn import QRNN, Bidirectional, QRNNStack
 from keras_qrnn.layers import StatefulLSTM
 from tests.assertions import assert_close
 
@@ -194,6 +194,50 @@ def test_a_bias_that_only_one_of_the_two_has(tmp_path, in_file):
     assert "Layer 'q' and the file have different weights" in message
     assert "`use_bias=False`" in message
     assert f"Expected: {expected}. Received: {received}" in message
+
+
+class Subclass(keras.Model):
+    """Keras looks for the weights of its layer in two places."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.rnn = QRNN(units, name="qrnn_0")
+        self(ops.zeros((1, 2, 3)))
+
+    def call(self, x):
+        return self.rnn(x)
+
+
+def in_a_model(layer):
+    return keras.Sequential([keras.Input((None, 3)), layer])
+
+
+OTHER_SIZES = {
+    "layer": lambda units: in_a_model(QRNN(units, name="qrnn_0")),
+    "stack": lambda units: in_a_model(QRNNStack(units, 2)),
+    "bidirectional": lambda units: in_a_model(Bidirectional(QRNNStack(units, 1))),
+    "subclass": Subclass,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_a_file_with_weights_of_other_sizes(tmp_path, name):
+    make = OTHER_SIZES[name]
+    model = make(4)
+    model.save_weights(tmp_path / "model.weights.h5")
+    if name != "subclass":
+        model.save(tmp_path / "model.keras")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError) as error:
+            make(5).load_weights(path)
+        message = " ".join(str(error.value).split())
+        if name == "subclass":
+            assert "no other has weights of these shapes: kernel (2, 3, 15)," in message
+        else:
+            assert "Weight `kernel` of layer 'qrnn_0' must have shape (2, 3, 15)." in (
+                message
+            )
+            assert "Received: shape (2, 3, 12) in the file" in message
 
 
 @pytest.mark.skipif(
