@@ -16,6 +16,13 @@ _BATCH_SIZE_MUST_NOT_CHANGE = (
 # The names of the variables in `KeptStates.kept`: those of a QRNN, those of an LSTM.
 KEPT_NAMES = ("cell_state", "window_state", "last_output", "rnn_state")
 
+TORCH_DTYPES: dict[str, Any] = {}
+if BACKEND == "torch":
+    import torch
+
+    for _name in ("float16", "bfloat16", "float32", "float64"):
+        TORCH_DTYPES[_name] = getattr(torch, _name)
+
 
 class KeptStates:
     """A base of layers that keep their last states as variables.
@@ -125,8 +132,25 @@ def result_specs(
     )
 
 
-def as_value(state: Tensor, dtype: str) -> Tensor:
-    """`state`, which may be a variable, as a tensor of the dtype with this name."""
+def as_value(state: Tensor, dtype: str, like: Tensor | None = None) -> Tensor:
+    """`state`, which may be a variable, as a tensor of the dtype with this name.
+
+    On PyTorch this is much of what a small layer costs. So it asks Keras for as little
+    as possible.
+
+    Args:
+        state: a tensor or a variable.
+        dtype: name of the dtype.
+        like: a tensor on the device where a variable is needed. Within
+            `keras.device("cpu")` the weights may be on a GPU. Needed for a variable.
+    """
+    if BACKEND == "torch":
+        if isinstance(state, keras.Variable):
+            state = state.value
+            if like is not None and state.device != like.device:
+                state = state.to(like.device)
+        if ops.is_tensor(state) and state.dtype is TORCH_DTYPES.get(dtype):
+            return state
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -136,9 +160,6 @@ def as_value(state: Tensor, dtype: str) -> Tensor:
     # Keras's NumPy backend would round a float64 array to float32 on converting it.
     if not ops.is_tensor(state):
         state = ops.convert_to_tensor(state)
-    # On PyTorch a cast that changes nothing takes Keras longer than this comparison.
-    if BACKEND == "torch" and keras.backend.standardize_dtype(state.dtype) == dtype:
-        return state
     return ops.cast(state, dtype)
 
 
@@ -189,4 +210,7 @@ def zeros(shape: tuple[Tensor, ...], dtype: str, sequences: Tensor) -> Tensor:
         import jax.numpy as jnp
 
         return jnp.full_like(sequences, 0, dtype=dtype, shape=shape)
+    if BACKEND == "torch":
+        device = sequences.device
+        return torch.zeros(shape, dtype=TORCH_DTYPES[dtype], device=device)
     return ops.zeros(shape, dtype)

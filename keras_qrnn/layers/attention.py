@@ -157,7 +157,7 @@ class AttentionQRNN(QRNN):
             sequences, valid, states, training, context
         )
         attention, attended = _attend(cells, source, source_mask)
-        kernel = as_value(self.output_kernel, self.compute_dtype)
+        kernel = as_value(self.output_kernel, self.compute_dtype, sequences)
         attended = ops.cast(attended, cells.dtype)
         # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
         mixed = attended @ kernel[: self.units] + cells @ kernel[self.units :]
@@ -189,7 +189,7 @@ class AttentionQRNN(QRNN):
 
         The gates z and f alone make the cell state, by f-pooling.
         """
-        kernel, bias = self._weights(training, context)
+        kernel, bias = self._weights(inputs, training, context)
         parts = slice(2 * self.units), slice(2 * self.units, None)
         (kernel_zf, kernel_o), (bias_zf, bias_o) = (
             [None if weight is None else weight[..., part] for part in parts]

@@ -495,8 +495,10 @@ class QRNN(KeptStates, keras.layers.Layer):
         mask: Tensor | None,
         valid: Tensor | None,
         previous_output: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """What the layer returns, and the output that the next masked step repeats.
+
+        A layer that keeps nothing needs no such output: it may be None.
 
         Args:
             outputs: `(batch, time, units)`, valid steps first.
@@ -505,11 +507,10 @@ class QRNN(KeptStates, keras.layers.Layer):
             previous_output: `(batch, units)`. It is not used if `mask` is None.
         """
         if mask is None:
-            last = outputs[:, -1]
-            if self.return_sequences:
-                return outputs, last
-            last = apart(last, outputs, 1)
-            return last, last
+            if not self.return_sequences:
+                last = apart(outputs[:, -1], outputs, 1)
+                return last, last
+            return outputs, outputs[:, -1] if self.stateful else None
         if self.return_sequences:
             outputs = expand(outputs, mask, previous_output)
             last = outputs[:, -1]
@@ -574,7 +575,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             sequences, _ = compact(sequences, mask)
         inputs = self._with_window(sequences, window)
         gates = self._activate(
-            backend.causal_conv(inputs, *self._weights(context=context)),
+            backend.causal_conv(inputs, *self._weights(inputs, context=context)),
             self.pooling,
         )
         if mask is None:
@@ -652,6 +653,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         previous_output: Tensor | None,
     ) -> list[Tensor]:
         """The given states as a list. It is empty if none is given."""
+        if initial_state is None and previous_output is None:
+            return []
         states = initial_state if isinstance(initial_state, (list, tuple)) else []
         if self.padding == "same" and len(states) > 1:
             raise ValueError(
@@ -734,11 +737,14 @@ class QRNN(KeptStates, keras.layers.Layer):
         return checked_at_run_time("context", context, sequences)
 
     def _weights(
-        self, training: bool = False, context: Tensor | None = None
+        self,
+        inputs: Tensor,
+        training: bool = False,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The kernel, and the bias as `ops/backend.py` takes it. The compute dtype."""
         dtype = self.compute_dtype
-        kernel = as_value(self.kernel, dtype)
+        kernel = as_value(self.kernel, dtype, inputs)
         if training and self.kernel_dropout:
             # For the gradient a boolean mask is kept: one byte for each element.
             noise = keras.random.uniform(
@@ -752,13 +758,14 @@ class QRNN(KeptStates, keras.layers.Layer):
         bias = self.bias
         if context is not None:
             # Keras's `matmul` computes float64 in float32 on PyTorch and NumPy.
-            projection = as_value(context, dtype) @ as_value(self.context_kernel, dtype)
+            context_kernel = as_value(self.context_kernel, dtype, inputs)
+            projection = as_value(context, dtype) @ context_kernel
             if bias is not None:
                 # In float32, because the gradient by the bias is a sum over the batch.
                 exact = self._accumulator
-                projection = as_value(projection, exact) + as_value(bias, exact)
+                projection = as_value(projection, exact) + as_value(bias, exact, inputs)
             bias = projection
-        return kernel, None if bias is None else as_value(bias, dtype)
+        return kernel, None if bias is None else as_value(bias, dtype, inputs)
 
     def _activate(self, gates: Tensor, pooling: str) -> list[Tensor]:
         z, *others = ops.split(gates, len(GATES[pooling]), axis=-1)
@@ -785,7 +792,7 @@ class QRNN(KeptStates, keras.layers.Layer):
             training: whether the kernel dropout acts.
             context: `(batch, features)`, or None.
         """
-        kernel, bias = self._weights(training, context)
+        kernel, bias = self._weights(inputs, training, context)
         return self._conv_pool(inputs, kernel, bias, cell, update_scale, self.pooling)
 
     def _conv_pool(

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn.layers import StatefulLSTM, _window_owner
+from keras_qrnn.layers._states import as_value
 from keras_qrnn.ops.equations import GATES
 from tests.assertions import assert_close
 
@@ -132,6 +133,20 @@ def test_what_is_returned_keeps_no_sequence_in_memory(layer_class):
     # Cells of 4 units, and windows of 3 features and of the first layer's 4 units.
     expected = [2 * 4 * 4, 2 * 3 * 4, 2 * 4 * 4, 2 * 4 * 4]
     assert [size(state) for state in states] == expected[: len(states)]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's devices")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_weights_move_to_the_device_of_the_inputs(dtype):
+    import torch
+
+    variable = keras.Variable(np.ones(2, "float32"), dtype="float32")
+    elsewhere = torch.empty(1, device="meta")
+    moved = as_value(variable, dtype, like=elsewhere)
+    assert moved.device == elsewhere.device
+    assert moved.dtype == getattr(torch, dtype)
+    stays = as_value(variable, dtype, like=torch.empty(1))
+    np.testing.assert_array_equal(stays.detach().float().numpy(), [1, 1])
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's files")

@@ -206,7 +206,7 @@ def _launch(kernel: Callable, *arguments: Any) -> None:
 
 
 def _flat(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().resolve_neg().numpy().reshape(-1)
+    return tensor.numpy(force=True).reshape(-1)
 
 
 # The kernels take flat arrays and make no slices. Numba counts the references to each
