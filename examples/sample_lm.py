@@ -14,7 +14,7 @@ try:
     from keras_qrnn._files import atomic_write
     from keras_qrnn.models.generation import generate, layer_gates, text_of
     from keras_qrnn.training import load_trained
-    from keras_qrnn.training.command_line import Parser, run_command
+    from keras_qrnn.training.command_line import Parser, load_path_of, run_command
     from keras_qrnn.training.options import count, count_or_zero, path, positive
     from keras_qrnn.training.plots import plot_gates
     from keras_qrnn.training.run_directory import RunDirectory, check_directory
@@ -47,26 +47,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def runs_here() -> list[str]:
-    """The directories in the working directory that hold a trained model."""
-    found = Path().glob("*/model.keras")
-    return sorted(
-        file.parent.name
-        for file in found
-        if RunDirectory(file.parent).vocabulary.is_file()
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
     count("num_words", arguments.num_words)
     positive("temperature", arguments.temperature)
     count_or_zero("seed", arguments.seed)
-    if arguments.load_path is None:
-        raise ValueError(
-            "Option `load_path` must be given: a directory that train_lm.py wrote. "
-            f"Those in the working directory: {', '.join(runs_here()) or 'none'}"
-        )
-    load_path = Path(path("load_path", arguments.load_path))
+    load_path = load_path_of(arguments, "train_lm.py")
     save_path = load_path
     if arguments.save_path is not None:
         save_path = Path(path("save_path", arguments.save_path))

@@ -15,25 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 try:
-    import keras
     import numpy as np
 
     from keras_qrnn._processes import is_first
     from keras_qrnn.data.imdb import CLASSES, Reviews, write_text
     from keras_qrnn.data.penn_treebank import SPLITS
     from keras_qrnn.data.review_batches import encode_reviews
+    from keras_qrnn.models.sentiment_classifier import logits_of
     from keras_qrnn.training import command_line as shared
     from keras_qrnn.training.data_options import ReviewsOptions
     from keras_qrnn.training.options import count_or_zero, named_fields
     from keras_qrnn.training.options import path as path_option
-    from keras_qrnn.training.plots import plot_states
     from keras_qrnn.training.run_directory import RunDirectory, refuse_to_replace
     from keras_qrnn.training.sentiment import (
         SentimentAnalysis,
         SentimentOptions,
         confusion_matrix,
+        draw_states,
         load_sentiment,
-        logits_of,
         refuse_other_data,
     )
 except KeyboardInterrupt:  # the imports take seconds
@@ -129,12 +128,9 @@ def evaluate(
             say(f"  {split} {name}: {counts}")
         if split == "test" and is_first():
             label, logit = CLASSES[labelled.labels[drawn]], logits[drawn]
-            states = keras.ops.convert_to_numpy(model.states(tokens[drawn][None]))[0]
-            words = vocabulary.decode(tokens[drawn] - 1)
-            title = f"last layer's states over test review {drawn}: {label}, "
-            title += f"logit {logit:.1f}"
+            title = f"test review {drawn}: {label}, logit {logit:.1f}"
             picture = RunDirectory(path).states
-            plot_states(picture, states, words, title)
+            draw_states(picture, model, vocabulary, tokens[drawn], title)
             say(f"States of the last layer: {picture}")
     return found
 

@@ -65,6 +65,7 @@ class Reviews:
             No model can expect a higher one. None if it is not known.
         revision: the commit of the hub's data set. With HF_HUB_OFFLINE the revision
             that was asked for. None if they are not from the hub.
+        cased: whether they kept their capitals.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Reviews:
     unlabelled: list[str] = field(default_factory=list)
     best_accuracy: Mapping[str, float] | None = None
     revision: str | None = None
+    cased: bool = False
 
 
 def load_reviews(
@@ -162,6 +164,7 @@ def load_reviews(
         others,
         best,
         commit,
+        cased and dataset != "sample",  # the sample has no capitals
     )
 
 

@@ -38,6 +38,7 @@ class ReviewBatches(LengthBatches):
         labels: int array of shape `(reviews,)`.
         tokens: those of each review: see `encode_reviews`.
         batch_size, seed: see `LengthBatches`.
+        multiple: lengths are first rounded up to multiples of it: see `round_lengths`.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class ReviewBatches(LengthBatches):
         tokens: Sequence[np.ndarray],
         batch_size: int,
         seed: int | None = None,
+        multiple: int = 1,
     ) -> None:
         self._tokens = tokens
         self._labels = labels.astype("float32")[:, None]
-        self._time = round_lengths(np.array([len(each) for each in tokens]))
+        lengths = np.array([len(each) for each in tokens])
+        self._time = round_lengths(-(-lengths // multiple) * multiple)
         super().__init__(self._time, batch_size, seed)
         self.spec = (
             keras.KerasTensor((batch_size, None), "int32"),

@@ -58,6 +58,9 @@ class SentimentModel(TaskModel):
         train_embedding: Whether the embedding is trained.
         seed: Seed of dropout and zoneout.
         vocabulary: Fingerprint of the vocabulary, saved with the model.
+        max_len: Positive integer. The last `max_len` words are kept of a longer review.
+            None: all words. Saved with the model, for `SentimentClassifier`.
+        cased: Whether reviews keep their capitals. Saved with the model as well.
 
     Call arguments:
         tokens: int tensor of shape `(batch, time)`: ids of words plus 1. 0 is padding;
@@ -92,6 +95,8 @@ class SentimentModel(TaskModel):
         train_embedding: bool = True,
         seed: int | None = None,
         vocabulary: str | None = None,
+        max_len: int | None = None,
+        cased: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -110,6 +115,8 @@ class SentimentModel(TaskModel):
                     f"Argument `{name}` goes with cell='qrnn'. "
                     f"Received: {name}={value!r}, cell={cell!r}"
                 )
+        if max_len is not None:
+            positive_integer("max_len", max_len)
         if not 0 <= l2 < float("inf"):
             raise ValueError(
                 f"Argument `l2` must be 0 or a positive number. Received: l2={l2!r}"
@@ -123,11 +130,13 @@ class SentimentModel(TaskModel):
             "kernel_dropout": kernel_dropout, "l2": l2, "cell": cell,
             "encoding": encoding, "embedding_scale": embedding_scale,
             "train_embedding": train_embedding, "seed": seed,
-            "vocabulary": vocabulary,
+            "vocabulary": vocabulary, "max_len": max_len, "cased": cased,
         }  # fmt: skip
         self.cell = cell
         self.dense = dense
         self.encoding = encoding
+        self.max_len = max_len
+        self.cased = cased
 
         def seed_of(n: int) -> int | None:
             return None if seed is None else seed + n

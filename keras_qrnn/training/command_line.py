@@ -203,6 +203,30 @@ def save_path_of(
     return Path(f"{prefix}_{'_'.join(names) or 'model'}")
 
 
+def load_path_of(arguments: argparse.Namespace, program: str) -> Path:
+    """`--load_path` of a program that uses a trained model.
+
+    Args:
+        arguments: of the command line.
+        program: name of the program that writes such runs.
+
+    Raises:
+        ValueError: if it is not given. The message names the directories in the working
+            directory that hold a trained model.
+    """
+    if arguments.load_path is not None:
+        return Path(path_option("load_path", arguments.load_path))
+    runs = sorted(
+        file.parent.name
+        for file in Path().glob("*/model.keras")
+        if RunDirectory(file.parent).vocabulary.is_file()
+    )
+    raise ValueError(
+        f"Option `load_path` must be given: a directory that {program} wrote. "
+        f"Runs in the working directory: {', '.join(runs) or 'none'}"
+    )
+
+
 def train_and_evaluate(
     program: str,
     arguments: argparse.Namespace,

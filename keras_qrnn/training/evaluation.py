@@ -113,12 +113,15 @@ def load_run(
                 f"{name} must be a directory that {program} wrote. "
                 f"Received: {directory}, which holds no {file.name}"
             )
-    vocabulary = words.load(run.vocabulary)
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
     with reading(f"{name}: {path}", f"a whole{what}"):
         model = keras.saving.load_model(path, compile=False)
         if not isinstance(model, kind):
             raise TypeError(f"a {type(model).__name__}, not a {kind.__name__}")
+    try:  # after the model: the vocabulary of another task is no vocabulary here
+        vocabulary = words.load(run.vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     config = model.get_config()
     if config["vocabulary"] not in (None, vocabulary.fingerprint):
         raise ValueError(

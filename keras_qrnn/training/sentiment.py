@@ -42,7 +42,7 @@ from keras_qrnn.training.options import (
     takes_older_names,
     windows,
 )
-from keras_qrnn.training.plots import Panel
+from keras_qrnn.training.plots import Panel, plot_states
 from keras_qrnn.training.run_directory import RunDirectory
 
 OBJECTIVE = Objective("val_accuracy", "max")
@@ -367,6 +367,8 @@ class SentimentAnalysis(Experiment):
             train_embedding=options.train_embedding,
             seed=options.seed,
             vocabulary=self.vocabulary.fingerprint,
+            max_len=options.max_len,
+            cased=self.reviews.cased,
             dtype=options.dtype_policy,
         )
         model.build()
@@ -420,7 +422,7 @@ class SentimentAnalysis(Experiment):
     def validation(self, model: SentimentModel) -> Callable[[], dict[str, float]]:
         twin = model.copy()
         twin.compile()
-        batches = evaluation_batches(
+        batches = ReviewBatches(
             self.reviews.valid.labels, self.tokens["valid"], self.options.batch_size
         )
 
@@ -514,13 +516,6 @@ def vocabulary_of(reviews: Reviews, size: int) -> Vocabulary:
     return Vocabulary(words if UNK in words else [*words, UNK])
 
 
-def evaluation_batches(
-    labels: np.ndarray, tokens: list[np.ndarray], batch_size: int
-) -> ReviewBatches:
-    """The batches of an evaluation, in the order of their lengths."""
-    return ReviewBatches(labels, tokens, batch_size)
-
-
 def load_sentiment(
     directory: str | os.PathLike, option: str | None = None
 ) -> tuple[SentimentModel, Vocabulary]:
@@ -537,22 +532,25 @@ def load_sentiment(
     return load_run(directory, option, SentimentModel, "train_sentiment.py")
 
 
-def logits_of(
-    model: SentimentModel, tokens: list[np.ndarray], batch_size: int
-) -> np.ndarray:
-    """The logit of each review, float32 of shape `(reviews,)`.
+def draw_states(
+    path: Path,
+    model: SentimentModel,
+    vocabulary: Vocabulary,
+    tokens: np.ndarray,
+    title: str,
+) -> None:
+    """Draws the states of the last layer over the words of a review (figure 3).
 
     Args:
+        path: the picture to write. Its suffix is the format.
         model: a built model.
-        tokens: of each review: see `encode_reviews`.
-        batch_size: rows of a batch. It changes speed and memory, not the result.
+        vocabulary: of the model.
+        tokens: of the review: see `encode_reviews`.
+        title: what the states are over, and what the model says of it.
     """
-    batches = evaluation_batches(np.zeros(len(tokens)), tokens, batch_size)
-    logits = np.zeros(len(tokens), "float32")
-    for index in range(len(batches)):
-        chosen, _ = batches.rows(index)
-        logits[chosen] = model.predict_on_batch(batches[index][0])[:, 0]
-    return logits
+    states = keras.ops.convert_to_numpy(model.states(tokens[None]))[0]
+    words = vocabulary.decode(tokens - 1)
+    plot_states(path, states, words, f"last layer's states over {title}")
 
 
 def confusion_matrix(labels: np.ndarray, logits: np.ndarray) -> list[list[int]]:

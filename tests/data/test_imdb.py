@@ -301,7 +301,8 @@ def test_the_rules_give_the_opinions_of_the_sample():
 
 
 def test_the_sample_is_deterministic():
-    reviews = load_reviews("sample")
+    reviews = load_reviews("sample", cased=True)
+    assert not reviews.cased  # it has no capitals
     text = "\n".join(reviews.train.texts + reviews.valid.texts + reviews.test.texts)
     assert hashlib.sha256(text.encode()).hexdigest().startswith("8db24bbd3ffc7830")
     assert reviews.best_accuracy is not None
@@ -402,6 +403,12 @@ def test_broken_arrays_of_word_vectors(tmp_path):
 
 
 # Batches
+
+
+def test_lengths_are_multiples():
+    tokens = [np.ones(n, "int32") for n in (1, 31, 32, 33, 300)]
+    batches = ReviewBatches(np.zeros(5), tokens, 1, multiple=32)
+    assert [batches[n][0].shape[1] for n in range(5)] == [32, 32, 32, 64, 320]
 
 
 def test_batches_hold_each_review_once_with_little_padding():

@@ -149,6 +149,7 @@ def help_of(program, task):
 @pytest.mark.parametrize(
     "program",
     [
+        "examples/classify.py",
         "examples/release_weights.py",
         "examples/train_lm.py",
         "examples/train_sentiment.py",

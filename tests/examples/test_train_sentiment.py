@@ -1,15 +1,22 @@
-"""The program that trains the sentiment classifier, on a few reviews of the sample."""
+"""train_sentiment.py, on a few reviews of the sample, and classify.py."""
 
+import io
 import json
+import sys
 
 import keras
+import numpy as np
 import pytest
 
-from keras_qrnn.data import load_corpus, sentiment_sample
+from keras_qrnn.data import Vocabulary, encode_reviews, load_corpus, sentiment_sample
 from keras_qrnn.data.imdb import load_reviews
+from keras_qrnn.models import SentimentModel
+from keras_qrnn.training import load_sentiment
+from keras_qrnn.training.run_directory import RunDirectory
+from tests.examples.programs import arguments as options_of
 from tests.examples.programs import script
 
-train_sentiment = script("train_sentiment")
+train_sentiment, classify = script("train_sentiment"), script("classify")
 TINY = [
     "--dataset", "sample", "--units", "3", "--layers", "2", "--emb_dim", "2",
     "--batch_size", "40", "--epochs", "1",
@@ -35,6 +42,13 @@ def test_train_evaluate_and_draw(tmp_path, capsys):
     names = {"model.keras", "vocabulary.json", "checkpoint.npz", "log.csv"}
     names |= {"training.png", "states.png", "run.json", "logs"}
     assert names <= {file.name for file in path.iterdir()}
+    # Another program classifies the reviews alike.
+    test = load_reviews("sample").test
+    (tmp_path / "text").write_text("\n".join(test.texts))
+    assert classify.main(options_of(load_path=path, input=tmp_path / "text")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = np.array([line.startswith("positive\t") for line in lines])
+    assert np.mean(found == test.labels) == record["test"]
     # Again: refused, resumed, only evaluated.
     assert train_sentiment.main(arguments) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -116,3 +130,140 @@ def test_bad_options(tmp_path, capsys, monkeypatch, options, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# classify.py
+
+WORDS = ["<eos>", "<unk>", "a", "fine", "film", "dull", ".", ","]
+# A dense QRNN; one as a run has it that started from a language model; an LSTM.
+MODELS = {
+    "dense": {"units": 4, "layers": 2, "encoding": "last_mean_max", "max_len": 5},
+    "pretrained": {"units": [4, 3], "layers": 2, "window": [3, 2], "dense": False},
+    "lstm": {"units": 4, "layers": 1, "cell": "lstm"},
+}
+
+
+def write_run(path, **sizes):
+    """An untrained model and its vocabulary, as a run leaves them."""
+    vocabulary = Vocabulary(WORDS)
+    model = SentimentModel(
+        len(WORDS), emb_dim=3, embedding_scale=2.0, seed=1,
+        vocabulary=vocabulary.fingerprint, **sizes,
+    )  # fmt: skip
+    model.build()
+    model.save(RunDirectory(path).model)
+    vocabulary.save(RunDirectory(path).vocabulary)
+    return model, vocabulary
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_classify(kind, tmp_path, monkeypatch, capsys):
+    if kind != "dense" and keras.config.backend() in ("jax", "tensorflow"):
+        pytest.skip("one model is enough where each compiles")
+    model, vocabulary = write_run(tmp_path, **MODELS[kind])
+    lines = {
+        "\ufeffA fine, fine film.": "a fine , fine film .",  # a mark of some editors
+        "": "",
+        "dull": "dull",
+        "  <br /> ": "",
+        "Dull film. Dull film.": "dull film . dull film .",
+        "да": "да",
+        "A film, a GOOD film": "a film , a good film",
+    }
+    text = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(text))
+    assert classify.main(options_of(load_path=tmp_path, batch_size=4)) == 0
+    done = capsys.readouterr()
+    assert done.err == (
+        "classify.py: line 6 has no word that the model knows: its probability says "
+        "nothing\n"
+    )
+    # As if each line were alone.
+    answers = done.out.splitlines()
+    for words, answer in zip(lines.values(), answers, strict=True):
+        if not words:
+            assert answer == ""
+            continue
+        (tokens,) = encode_reviews([words], vocabulary, model.max_len)
+        logit = float(model.predict(tokens[None], verbose=0)[0, 0])
+        name, probability = answer.split("\t")
+        assert name == ("positive" if logit > 0 else "negative")
+        assert len(probability) == 6
+        assert float(probability) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    assert len(set(answers)) > 3
+
+
+@pytest.mark.one_backend
+def test_draw_states_of_a_line(tmp_path, monkeypatch):
+    write_run(tmp_path, **MODELS["dense"])
+    text, plot = tmp_path / "text", tmp_path / "states.png"
+    text.write_text("\n<br />\nA fine, fine film.\ndull")
+    draw, drawn = classify.draw_states, []
+    monkeypatch.setattr(
+        classify, "draw_states", lambda *given: drawn.append(given) or draw(*given)
+    )
+    assert (
+        classify.main(options_of(load_path=tmp_path, input=text, plot_states=plot)) == 0
+    )
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    ((_, _, vocabulary, tokens, title),) = drawn
+    assert vocabulary.decode(tokens - 1) == ["fine", ",", "fine", "film", "."]
+    assert title.startswith(("line 3: positive, 0.", "line 3: negative, 0."))
+
+
+@pytest.mark.one_backend("torch")
+def test_lines_are_cut_as_the_reviews_of_the_training(tmp_path, capsys):
+    """Capitals and `max_len` are those of the run."""
+    texts = {"neg": ["A DULL film it was", "Dull"], "pos": ["a Fine film", "fine Fine"]}
+    for split in ("train", "test"):
+        for label, reviews in texts.items():
+            directory = tmp_path / "reviews" / split / label
+            directory.mkdir(parents=True)
+            for n, review in enumerate(reviews):
+                (directory / f"{n}.txt").write_text(review)
+    path, files = tmp_path / "run", tmp_path / "reviews"
+    sizes = {"units": 3, "layers": 1, "emb_dim": 2, "batch_size": 4, "epochs": 1}
+    sizes |= {"max_len": 2, "embedding_scale": 9, "verbose": 0}
+    given = options_of(data_dir=files, save_path=path, **sizes)
+    assert train_sentiment.main([*given, "--cased", "--lstm"]) == 0
+    lines = ["A DULL film", "a dull film", "A Fine film", "DULL film"]
+    (tmp_path / "text").write_text("\n".join(lines))
+    capsys.readouterr()
+    assert classify.main(options_of(load_path=path, input=tmp_path / "text")) == 0
+    answers = capsys.readouterr().out.splitlines()
+    model, vocabulary = load_sentiment(path)
+    assert {"DULL", "Fine"} <= set(vocabulary.words)
+    for line, answer in zip(lines, answers, strict=True):
+        tokens = vocabulary.ids_of(line)[-2:] + 1
+        logit = float(model.predict(tokens[None], verbose=0)[0, 0])
+        expected = 1 / (1 + np.exp(-logit))
+        assert float(answer.split("\t")[1]) == pytest.approx(expected, abs=1e-4)
+    assert answers[0] == answers[3]
+    assert len(set(answers)) == 3
+
+
+BAD = {
+    "none": ({"load_path": None}, "`load_path` must be given: a directory that train_"),
+    "no run": ({"load_path": "nowhere"}, "`load_path` must be a directory that train_"),
+    "batch": ({"batch_size": 0}, "Option `batch_size` must be a positive integer"),
+    "plot": ({"plot_states": "."}, "`plot_states` must name a file"),
+    "picture": ({"plot_states": "a.xyz"}, "`plot_states` must name a file of one of"),
+    "input": ({"input": "nowhere.txt"}, "`input` must be a file that can be read"),
+    "directory": ({"input": "."}, "`input` must be a file that can be read"),
+    "not text": ({"input": "model.keras"}, "model.keras is not UTF-8 text"),
+    "empty": ({"input": "empty", "plot_states": "a.png"}, "is not empty. Received: no"),
+}
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_bad_options_of_classify(options, message, tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, units=2, layers=1)
+    (tmp_path / "empty").write_text("\n<br />\n")
+    monkeypatch.chdir(tmp_path)
+    given = {"load_path": ".", "input": "empty", **options}
+    given = {name: value for name, value in given.items() if value is not None}
+    assert classify.main(options_of(**given)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()

@@ -200,30 +200,6 @@ def test_translate(trained, tmp_path, monkeypatch, capsys):
     assert done.err.rstrip().endswith(": д")
 
 
-@pytest.mark.one_backend("torch")
-def test_lines_are_taken_as_they_come():
-    """A line that has come is translated before the next one has."""
-    seen = []
-
-    def typed():
-        for n in range(3):
-            yield f"{n}"
-            while len(seen) <= n:  # the next line comes after the translation
-                pass
-
-    for batch in translate.batches_of(typed(), 4):
-        seen += batch
-    assert seen == ["0", "1", "2"]
-    assert [*translate.batches_of([], 4)] == []
-
-    def broken():
-        yield "a"
-        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-
-    with pytest.raises(ValueError, match="The input is not UTF-8 text: "):
-        list(translate.batches_of(broken(), 4))
-
-
 BAD = {
     "beam": ({"beam": 0}, "Option `beam` must be a positive integer"),
     "alpha": ({"alpha": -1}, "Option `alpha` must not be negative"),
@@ -232,7 +208,8 @@ BAD = {
     "plot": ({"plot_attention": "."}, "must name a file"),
     "picture": ({"plot_attention": "a.xyz"}, "`plot_attention` must name a file of"),
     "no suffix": ({"plot_attention": "a"}, "Received: plot_attention='a'"),
-    "input": ({"input": "nowhere.txt"}, "No such file"),
+    "input": ({"input": "nowhere.txt"}, "`input` must be a file that can be read"),
+    "directory": ({"input": "."}, "`input` must be a file that can be read"),
 }
 
 
@@ -249,7 +226,7 @@ def test_nothing_to_draw(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
     given = arguments(load_path=trained[0], plot_attention=tmp_path / "a.png")
     assert translate.main(given) == 2
-    assert "not empty. Received: 2 empty lines" in capsys.readouterr().err
+    assert "needs a line that is not empty. Received: none" in capsys.readouterr().err
 
 
 BAD_TRAINING = {

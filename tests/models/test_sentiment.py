@@ -98,7 +98,7 @@ def test_saved_and_loaded(tmp_path, cell):
         pytest.skip("Keras's LSTM takes seconds to compile")
     model = build(
         cell=cell, dtype="mixed_bfloat16", vocabulary="abc", seed=3,
-        window=np.int64(2),
+        window=np.int64(2), max_len=9, cased=True,
     )  # fmt: skip
     model.compile("rmsprop")
     loss = model.train_on_batch(TOKENS, np.ones((2, 1)), np.ones(2))
@@ -109,6 +109,7 @@ def test_saved_and_loaded(tmp_path, cell):
     data = TOKENS, np.ones((2, 1))
     assert loaded.evaluate(*data, verbose=0) == model.evaluate(*data, verbose=0)
     assert loaded.get_config() == model.get_config()
+    assert loaded.max_len == 9 and loaded.cased
     assert np.array_equal(to_numpy(loaded(TOKENS)), to_numpy(model(TOKENS)))
     copy = model.copy()
     assert np.array_equal(to_numpy(copy(TOKENS)), to_numpy(model(TOKENS)))
@@ -140,6 +141,7 @@ def test_the_loss_is_weighted_and_regularized():
         ({"dropout": 1.0}, "`dropout` must be in"),
         ({"window": [1, 2, 3]}, "`window`"),
         ({"vocab_size": 0}, "`vocab_size`"),
+        ({"max_len": 0}, "`max_len` must be a positive integer"),
     ],
 )
 def test_bad_arguments(changed, message):

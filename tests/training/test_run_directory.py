@@ -15,7 +15,13 @@ import pytest
 
 from keras_qrnn._files import atomic_write, reading
 from keras_qrnn.data import Vocabulary
-from keras_qrnn.training import TrainingOptions, experiment, load_trained
+from keras_qrnn.training import (
+    TrainingOptions,
+    experiment,
+    load_sentiment,
+    load_trained,
+    load_translation,
+)
 from keras_qrnn.training.checkpoint import FORMAT, read_meta
 from keras_qrnn.training.language_model import build_language_model, count_weights
 from keras_qrnn.training.objective import Objective
@@ -28,6 +34,7 @@ from keras_qrnn.training.run_directory import (
     held,
     refuse_if_held,
 )
+from tests.training.tasks import TASKS
 
 
 def same(meta):
@@ -239,6 +246,48 @@ def test_first_difference():
     assert first_difference({"a": 1, "b": 2}, {"b": 3, "a": 3}) == "b"
     assert first_difference({"a": 1, "b": 2}, {"b": 3, "a": 3}, {"b"}) == "a"
     assert first_difference({"gone": 1}, {}) == "gone"
+
+
+# A run is loaded by the function of its task
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """For each task a directory with an untrained model and its vocabulary."""
+    paths = {}
+    for name, task in TASKS.items():
+        paths[name] = tmp_path_factory.mktemp(name)
+        made = task()
+        made.model(1).save(RunDirectory(paths[name]).model)
+        made.vocabulary.save(RunDirectory(paths[name]).vocabulary)
+    return paths
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("loaded", TASKS)
+@pytest.mark.parametrize("saved", TASKS)
+def test_runs_of_other_tasks_are_refused(runs, saved, loaded):
+    load = {
+        "language_model": load_trained, "sentiment": load_sentiment,
+        "translation": load_translation,
+    }[loaded]  # fmt: skip
+    if saved == loaded:
+        _, vocabulary = load(runs[saved], "load_path")
+        assert len(vocabulary) > 3
+        return
+    refusal = r"^Option `load_path`: \S+/model\.keras is not a whole .* a \w+, not a"
+    with pytest.raises(ValueError, match=refusal):
+        load(runs[saved], "load_path")
+
+
+@pytest.mark.one_backend
+def test_the_vocabulary_of_a_run_is_damaged(runs, tmp_path):
+    run = RunDirectory(tmp_path)
+    run.model.write_bytes(RunDirectory(runs["sentiment"]).model.read_bytes())
+    run.vocabulary.write_text("{")
+    refusal = r"^Option `load_path`: \S+/vocabulary\.json is not a vocabulary"
+    with pytest.raises(ValueError, match=refusal):
+        load_sentiment(tmp_path, "load_path")
 
 
 # The metric and its direction

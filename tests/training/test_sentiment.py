@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_qrnn.data import Corpus, Vocabulary
 from keras_qrnn.data.imdb import Labelled, Reviews
+from keras_qrnn.models.sentiment_classifier import logits_of
 from keras_qrnn.training import TrainingOptions
 from keras_qrnn.training.checkpoint import load_checkpoint, save_checkpoint
 from keras_qrnn.training.experiment import has_diverged, train_experiment
@@ -23,7 +24,6 @@ from keras_qrnn.training.sentiment import (
     confusion_matrix,
     count_weights,
     load_sentiment,
-    logits_of,
 )
 from keras_qrnn.training.translation import TranslationOptions
 from tests.training.test_recipe import Interrupt, final_state

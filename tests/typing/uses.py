@@ -16,9 +16,14 @@ from keras_qrnn import (
     linear_scan,
 )
 from keras_qrnn.convert import from_lstm, load_torch_weights, torch_state_dict
-from keras_qrnn.data import CharacterVocabulary
+from keras_qrnn.data import CharacterVocabulary, Vocabulary
 from keras_qrnn.initializers import ChronoBias
-from keras_qrnn.models import TranslationModel, Translator
+from keras_qrnn.models import (
+    SentimentClassifier,
+    SentimentModel,
+    TranslationModel,
+    Translator,
+)
 
 if TYPE_CHECKING:
     import jax
@@ -107,3 +112,12 @@ def translated(sentences: list[str]) -> list[str]:
     model = TranslationModel(len(vocabulary), units=8, layers=1, cell="lstm")
     model.build()
     return Translator(model, vocabulary, beam=2).translate(sentences)
+
+
+def probabilities(texts: list[str]) -> list[float]:
+    vocabulary = Vocabulary.build(texts)
+    model = SentimentModel(len(vocabulary), units=8, layers=1, max_len=400, cased=True)
+    model.build()
+    classifier = SentimentClassifier(model, vocabulary, batch_size=8)
+    found: list[float] = classifier.probabilities(texts).tolist()
+    return found
