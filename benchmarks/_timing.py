@@ -12,7 +12,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -326,6 +326,22 @@ def merge_rows(path: Path, rows: list[dict], key: Sequence[str]) -> None:
         }
         merged[tuple(row[name] for name in key)] = row
     write_csv(path, list(merged.values()))
+
+
+def checked_names(names: Iterable[str] | None, known: Iterable[str]) -> list[str]:
+    """The names of an option `--names`, or all that are known if it was not given.
+
+    Raises:
+        SystemExit: if a name is not known.
+    """
+    known = list(known)
+    names = known if names is None else list(names)
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(
+            f"Option `names` must be of {', '.join(known)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    return names
 
 
 def shape_list(text: str) -> list[tuple[int, ...]]:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
+    checked_names,
     forward,
     forward_backward,
     int_list,
@@ -122,7 +123,7 @@ def cell_calls(
             made["torch LSTM"] = partial(torch_lstm, x, units, cotangent)
     return {
         (mode, name): call
-        for name in names or made
+        for name in checked_names(names, made)
         for mode, call in made[name]().items()
     }
 

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from _timing import (
     BACKEND,
+    checked_names,
     int_list,
     layer_calls,
     merge_rows,
@@ -93,7 +94,7 @@ def training(shape: tuple[int, int, int], names: list[str]) -> list[dict]:
     }
     # The inputs, the logits of three gates and the cell states must be kept.
     rows = [("kept", "bound", 5 * batch * time * units * 4)]
-    for name in names:
+    for name in checked_names(names, layers):
         layer = layers[name]
         step = layer_calls(layer, x, cotangent)["training"]
         if BACKEND == "jax":

@@ -17,6 +17,7 @@ import numpy as np
 from _timing import (
     BACKEND,
     ON_GPU,
+    checked_names,
     forward,
     forward_backward,
     measure,
@@ -177,9 +178,10 @@ def scan_calls(
     }
     scans = same | {name: OTHERS[name] for name in others()}
     expected = ops.convert_to_numpy(linear_scan(*map(tensor, arrays)))
+    timed = {"single pass", *checked_names(names, scans)}
     calls = {}
     for name, (scan, prepare, restore) in scans.items():
-        if names and name not in {*names, "single pass"}:
+        if name not in timed:
             continue
         arguments = [tensor(np.ascontiguousarray(a)) for a in prepare(*arrays)]
         calls["forward", name] = partial(forward(scan), *arguments)

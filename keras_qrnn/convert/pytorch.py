@@ -115,6 +115,11 @@ def load_torch_weights(
     """
     if isinstance(source, (str, os.PathLike)):
         source = _read(Path(source))
+    if not isinstance(source, Mapping) or not all(isinstance(n, str) for n in source):
+        raise ValueError(
+            "Argument `source` must be a state dict, tensors by name, or the path of a "
+            f"file. Received: {type(source).__name__}"
+        )
     linears, is_one_module = _parsed(source, prefix)
     found = _qrnns(layers)
     _check_places(found, linears, prefix)

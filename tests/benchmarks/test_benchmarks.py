@@ -102,6 +102,15 @@ def test_a_stack_against_its_layers(script, tmp_path):
     assert [row["name"] for row in rows_of(tmp_path / "stack.csv")] == 2 * names
 
 
+@pytest.mark.one_backend("torch")
+@pytest.mark.parametrize("name", ["layer", "scan", "memory"])
+def test_a_name_that_is_not_known(script, tmp_path, name):
+    options = ["--quick", "--names", "QRN", "--results", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"`names` must be .*Received: QRN$"):
+        script(name).main(options)
+    assert not list(tmp_path.iterdir())
+
+
 @differentiable
 def test_compile_is_for_pytorch(script, tmp_path, monkeypatch, capsys):
     options = ["--quick", "--compile", "--names", "QRNN", "--results", str(tmp_path)]
