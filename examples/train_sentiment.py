@@ -148,8 +148,12 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
             f"Option `draw` must be below {len(reviews.test)}, the number of test "
             f"reviews. Received: draw={arguments.draw}"
         )
+
+    def evaluation(say: Callable[[str], None]) -> dict:
+        return evaluate(path, reviews, options, splits, arguments.draw, say)
+
     if not arguments.train:  # what the run started from is not needed
-        evaluate(path, reviews, options, splits, arguments.draw, print)
+        shared.evaluate_by_all(options, evaluation)
         return
     resumed = path if arguments.resume else None
     experiment = SentimentAnalysis(reviews, options, resumed)
@@ -161,7 +165,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         argv,
         experiment,
         path,
-        lambda say: evaluate(path, reviews, options, splits, arguments.draw, say),
+        evaluation,
     )
 
 

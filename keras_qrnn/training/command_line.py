@@ -15,7 +15,12 @@ from keras_qrnn._processes import is_first
 from keras_qrnn.distribution import evaluation_distribution, scope_of
 from keras_qrnn.training.data_options import DataOptions
 from keras_qrnn.training.environment import environment
-from keras_qrnn.training.experiment import Experiment, has_diverged, train_experiment
+from keras_qrnn.training.experiment import (
+    Experiment,
+    has_diverged,
+    join,
+    train_experiment,
+)
 from keras_qrnn.training.options import (
     RunOptions,
     named_fields,
@@ -256,10 +261,7 @@ def train_and_evaluate(
         if has_diverged(experiment, history):
             advice = experiment.why_diverged()
             raise ValueError(f"Training diverged in its first epoch. {advice}")
-    # All processes evaluate: they end at the same time. Process 0 prints and writes.
-    say = functools.partial(print, flush=True) if is_first() else _say_nothing
-    with scope_of(evaluation_distribution(experiment.options.distribution)):
-        found = evaluate(say)
+    found = evaluate_by_all(experiment.options, evaluate)
     if arguments.train and is_first():
         revision = experiment.revision
         record = {
@@ -271,6 +273,25 @@ def train_and_evaluate(
         }
         with atomic_write(RunDirectory(path).record) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def evaluate_by_all(
+    options: RunOptions, evaluate: Callable[[Callable[[str], None]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `evaluate` returns. All processes evaluate: they end at the same time.
+
+    Args:
+        options: of the run.
+        evaluate: evaluates the best model. It takes a function that prints a line, in
+            process 0 alone.
+
+    Raises:
+        ValueError: if the backend has no such `distribution`.
+    """
+    join(options)
+    say = functools.partial(print, flush=True) if is_first() else _say_nothing
+    with scope_of(evaluation_distribution(options.distribution)):
+        return evaluate(say)
 
 
 def _say_nothing(line: str) -> None:

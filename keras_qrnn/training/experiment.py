@@ -86,9 +86,7 @@ class Experiment(abc.ABC):
     vocabulary: Any
 
     def __init__(self, options: Any, revision: str | None = None) -> None:
-        if options.distribution is not None:
-            refuse_elsewhere(options.distribution)
-            join_processes(options.seed)  # before anything is computed
+        join(options)
         self.options = options
         self.revision = revision
         self.sizes: dict[str, Any] = {}
@@ -235,6 +233,17 @@ class Experiment(abc.ABC):
         if "dtype_policy" in names:
             others += ", or a --dtype_policy of a wider range"
         return f"{what}: expected {others}. Received: {received}"
+
+
+def join(options: RunOptions) -> None:
+    """Joins the other processes of a run. Call it before anything is computed.
+
+    Raises:
+        ValueError: if the backend has no such `distribution`.
+    """
+    if options.distribution is not None:
+        refuse_elsewhere(options.distribution)
+        join_processes(options.seed)
 
 
 def train_experiment(

@@ -11,7 +11,7 @@ import pytest
 from keras_qrnn.data import Vocabulary, encode_reviews, load_corpus, sentiment_sample
 from keras_qrnn.data.imdb import load_reviews
 from keras_qrnn.models import SentimentModel
-from keras_qrnn.training import load_sentiment
+from keras_qrnn.training import command_line, load_sentiment
 from keras_qrnn.training.run_directory import RunDirectory
 from tests.examples.programs import arguments as options_of
 from tests.examples.programs import script
@@ -29,7 +29,7 @@ def _few_reviews(monkeypatch):
 
 
 @pytest.mark.one_backend("torch")
-def test_train_evaluate_and_draw(tmp_path, capsys):
+def test_train_evaluate_and_draw(tmp_path, capsys, monkeypatch):
     path = tmp_path / "run"
     arguments = [*TINY, "--save_path", str(path), "--draw", "3"]
     assert train_sentiment.main(arguments) == 0
@@ -65,6 +65,15 @@ def test_train_evaluate_and_draw(tmp_path, capsys):
         assert message in capsys.readouterr().err
     moved = ["--notrain", "--embeddings", str(tmp_path / "moved.txt")]
     assert train_sentiment.main([*arguments, *moved]) == 0
+    # Of several processes the first alone writes and prints, if there may be several.
+    arguments.append("--notrain")
+    assert train_sentiment.main([*arguments, "--distribution", "data"]) == 2
+    assert "`distribution` goes with JAX" in capsys.readouterr().err
+    (path / "states.png").unlink()
+    for module in (train_sentiment, command_line):
+        monkeypatch.setattr(module, "is_first", lambda: False)
+    assert train_sentiment.main(arguments) == 0
+    assert not capsys.readouterr().out and not (path / "states.png").exists()
 
 
 @pytest.mark.one_backend
