@@ -231,6 +231,20 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         return [name for name in super().__dir__() if name != "qrnns"]
 
     @property
+    def dtype_policy(self) -> keras.dtype_policies.DTypePolicy:
+        """The policy of the stack and its layers. It may be set, as in one layer.
+
+        Weights that are made keep their dtype.
+        """
+        return keras.layers.Layer.dtype_policy.fget(self)
+
+    @dtype_policy.setter
+    def dtype_policy(self, value: Any) -> None:
+        keras.layers.Layer.dtype_policy.fset(self, value)
+        for layer in self.qrnns:
+            layer.dtype_policy = value
+
+    @property
     def return_sequences(self) -> bool:
         """Whether the outputs of all steps are returned. It may be set."""
         return self.qrnns[-1].return_sequences

@@ -242,6 +242,30 @@ def test_attributes_that_are_set_later():
         QRNNStack(4, 2).dropout = 0.1
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_the_dtype_policy_can_be_set(built):
+    policy = "mixed_bfloat16" if built else "float64"
+    stack, expected = QRNNStack(4, 2), QRNNStack(4, 2, dtype=policy)
+    if built:
+        stack(X)
+    stack.dtype_policy = policy
+    config = expected.get_config()
+    assert stack.get_config() == config | {"name": stack.name}
+    assert [q.dtype_policy.name for q in stack.qrnns] == [policy] * 2
+    wanted = expected(X)
+    stack.build(X.shape)
+    stack.set_weights(expected.get_weights())
+    got = stack(X)
+    assert keras.backend.standardize_dtype(got.dtype) == expected.compute_dtype
+    assert_close("output", ops.cast(got, "float32"), ops.cast(wanted, "float32"), 0)
+    assert {w.dtype for w in stack.weights} == {expected.variable_dtype}
+    # Each layer may have its own policy. One that is set later is of all of them.
+    own = keras.dtype_policies.DTypePolicyMap(default_policy="float32")
+    stack = QRNNStack(4, 2, dtype=own)
+    stack.dtype_policy = "bfloat16"
+    assert {q.compute_dtype for q in (stack, *stack.qrnns)} == {"bfloat16"}
+
+
 @pytest.mark.one_backend("torch")
 def test_layers_that_are_not_trained_stay_so(tmp_path):
     inputs = keras.Input((TIME, FEATURES))
