@@ -253,8 +253,10 @@ class SentimentAnalysis(Experiment):
                     "Option `embeddings` must be a file of word vectors. "
                     f"Received: {file}, which {what}"
                 )
-            self.sizes["emb_dim"], self.vectors = read_word_vectors(
-                options.embeddings, self.vocabulary.words
+            files = file, file.with_suffix(".txt")  # a .npy file's words
+            written = tuple(f.stat().st_mtime_ns for f in files if f.exists())
+            self.sizes["emb_dim"], self.vectors = _word_vectors(
+                file, written, tuple(self.vocabulary.words)
             )
         self._check_given()
 
@@ -434,6 +436,20 @@ class SentimentAnalysis(Experiment):
             return {"val_loss": logs["cross_entropy"], "val_accuracy": accuracy}
 
         return validate
+
+
+@functools.lru_cache(maxsize=1)
+def _word_vectors(
+    file: Path, written: tuple[int, ...], words: tuple[str, ...]
+) -> tuple[int, dict[str, np.ndarray]]:
+    """What `read_word_vectors` returns. The trials of a search read the file once.
+
+    Args:
+        file: the file.
+        written: when it was written, and the words beside it. A new time is a new file.
+        words: the words to look for.
+    """
+    return read_word_vectors(file, words)
 
 
 def sizes_of(trained: LanguageModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import os
 import pickle
 from dataclasses import replace
 
@@ -12,8 +13,9 @@ from keras import ops
 
 from keras_qrnn.data import Corpus, Vocabulary
 from keras_qrnn.data.imdb import Labelled, Reviews
+from keras_qrnn.data.word_vectors import read_word_vectors
 from keras_qrnn.models.sentiment_classifier import logits_of
-from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training import TrainingOptions, sentiment
 from keras_qrnn.training.checkpoint import load_checkpoint, save_checkpoint
 from keras_qrnn.training.experiment import has_diverged, train_experiment
 from keras_qrnn.training.language_model import LanguageModelling
@@ -232,6 +234,27 @@ def test_weights_are_counted(cell):
     expected = sum(w.numpy().size for w in experiment.model(1).trainable_variables)
     found = count_weights(cell, len(experiment.vocabulary), **experiment.sizes)
     assert found == expected - 4  # the logit's
+
+
+@pytest.mark.one_backend("torch")
+def test_word_vectors_are_read_once(tmp_path, monkeypatch):
+    """A search makes an experiment for each trial. Another file is read, though."""
+    path = tmp_path / "vectors.txt"
+    times = []
+
+    def counted(*arguments):
+        times.append(arguments)
+        return read_word_vectors(*arguments)
+
+    monkeypatch.setattr(sentiment, "read_word_vectors", counted)
+    for content, reads in (("good 3 4\n", 1), ("good 5 6\n", 2)):
+        path.write_text(content)
+        os.utime(path, ns=(0, reads))
+        for epochs in (1, 2):
+            options = SentimentOptions(epochs=epochs, embeddings=str(path))
+            found = SentimentAnalysis(reviews(), options).vectors["good"]
+            assert f"good {found[0]:.0f} {found[1]:.0f}\n" == content
+        assert len(times) == reads
 
 
 @pytest.mark.one_backend("torch")
