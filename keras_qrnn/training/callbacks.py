@@ -91,23 +91,31 @@ class AverageAfterStall(keras.callbacks.Callback):
     Args:
         objective: the validated metric and its direction.
         epochs: see `has_stalled`.
-        history: the logs of the epochs before.
+        history: the logs of the epochs before `fit`, read when it begins.
     """
 
     def __init__(
-        self, objective: Objective, epochs: int, history: Sequence[dict]
+        self, objective: Objective, epochs: int, history: Sequence[dict] = ()
     ) -> None:
         super().__init__()
         self._objective = objective
         self._epochs = epochs
         self._history = history
+        self._values: list[float] = []
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._values = [self._value(row) for row in self._history]
+
+    def _value(self, row: dict) -> float:
+        """The validated metric of an epoch. Lower is better."""
+        sign = 1 if self._objective.direction == "min" else -1
+        return sign * row[self._objective.name]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is None:
             return
-        sign = 1 if self._objective.direction == "min" else -1
-        rows = [*self._history, logs]
-        values = [sign * row[self._objective.name] for row in rows]
+        values = self._values
+        values.append(self._value(logs))
         sync(self.model)
         # With mixed_float16 Keras wraps the optimizer.
         optimizer = self.model.optimizer

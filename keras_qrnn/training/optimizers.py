@@ -77,6 +77,16 @@ class TriggeredAverage:
                 mean = (1.0 - weight) * old + weight * new
                 average.assign(ops.cast(mean, average.dtype))
 
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: list[keras.Variable]
+    ) -> None:
+        super()._overwrite_model_variables_with_average_value(trainable_variables)
+        if keras.config.backend() == "jax":
+            # Keras lets weights and averages share their memory. The next `fit` gives
+            # both to a compiled step, which refuses to take the same memory twice.
+            for variable in trainable_variables:
+                variable.assign(ops.copy(variable.value))
+
     def get_config(self) -> dict:
         return {**super().get_config(), "triggered_average": self.triggered_average}
 

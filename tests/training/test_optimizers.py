@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_qrnn.training.callbacks import AverageAfterStall
+from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import SGD, AdamW, build_optimizer
 from keras_qrnn.training.options import RunOptions
 from keras_qrnn.training.schedules import OneCycle
@@ -59,6 +61,33 @@ def test_average_of_the_weights_since_a_step(kind):
             assert np.allclose(average, np.mean(steps[2 : n + 1], axis=0), atol=1e-6)
     # As with Keras's own averages, `fit` ends with them as the weights.
     assert np.array_equal(to_numpy(model.layers[0].kernel), weights.seen[-1][1])
+
+
+class Validated(keras.callbacks.Callback):
+    """It adds a metric to the logs of each epoch."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_accuracy"] = self.values[epoch]
+
+
+def test_a_stall_starts_the_average_in_any_model():
+    """The callback remembers the epochs of a `fit` by itself."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(SGD(0.1, triggered_average=True), "mse")
+    # After epoch 3 of 4 the value is below that of epoch 1.
+    callbacks = [
+        Validated([0.6, 0.7, 0.5, 0.8]),
+        AverageAfterStall(Objective("val_accuracy", "max"), epochs=1),
+    ]
+    data = {"x": X, "y": X[:, :2], "batch_size": 6, "verbose": 0}
+    model.fit(**data, epochs=2, callbacks=callbacks)
+    assert int(model.optimizer.average_start) == -1
+    model.fit(**data, epochs=4, callbacks=callbacks)
+    assert int(model.optimizer.average_start) == 2 * (2 + 3)
 
 
 @pytest.mark.one_backend("torch")
