@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"Received: out_filename={arguments.out_filename!r}, a directory"
         )
     run = RunDirectory(save_path)
-    own = {file.resolve() for file in (*run.files, run.lock)}
+    gates = save_path / "gates.png"
+    own = {file.resolve() for file in (*run.files, run.lock, gates)}
     if not own.isdisjoint([out_path.resolve(), *out_path.resolve().parents]):
         raise ValueError(
             "Option `out_filename` must name another file than those of the run. "
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         temporary.write_text(text, "utf-8")
     print(text, end="")
     if arguments.plot_gates:
-        plot_gates(save_path / "gates.png", layer_gates(model, ids), words)
+        plot_gates(gates, layer_gates(model, ids), words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ KEPT_NAMES = ("cell_state", "window_state", "last_output", "rnn_state")
 TORCH_DTYPES: dict[str, Any] = {}
 if BACKEND == "torch":
     import torch
+    from keras.src.backend.torch.core import get_device
 
     for _name in ("float16", "bfloat16", "float32", "float64"):
         TORCH_DTYPES[_name] = getattr(torch, _name)
@@ -132,7 +133,7 @@ def result_specs(
     )
 
 
-def as_value(state: Tensor, dtype: str, like: Tensor | None = None) -> Tensor:
+def as_value(state: Tensor, dtype: str, device_of: Tensor | None = None) -> Tensor:
     """`state`, which may be a variable, as a tensor of the dtype with this name.
 
     On PyTorch this is much of what a small layer costs. So it asks Keras for as little
@@ -141,14 +142,14 @@ def as_value(state: Tensor, dtype: str, like: Tensor | None = None) -> Tensor:
     Args:
         state: a tensor or a variable.
         dtype: name of the dtype.
-        like: a tensor on the device where a variable is needed. Within
-            `keras.device("cpu")` the weights may be on a GPU. Needed for a variable.
+        device_of: a tensor. A variable is moved to its device. Within
+            `keras.device("cpu")` the weights of a layer may be on a GPU.
     """
     if BACKEND == "torch":
         if isinstance(state, keras.Variable):
             state = state.value
-            if like is not None and state.device != like.device:
-                state = state.to(like.device)
+            if device_of is not None and state.device != device_of.device:
+                state = state.to(device_of.device)
         if ops.is_tensor(state) and state.dtype is TORCH_DTYPES.get(dtype):
             return state
     if BACKEND == "tensorflow":
@@ -161,6 +162,16 @@ def as_value(state: Tensor, dtype: str, like: Tensor | None = None) -> Tensor:
     if not ops.is_tensor(state):
         state = ops.convert_to_tensor(state)
     return ops.cast(state, dtype)
+
+
+def on_device(sequences: Tensor) -> Tensor:
+    """`sequences` on the kind of device where Keras's own layers compute."""
+    if BACKEND != "torch":
+        return sequences
+    device = str(get_device())
+    # An export would keep a move that changes nothing.
+    is_there = sequences.device.type == device.partition(":")[0]
+    return sequences if is_there else sequences.to(device)
 
 
 def rows(sequences: Tensor) -> int | Tensor:

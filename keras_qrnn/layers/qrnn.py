@@ -31,6 +31,7 @@ from keras_qrnn.layers._states import (
     check_batch_size,
     check_time,
     checked_states,
+    on_device,
     result_specs,
     rows,
     with_rows_of,
@@ -592,7 +593,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     ) -> tuple[Tensor, Tensor | None]:
         """Checked inputs of the compute dtype and their mask, in scan order."""
         mask = mask_of(sequences, mask)  # first: a cast loses the mask
-        sequences = as_value(sequences, self.compute_dtype)
+        sequences = on_device(as_value(sequences, self.compute_dtype))
         check_time(sequences)
         if sequences.shape[-1] is None:
             # A graph of TensorFlow may not know the features; the kernel does.
@@ -711,7 +712,7 @@ class QRNN(KeptStates, keras.layers.Layer):
     def _checked_context(
         self, sequences: Tensor, context: Tensor | None
     ) -> Tensor | None:
-        """The context of a call. It may be symbolic.
+        """The context of a call. The sequences or the context may be symbolic.
 
         Raises:
             ValueError: if there is none and the layer has a kernel for one, or the
@@ -732,7 +733,7 @@ class QRNN(KeptStates, keras.layers.Layer):
                 f"must have shape (batch, features) = {expected}. Received: None"
             )
         _check_context_shape(_shape_of(context), expected)
-        if isinstance(context, keras.KerasTensor):
+        if any(isinstance(each, keras.KerasTensor) for each in (sequences, context)):
             return context
         return checked_at_run_time("context", context, sequences)
 
@@ -924,22 +925,22 @@ class QRNN(KeptStates, keras.layers.Layer):
                 # Keras shows the error of the last place that it has tried.
                 shapes = [f"{n} {tuple(w.shape)}" for n, w in weights.items()]
                 hint = (
-                    " Of the places where Keras looked, the last has none, and no "
-                    f"other has weights of these shapes: {', '.join(shapes)}."
+                    " The file was saved from a layer of other sizes or from another "
+                    f"model. The layer needs weights of shapes {', '.join(shapes)}."
                 )
             raise ValueError(
                 f"Layer '{self.name}' and the file have different weights.{hint} "
                 f"Expected: {sorted(weights)}. Received: {sorted(store.keys())}"
             )
         for name, weight in weights.items():
-            found = store[name]
-            if tuple(found.shape) != tuple(weight.shape):
+            found = tuple(store[name].shape)
+            if found != tuple(weight.shape):
                 raise ValueError(
                     f"Weight `{name}` of layer '{self.name}' must have shape "
-                    f"{tuple(weight.shape)}. Received: shape {tuple(found.shape)} in "
-                    "the file"
+                    f"{tuple(weight.shape)}. Received: shape {found} in the file"
                 )
-            weight.assign(found)
+        for name, weight in weights.items():
+            weight.assign(store[name])
 
     def get_config(self) -> dict[str, Any]:
         config = {

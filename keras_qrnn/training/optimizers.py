@@ -13,7 +13,23 @@ from keras_qrnn.training.schedules import OneCycle
 LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 
-class TriggeredAverage:
+class SeparateAverage:
+    """A mixin for optimizers whose averages share no memory with the weights.
+
+    Keras lets the two share it at the end of `fit`. On JAX the next `fit` gives both to
+    a compiled step, which refuses to take the same memory twice.
+    """
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: list[keras.Variable]
+    ) -> None:
+        super()._overwrite_model_variables_with_average_value(trainable_variables)
+        if keras.config.backend() == "jax":
+            for variable in trainable_variables:
+                variable.assign(ops.copy(variable.value))
+
+
+class TriggeredAverage(SeparateAverage):
     """A mixin for optimizers that average the weights from a step on.
 
     Keras's optimizers keep exponential moving averages of the weights (`use_ema`). With
@@ -77,16 +93,6 @@ class TriggeredAverage:
                 mean = (1.0 - weight) * old + weight * new
                 average.assign(ops.cast(mean, average.dtype))
 
-    def _overwrite_model_variables_with_average_value(
-        self, trainable_variables: list[keras.Variable]
-    ) -> None:
-        super()._overwrite_model_variables_with_average_value(trainable_variables)
-        if keras.config.backend() == "jax":
-            # Keras lets weights and averages share their memory. The next `fit` gives
-            # both to a compiled step, which refuses to take the same memory twice.
-            for variable in trainable_variables:
-                variable.assign(ops.copy(variable.value))
-
     def get_config(self) -> dict:
         return {**super().get_config(), "triggered_average": self.triggered_average}
 
@@ -115,8 +121,9 @@ class LayerRates:
         super().__init__(*args, **kwargs)
         if self.weight_decay and not (rates is None and first_steps is None):
             raise ValueError(
-                "Argument `weight_decay` must be 0 or None where `rates` or "
-                f"`first_steps` are given. Received: weight_decay={self.weight_decay!r}"
+                "Argument `weight_decay` must be 0 (of AdamW) or be left out (of SGD "
+                "and RMSprop) where `rates` or `first_steps` are given. Received: "
+                f"weight_decay={self.weight_decay!r}"
             )
         self.rates = None if rates is None else list(rates)
         self.first_steps = None if first_steps is None else list(first_steps)
@@ -139,7 +146,7 @@ class LayerRates:
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class RMSprop(LayerRates, keras.optimizers.RMSprop):
+class RMSprop(LayerRates, SeparateAverage, keras.optimizers.RMSprop):
     """`keras.optimizers.RMSprop` with a rate for each variable.
 
     Args:
@@ -248,7 +255,8 @@ def build_optimizer(
     # Keras multiplies the weight decay by the learning rate and does not clip it.
     if options.optimizer == "rmsprop":
         # On PyTorch, Keras's own updates all variables in a few operations.
-        kind = RMSprop if "rates" in common else keras.optimizers.RMSprop
+        is_plain = "rates" not in common and not common["use_ema"]
+        kind = keras.optimizers.RMSprop if is_plain else RMSprop
         # With a smaller epsilon its square is 0, in float16 or in float32. A step of a
         # gradient of 0 would then be 0 / 0.
         least = 2.0**-12 if options.dtype_policy == "float16" else 2.0**-63

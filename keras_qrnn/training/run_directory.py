@@ -154,7 +154,7 @@ class RunDirectory:
     def files(self) -> list[Path]:
         """The files and directories that a run writes here, without the lock.
 
-        Of the models that `newer_model` names it has those that are there.
+        A model with an epoch in its name (`newer_model`) is listed only if it exists.
         """
         models = [self.model, *self._newer_models().values()]
         curves = [self.log, self.plot, self.events]

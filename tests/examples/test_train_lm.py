@@ -664,6 +664,7 @@ def test_sampling_carries_the_state(trained):
         ({"first_word": "zebra"}, "`first_word` must be a word of the vocabulary"),
         ({"load_path": "nowhere"}, "`load_path` must be a directory"),
         ({"out_filename": "states.png"}, "another file than those of the run"),
+        ({"out_filename": "gates.png"}, "another file than those of the run"),
         ({"out_filename": "x/../.lock"}, "another file than those of the run"),
         ({"out_filename": "translations/a"}, "another file than those of the run"),
     ],

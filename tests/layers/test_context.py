@@ -3,12 +3,14 @@
 Its values and gradients are held to the reference in `test_qrnn.py`.
 """
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_qrnn import QRNN, Bidirectional
+from keras_qrnn import QRNN, Bidirectional, QRNNStack
 from tests.assertions import assert_close
 
 BACKEND = keras.config.backend()
@@ -49,6 +51,17 @@ def subclassed(layer):
     model = Decoder(layer)
     model([X, CONTEXT])
     return model
+
+
+@pytest.mark.parametrize("layer_class", [QRNN, partial(QRNNStack, layers=1)])
+@pytest.mark.parametrize(
+    "as_context", [np.array, ops.convert_to_tensor, keras.Variable]
+)
+def test_a_constant_context_of_a_functional_model(layer_class, as_context):
+    inputs = keras.Input((6, 3))
+    layer = layer_class(5)
+    model = keras.Model(inputs, layer(inputs, context=as_context(CONTEXT)))
+    assert_close("outputs", model(X), layer(X, context=CONTEXT))
 
 
 def plain(**arguments):

@@ -137,16 +137,29 @@ def test_what_is_returned_keeps_no_sequence_in_memory(layer_class):
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's devices")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_weights_move_to_the_device_of_the_inputs(dtype):
+def test_weights_are_moved_to_the_device_of_the_inputs(dtype):
     import torch
 
     variable = keras.Variable(np.ones(2, "float32"), dtype="float32")
     elsewhere = torch.empty(1, device="meta")
-    moved = as_value(variable, dtype, like=elsewhere)
+    moved = as_value(variable, dtype, device_of=elsewhere)
     assert moved.device == elsewhere.device
     assert moved.dtype == getattr(torch, dtype)
-    stays = as_value(variable, dtype, like=torch.empty(1))
+    stays = as_value(variable, dtype, device_of=torch.empty(1))
     np.testing.assert_array_equal(stays.detach().float().numpy(), [1, 1])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's devices")
+@pytest.mark.parametrize("layer_class", [QRNN, partial(QRNNStack, layers=2)])
+def test_inputs_are_moved_to_the_device_of_keras(layer_class):
+    import torch
+
+    inputs = torch.ones((2, 6, 3))
+    layer = layer_class(4, return_state=True)
+    layer(inputs)
+    with keras.device("meta"):  # in place of a GPU
+        results = layer(inputs)
+    assert {each.device.type for each in results} == {"meta"}
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a matter of PyTorch's files")

@@ -90,7 +90,6 @@ def test_a_stall_starts_the_average_in_any_model():
     assert int(model.optimizer.average_start) == 2 * (2 + 3)
 
 
-@pytest.mark.one_backend("torch")
 def test_average_with_accumulated_gradients():
     """The mean is over the updates since the start, each after three gradients."""
     optimizer = SGD(0.1, triggered_average=True, gradient_accumulation_steps=3)
@@ -107,6 +106,16 @@ def test_average_with_accumulated_gradients():
         expected = np.mean(updates, axis=0) if updates else to_numpy(variable)
         average = to_numpy(optimizer._model_variables_moving_average[0])
         assert np.allclose(average, expected, atol=1e-6), n
+
+
+def test_fit_after_fit_with_averages_of_rmsprop():
+    """On JAX the weights and the averages of Keras's own would share memory."""
+    options = RunOptions(optimizer="rmsprop", weight_average=0.9)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(build_optimizer(options), "mse")
+    for _ in range(2):
+        model.fit(X, X[:, :2], batch_size=12, verbose=0)
+    assert int(model.optimizer.iterations) == 2
 
 
 @pytest.mark.one_backend("torch")
