@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 
 def integer(
     name: str,
@@ -40,6 +42,27 @@ def positive_integer(
         ValueError: if it is not a positive integer, or above `most`.
     """
     return integer(name, value, 1, most, kind)
+
+
+def boolean(name: str, value: bool, kind: str = "Argument") -> bool:
+    """`value` as a bool.
+
+    Raises:
+        ValueError: if it is neither True nor False.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"{kind} `{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return bool(value)
+
+
+def no_single_text(name: str, value: Iterable[str]) -> None:
+    """Raises a ValueError if `value` is one text, which is a sequence of characters."""
+    if isinstance(value, (str, bytes)):
+        raise ValueError(
+            f"Argument `{name}` must be a list of texts. Received: a string"
+        )
 
 
 def rate(name: str, value: float, kind: str = "Argument") -> float:

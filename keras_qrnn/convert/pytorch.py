@@ -115,10 +115,15 @@ def load_torch_weights(
     """
     if isinstance(source, (str, os.PathLike)):
         source = _read(Path(source))
-    if not isinstance(source, Mapping) or not all(isinstance(n, str) for n in source):
+    if not isinstance(source, Mapping):
         raise ValueError(
             "Argument `source` must be a state dict, tensors by name, or the path of a "
             f"file. Received: {type(source).__name__}"
+        )
+    if no_names := [key for key in source if not isinstance(key, str)]:
+        raise ValueError(
+            "Argument `source` must have strings as names. "
+            f"Received: {', '.join(map(repr, no_names[:6]))}"
         )
     linears, is_one_module = _parsed(source, prefix)
     found = _qrnns(layers)

@@ -164,7 +164,7 @@ def load_reviews(
         others,
         best,
         commit,
-        cased and dataset != "sample",  # the sample has no capitals
+        cased=cased and dataset != "sample",  # the sample has no capitals
     )
 
 

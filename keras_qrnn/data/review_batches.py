@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_qrnn._checks import no_single_text, positive_integer
 from keras_qrnn.data.batches import LengthBatches, padded, round_lengths
 from keras_qrnn.data.vocabulary import Vocabulary
 
@@ -23,7 +24,11 @@ def encode_reviews(
 
     Returns:
         int32 arrays of shape `(words,)`.
+
+    Raises:
+        ValueError: if `texts` is a string.
     """
+    no_single_text("texts", texts)
     last = slice(None) if max_len is None else slice(-max_len, None)
     return [vocabulary.ids_of(text)[last] + 1 for text in texts]
 
@@ -38,7 +43,11 @@ class ReviewBatches(LengthBatches):
         labels: int array of shape `(reviews,)`.
         tokens: those of each review: see `encode_reviews`.
         batch_size, seed: see `LengthBatches`.
-        multiple: lengths are first rounded up to multiples of it: see `round_lengths`.
+        multiple: Positive integer. The steps of each batch are a multiple of it.
+            Lengths are rounded by `round_lengths`, and then up to such a multiple.
+
+    Raises:
+        ValueError: if `multiple` is not a positive integer.
     """
 
     def __init__(
@@ -49,10 +58,11 @@ class ReviewBatches(LengthBatches):
         seed: int | None = None,
         multiple: int = 1,
     ) -> None:
+        multiple = positive_integer("multiple", multiple)
         self._tokens = tokens
         self._labels = labels.astype("float32")[:, None]
         lengths = np.array([len(each) for each in tokens])
-        self._time = round_lengths(-(-lengths // multiple) * multiple)
+        self._time = -(-round_lengths(lengths) // multiple) * multiple
         super().__init__(self._time, batch_size, seed)
         self.spec = (
             keras.KerasTensor((batch_size, None), "int32"),

@@ -118,7 +118,7 @@ class BeamSearch:
             have ended come before the others.
 
         Raises:
-            ValueError: if one of `max_steps` is below 1.
+            ValueError: if one of `max_steps` is below 1, or if `step` gives NaN.
         """
         if max_steps.min() < 1:
             raise ValueError(
@@ -156,6 +156,11 @@ class BeamSearch:
             # A hypothesis that has ended is one candidate, unchanged. So is each
             # hypothesis of a sentence whose search is over.
             done = ended | over[:, None]
+            if np.isnan(further[~done]).any():
+                raise ValueError(
+                    "The model must give numbers: its weights may be broken. "
+                    "Received: nan for the next token"
+                )
             further[done] = -np.inf
             further[done, self._end] = totals[done]
             ranks = further * normalize[:, steps - 1, None, None]

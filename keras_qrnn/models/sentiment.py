@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qrnn._checks import for_each_layer, one_of, positive_integer, rate
+from keras_qrnn._checks import boolean, for_each_layer, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import EmbeddingDropout, QRNNStack
 from keras_qrnn.layers._masks import arange, steps_at
@@ -58,9 +58,10 @@ class SentimentModel(TaskModel):
         train_embedding: Whether the embedding is trained.
         seed: Seed of dropout and zoneout.
         vocabulary: Fingerprint of the vocabulary, saved with the model.
-        max_len: Positive integer. The last `max_len` words are kept of a longer review.
-            None: all words. Saved with the model, for `SentimentClassifier`.
-        cased: Whether reviews keep their capitals. Saved with the model as well.
+        max_len: How long reviews were in the training: only their last `max_len` words.
+            None: all words. The model itself cuts nothing. `SentimentClassifier` does.
+        cased: Whether reviews kept their capitals in the training.
+            `SentimentClassifier` treats texts alike.
 
     Call arguments:
         tokens: int tensor of shape `(batch, time)`: ids of words plus 1. 0 is padding;
@@ -116,7 +117,10 @@ class SentimentModel(TaskModel):
                     f"Received: {name}={value!r}, cell={cell!r}"
                 )
         if max_len is not None:
-            positive_integer("max_len", max_len)
+            max_len = positive_integer("max_len", max_len)
+        dense = boolean("dense", dense)
+        train_embedding = boolean("train_embedding", train_embedding)
+        cased = boolean("cased", cased)
         if not 0 <= l2 < float("inf"):
             raise ValueError(
                 f"Argument `l2` must be 0 or a positive number. Received: l2={l2!r}"

@@ -1,10 +1,11 @@
 """The sentiment of texts by a trained model, in batches."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 
-from keras_qrnn._checks import positive_integer
+from keras_qrnn._checks import no_single_text, positive_integer
 from keras_qrnn.data.review_batches import ReviewBatches, encode_reviews
 from keras_qrnn.data.tokens import tokenize
 from keras_qrnn.data.vocabulary import Vocabulary
@@ -42,7 +43,12 @@ class SentimentClassifier:
         self._multiple = positive_integer("multiple", multiple)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, int32 of shape `(words,)`: see `encode_reviews`."""
+        """The tokens of each text, int32 of shape `(words,)`: see `encode_reviews`.
+
+        Raises:
+            ValueError: if `texts` is a string.
+        """
+        no_single_text("texts", texts)
         cut = [" ".join(tokenize(text, self.model.cased)) for text in texts]
         return encode_reviews(cut, self.vocabulary, self.model.max_len)
 
@@ -50,16 +56,26 @@ class SentimentClassifier:
         """The probability that each text is positive.
 
         Returns:
-            float64 array of shape `(texts,)`. NaN for a text without words.
+            float64 array of shape `(texts,)`. NaN for a text without words, and for no
+            other.
+
+        Raises:
+            ValueError: if `texts` is a string, or if the model gives NaN for a text.
         """
         tokens = self.encode(texts)
         chosen = [n for n, each in enumerate(tokens) if len(each)]
-        found = np.full(len(texts), np.nan)
+        found = np.full(len(tokens), np.nan)
         if chosen:
             # A single text is computed alone, any other number as whole batches.
             rows = 1 if len(chosen) == 1 else self.batch_size
             given = [tokens[n] for n in chosen]
             logits = logits_of(self.model, given, rows, self._multiple)
+            if np.isnan(logits).any():
+                text = texts[chosen[int(np.isnan(logits).argmax())]]
+                raise ValueError(
+                    "The model must give numbers: its weights may be broken. "
+                    f"Received: nan for the text {shorten(text, 60)!r}"
+                )
             # The sigmoid: of large numbers tanh does not overflow, as exp does.
             found[chosen] = 0.5 + 0.5 * np.tanh(0.5 * logits.astype("float64"))
         return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_qrnn._checks import positive_integer
+from keras_qrnn._checks import no_single_text, positive_integer
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.data.pair_batches import source_batch, target_batch
 from keras_qrnn.models.beam_search import BeamSearch, Hypothesis, compiled
@@ -67,7 +67,11 @@ class Translator:
 
         Sentences of similar lengths are translated together. The results have the order
         of `sentences`.
+
+        Raises:
+            ValueError: if `sentences` is a string, or if the model gives NaN.
         """
+        no_single_text("sentences", sentences)
         order = sorted(range(len(sentences)), key=lambda n: len(sentences[n]))
         order = [n for n in order if sentences[n]]
         found = [""] * len(sentences)
@@ -79,7 +83,12 @@ class Translator:
         return found
 
     def search(self, sentences: Sequence[str]) -> list[list[Hypothesis]]:
-        """The hypotheses of each of at most `batch_size` sentences, best first."""
+        """The hypotheses of each of at most `batch_size` sentences, best first.
+
+        Raises:
+            ValueError: if `sentences` is a string, or if the model gives NaN.
+        """
+        no_single_text("sentences", sentences)
         encoded = self.vocabulary.encode_each(sentences)
         # A single sentence is computed alone, any other number as a whole batch.
         rows = 1 if len(encoded) == 1 else self.batch_size

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -228,7 +229,7 @@ def load_path_of(arguments: argparse.Namespace, program: str) -> Path:
     )
     raise ValueError(
         f"Option `load_path` must be given: a directory that {program} wrote. "
-        f"Runs in the working directory: {', '.join(runs) or 'none'}"
+        f"Runs of any task in the working directory: {', '.join(runs) or 'none'}"
     )
 
 
@@ -340,10 +341,12 @@ def run_command(
         name: name of the command, for the message.
         command: the work.
         errors: further exceptions that are errors of use and not of the program.
-        on_interrupt: the message after Ctrl-C, if the `KeyboardInterrupt` has none.
+        on_interrupt: what the user can do next, where the command was interrupted and
+            its `KeyboardInterrupt` does not say it.
 
     Returns:
-        The exit code: 0, 2 after an error of use, 130 after Ctrl-C.
+        The exit code: 0, 2 after an error of use, 130 after Ctrl-C. 1 if the program
+        that reads the output has ended, as in `| head`.
     """
     reported: tuple[type[Exception], ...] = (
         ValueError,
@@ -354,16 +357,33 @@ def run_command(
     )
     try:
         command()
+        print(end="", flush=True)  # here, where an error is reported, not at exit
     except KeyboardInterrupt as interrupt:
         advice = str(interrupt) or on_interrupt
         print(one_line(f"{name}: interrupted. {advice}"), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _print_if_read("", sys.stdout)
+        message = f"{name}: stopped: the program that reads its output has ended. "
+        _print_if_read(one_line(message + on_interrupt) + "\n", sys.stderr)
+        return 1
     except reported as error:
         message = str(error) or type(error).__name__
         message += "".join(getattr(error, NOTES, []))
         print(f"{name}: error: {one_line(message)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _print_if_read(text: str, stream: Any) -> None:
+    """Prints, or drops what a stream holds that nobody reads any more.
+
+    Python would report at exit that such a stream cannot be flushed.
+    """
+    try:
+        print(text, end="", file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def add_note(error: Exception, note: str) -> None:

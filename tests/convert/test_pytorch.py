@@ -355,10 +355,13 @@ def test_other_layers_are_left_out():
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("source", [None, [1], {1: np.ones(1)}, layers.Dense(2)])
+@pytest.mark.parametrize("source", [None, [1], layers.Dense(2)])
 def test_what_is_no_state_dict(source):
     with pytest.raises(ValueError, match=r"`source` must be a state dict.*Received: "):
         load_torch_weights(built(qrnn(2)), source)
+    arrays = {"linear.weight": np.ones(1), 1: np.ones(1)}
+    with pytest.raises(ValueError, match=r"must have strings as names. Received: 1$"):
+        load_torch_weights(built(qrnn(2)), arrays)
 
 
 @pytest.mark.one_backend

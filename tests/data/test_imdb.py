@@ -409,6 +409,15 @@ def test_lengths_are_multiples():
     tokens = [np.ones(n, "int32") for n in (1, 31, 32, 33, 300)]
     batches = ReviewBatches(np.zeros(5), tokens, 1, multiple=32)
     assert [batches[n][0].shape[1] for n in range(5)] == [32, 32, 32, 64, 320]
+    for multiple in (1, 3, 5, 24, 100):
+        tokens = [np.ones(n, "int32") for n in range(1, 400, 7)]
+        batches = ReviewBatches(np.zeros(len(tokens)), tokens, 1, multiple=multiple)
+        for n, given in enumerate(tokens):
+            time = batches[n][0].shape[1]
+            assert time % multiple == 0
+            assert len(given) <= time <= 1.125 * len(given) + multiple
+    with pytest.raises(ValueError, match="`multiple` must be a positive integer"):
+        ReviewBatches(np.zeros(1), [np.ones(1, "int32")], 1, multiple=0)
 
 
 def test_batches_hold_each_review_once_with_little_padding():
@@ -447,5 +456,7 @@ def test_rounded_lengths_are_few_and_near():
 
 def test_encoded_reviews_keep_their_last_words():
     vocabulary = Vocabulary(["<eos>", "<unk>", "a", "b"])
+    with pytest.raises(ValueError, match=r"`texts` must be a list.*: a string"):
+        encode_reviews("a b c a", vocabulary)
     (tokens,) = encode_reviews(["a b c a"], vocabulary, 3)
     assert tokens.tolist() == [4, 2, 3]

@@ -251,6 +251,17 @@ def test_lines_are_cut_as_the_reviews_of_the_training(tmp_path, capsys):
     assert len(set(answers)) == 3
 
 
+@pytest.mark.one_backend
+def test_a_broken_model_is_an_error(tmp_path, capsys):
+    model, _ = write_run(tmp_path, units=2, layers=1)
+    model.logit.bias.assign([np.nan])
+    model.save(RunDirectory(tmp_path).model)
+    (tmp_path / "text").write_text("\na film\n")
+    assert classify.main(options_of(load_path=tmp_path, input=tmp_path / "text")) == 2
+    error = capsys.readouterr().err
+    assert "Received: nan for the text 'a film'" in error and error.count("\n") == 1
+
+
 BAD = {
     "none": ({"load_path": None}, "`load_path` must be given: a directory that train_"),
     "no run": ({"load_path": "nowhere"}, "`load_path` must be a directory that train_"),

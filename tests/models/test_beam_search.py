@@ -208,3 +208,15 @@ def test_bad_alpha(alpha):
 def test_bad_steps():
     with pytest.raises(ValueError, match="`max_steps`"):
         search(tables(1), [3], 2, 0.6, 0)
+
+
+@pytest.mark.one_backend
+def test_a_broken_model_is_an_error():
+    """One that gives NaN for a state that is reached."""
+    table = tables(1)
+    first = following(0, START)
+    table[0, first, 1] = 9.0  # "a" comes first
+    assert search(table, [3], beam=2, alpha=0.6, steps=4)
+    table[0, following(first, 1)] = np.nan
+    with pytest.raises(ValueError, match=r"must give numbers.*Received: nan"):
+        search(table, [3], beam=2, alpha=0.6, steps=4)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_qrnn.data import Vocabulary
+from keras_qrnn.models import SentimentClassifier
 from keras_qrnn.models.sentiment import SentimentModel
 from tests import reference
 from tests.assertions import assert_close
@@ -142,8 +144,31 @@ def test_the_loss_is_weighted_and_regularized():
         ({"window": [1, 2, 3]}, "`window`"),
         ({"vocab_size": 0}, "`vocab_size`"),
         ({"max_len": 0}, "`max_len` must be a positive integer"),
+        ({"cased": "no"}, "`cased` must be True or False. Received: cased='no'"),
+        ({"dense": 2}, "`dense` must be True or False"),
+        ({"train_embedding": None}, "`train_embedding` must be True or False"),
     ],
 )
 def test_bad_arguments(changed, message):
     with pytest.raises(ValueError, match=message):
         SentimentModel(**(SIZES | changed))
+
+
+@pytest.mark.one_backend
+def test_the_classifier_refuses_a_string_and_a_broken_model():
+    """Only a text without words has NaN."""
+    model = build()
+    vocabulary = Vocabulary(["<eos>", "<unk>", *"abcdef"])
+    classifier = SentimentClassifier(model, vocabulary)
+    assert np.isnan(classifier.probabilities(["a b", "", "c"])).tolist() == [0, 1, 0]
+    for method in (classifier.encode, classifier.probabilities):
+        with pytest.raises(ValueError, match=r"`texts` must be a list.*: a string"):
+            method("a b")
+    # One row of the embedding is broken: that of "b".
+    embedding = np.array(to_numpy(model.embedding.embeddings))
+    embedding[vocabulary.id_of("b") + 1] = np.nan
+    model.embedding.embeddings.assign(embedding)
+    assert not np.isnan(classifier.probabilities(["a", "c"])).any()
+    with pytest.raises(ValueError, match=r"must give numbers.*nan for the text 'c b'"):
+        classifier.probabilities(["", "a", "c b"])
+    assert np.isnan(classifier.probabilities([""])).all()

@@ -236,6 +236,9 @@ def test_translator():
     model.logits_bias.assign([0, -1, 9, 0, 0, 0, 0])
     sentences = ["abacd", "", "d", "axb", "c"]
     translator = Translator(model, VOCABULARY, beam=1, batch_size=3, multiple=8)
+    for method in (translator.translate, translator.search):
+        with pytest.raises(ValueError, match=r"`sentences` must be a list.*: a string"):
+            method("abc")
     found = translator.translate(sentences)
     assert found[1] == "" and any(found) and not any("\ufffd" in f for f in found)
     run = compiled(lambda *inputs: model(inputs), model.variables)
