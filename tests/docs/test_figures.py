@@ -172,31 +172,47 @@ def test_the_sentiment_runs():
         assert f"Most epochs of the first run took {minutes}" in text
 
 
-def test_the_translation_run():
-    path = ROOT / "results" / "multi30k_qrnn"
-    record = json.loads((path / "run.json").read_text("utf-8"))
+def test_the_translation_runs():
+    records, logs = {}, {}
+    for cell in ("qrnn", "lstm"):
+        path = ROOT / "results" / f"multi30k_{cell}"
+        records[cell] = json.loads((path / "run.json").read_text("utf-8"))
+        with (path / "log.csv").open() as file:
+            logs[cell] = list(csv.DictReader(file))
+    qrnn, lstm = records["qrnn"], records["lstm"]
+    differ = {k for k, v in qrnn["options"].items() if lstm["options"][k] != v}
+    assert differ == {"cell", "dtype_policy"} and qrnn["signature"] == lstm["signature"]
+
     text = text_of("translation")
-    names = ["validation", "`test_2016_flickr`", "`test_2017_flickr`"]
-    speeds = []
-    for name in names:
-        found = record["valid" if name == "validation" else name.strip("`")]
-        row = f"| {name} | {found['sentences']:,} | {found['bleu']:.1f} |"
-        assert row in text
-        speeds.append(found["characters_per_second"])
-    assert f"wrote {min(speeds):.0f} to {max(speeds):.0f} characters a second" in text
-    assert f"`{record['signature']}`" in text
-    with (path / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    seconds = statistics.median(float(row["seconds"]) for row in rows)
-    assert f"took {seconds:.0f} seconds (the median of {len(rows)})" in text
-    losses = [float(row["val_loss"]) for row in rows]
-    assert losses == sorted(losses, reverse=True)
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    bleu = record["test_2016_flickr"]["bleu"]
-    assert f"BLEU {bleu:.1f} on Multi30k's 2016 test set" in readme
     page = " ".join((ROOT / "results" / "README.md").read_text("utf-8").split())
-    assert f"{bleu:.1f} of `test_2016_flickr`" in page
+    speeds = []
+    for name in ("validation", "`test_2016_flickr`", "`test_2017_flickr`"):
+        split = "valid" if name == "validation" else name.strip("`")
+        found, other = qrnn[split], lstm[split]
+        bleu = f"{found['bleu']:.1f} | {other['bleu']:.1f}"
+        assert f"| {name} | {found['sentences']:,} | {bleu} |" in text
+        assert f"{found['bleu']:.1f} of" in page and f"{other['bleu']:.1f}" in page
+        speeds.append(found["characters_per_second"])
+    weights = " | ".join(f"{r['weights'] / 1e6:.2f}" for r in (qrnn, lstm))
+    assert f"| weights, million | | {weights} |" in text
+    assert f"wrote {min(speeds):.0f} to {max(speeds):.0f} characters a second" in text
+    assert f"`{qrnn['signature']}`" in text
+    seconds = statistics.median(float(row["seconds"]) for row in logs["qrnn"])
+    assert f"took {seconds:.0f} seconds (the median of {len(logs['qrnn'])})" in text
     assert f"{seconds:.0f} seconds for an epoch (the median)" in page
+    losses = {c: [float(row["val_loss"]) for row in log] for c, log in logs.items()}
+    for each in losses.values():
+        assert each == sorted(each, reverse=True) and len(each) == 10
+    last = f"{losses['qrnn'][-1]:.3f} (QRNN) and {losses['lstm'][-1]:.3f} (LSTM)"
+    pairs = zip(losses["lstm"], losses["qrnn"], strict=True)
+    lower = [n for n, (a, b) in enumerate(pairs, 1) if a < b]
+    assert f"{last}; from epoch {lower[0]} to {lower[-1]} that of the LSTM" in text
+    assert lower == list(range(lower[0], lower[-1] + 1))
+    bleu = [record["test_2016_flickr"]["bleu"] for record in (qrnn, lstm)]
+    assert "BLEU {:.1f} on Multi30k's 2016 test set (LSTM: {:.1f})".format(*bleu) in (
+        readme
+    )
 
 
 def test_the_cases_of_the_exports():
