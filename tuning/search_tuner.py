@@ -105,7 +105,7 @@ class TrialTuner(BaseTuner):
         try:
             self._run_and_update_trial(trial)
             trial.status = TrialStatus.COMPLETED
-        except FatalError:
+        except (FatalError, BrokenPipeError):  # the latter: nobody reads the output
             raise
         except (OSError, ImportError) as error:
             # Not the trial's fault: it would also end all later trials.

@@ -133,6 +133,25 @@ def test_errors_in_a_row_stop_the_search(tmp_path, monkeypatch, capsys, no_train
     assert "breaks" in (tmp_path / "s" / "trial_00" / "error.txt").read_text()
 
 
+def test_output_that_nobody_reads_stops_the_search(
+    tmp_path, monkeypatch, capsys, no_training
+):
+    def unread(*args, **more):
+        raise BrokenPipeError
+
+    options = arguments(save_path=tmp_path / "s", **(TINY | {"max_trials": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "train_experiment", unread)
+        assert search.main(options) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "search.py: stopped: the program that reads its output has ended. "
+        "Start it again and it goes on.\n"
+    )
+    assert search.main(options) == 0
+    assert "Trial 0 of 1 runs again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("where", ["training", "events"])
 def test_a_full_disk_stops_the_search_and_no_trial_is_blamed(
     tmp_path, monkeypatch, capsys, no_training, where
