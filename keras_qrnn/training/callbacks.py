@@ -331,6 +331,20 @@ class RunFiles(keras.callbacks.Callback):
         wait_for_all("the checkpoint is written")
 
 
+class OneEpoch(keras.callbacks.Callback):
+    """Ends `fit` after an epoch. It is called after all that may end `fit`.
+
+    Attributes:
+        was_stopped: whether another callback has ended `fit` after that epoch.
+    """
+
+    was_stopped = False
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.was_stopped = self.model.stop_training
+        self.model.stop_training = True
+
+
 class SaveWhenStopped(keras.callbacks.Callback):
     """Writes the checkpoint of the epoch after which another callback ends `fit`.
 

@@ -8,6 +8,7 @@ import keras
 from keras_qrnn._processes import is_first, wait_for_all
 from keras_qrnn.training.callbacks import (
     CarriedState,
+    OneEpoch,
     RunFiles,
     SaveWhenStopped,
     Stopping,
@@ -87,7 +88,12 @@ def train(
         # This marks the directory as a run from the start.
         save_checkpoint(run.checkpoint, model, run_meta(record, history))
 
-    def fit(last_epoch: int, step: int, metrics: list | None, elapsed: float) -> None:
+    def fit(
+        step: int = 0,
+        metrics: list | None = None,
+        elapsed: float = 0.0,
+        ends: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
         files = RunFiles(
             run, objective, record, history, save_every, step, elapsed, kept, panels,
             patience,
@@ -95,7 +101,7 @@ def train(
         model.fit(
             batches(step),
             initial_epoch=epoch,
-            epochs=last_epoch,
+            epochs=epochs,
             shuffle=False,
             verbose=verbose,
             callbacks=[
@@ -104,15 +110,19 @@ def train(
                 files,
                 Stopping(objective, history, patience),
                 *last_callbacks,
+                *ends,
                 SaveWhenStopped(files),
             ],
         )
 
     if step:  # the rest of the epoch that was interrupted
-        fit(epoch + 1, step, metrics, elapsed)
+        rest = OneEpoch()
+        fit(step, metrics, elapsed, [rest])
+        if rest.was_stopped:
+            return history
         epoch += 1
         # `fit` ends with the averages in place of the weights: restore the weights.
         load_checkpoint(run.checkpoint, model)
     if epoch < epochs and not objective.is_over(history, patience):
-        fit(epochs, 0, None, 0.0)
+        fit()
     return history

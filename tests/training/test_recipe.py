@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(small_ptb, tmp_path, monkeyp
 
 
 @pytest.mark.one_backend("torch")
-def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
+def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path, capsys):
     """A checkpoint is written after the epoch in which `save_every` steps are full."""
     corpus = load_corpus(data_dir=small_ptb)
     vocabulary = Vocabulary.build(corpus.train)
@@ -132,14 +132,13 @@ def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
             exists = (tmp_path / "cut" / "model.keras").exists()
             assert exists == bool(meta["epoch"])
 
-    def run(name, *callbacks):
+    def run(name, *callbacks, save_every=8, verbose=0):  # an epoch has 4 steps
         chosen = {"units": 4, "emb_dim": 4, "layers": 1, "zoneout": 0.0, "epochs": 6}
         chosen |= {"batch_size": 20, "seq_len": 60, "learning_rate": 0.1}
-        steps = 4  # of an epoch
-        options = TrainingOptions(**chosen, save_every=2 * steps)
+        options = TrainingOptions(**chosen, save_every=save_every)
         return train_language_model(
             corpus, vocabulary, options, tmp_path / name,
-            resume=True, callbacks=list(callbacks), verbose=0,
+            resume=True, callbacks=list(callbacks), verbose=verbose,
         )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
@@ -156,9 +155,19 @@ def test_checkpoints_further_apart_than_epochs(small_ptb, tmp_path):
     run("stopped", Stop())
     assert read_meta(tmp_path / "stopped" / "checkpoint.npz")["epoch"] == 3
     run("stopped")
+    # In the middle of the epoch after which a callback ends the training.
+    with pytest.raises(KeyboardInterrupt):
+        run("middle", Interrupt(2, 3), save_every=1)
+    capsys.readouterr()
+    run("middle", Stop(), save_every=1, verbose=2)
+    printed = capsys.readouterr().out
+    assert "Epoch 3/6" in printed and "Epoch 4" not in printed
+    meta = read_meta(tmp_path / "middle" / "checkpoint.npz")
+    assert (meta["epoch"], meta["step"]) == (3, 0)
+    run("middle", save_every=1)
     run("whole")
     expected = final_state(tmp_path / "whole")
-    for other in ("cut", "stopped"):
+    for other in ("cut", "stopped", "middle"):
         found = final_state(tmp_path / other)
         for name, value in expected.items():
             assert np.array_equal(found[name], value), name
