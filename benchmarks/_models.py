@@ -8,8 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from _timing import BACKEND, merge_rows
+from _timing import BACKEND, merge_rows, positive_int, zero_or_more
 
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # by `--dtype`
@@ -17,10 +18,12 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # by `--dtype`
 
 def model_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks of models take."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--dtype", choices=tuple(POLICIES), default="float32")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each part")
+    parser.add_argument("--steps", type=positive_int, default=10)
+    parser.add_argument(
+        "--seconds", type=zero_or_more, default=1.0, help="for each part"
+    )
     return parser
 
 

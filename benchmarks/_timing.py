@@ -5,10 +5,12 @@ grid: it replaces the rows with the same key and keeps the others.
 """
 
 import argparse
+import contextlib
 import csv
 import gc
 import importlib.util
 import math
+import re
 import statistics
 import tempfile
 import time
@@ -22,6 +24,7 @@ import numpy as np
 from keras_qrnn._files import write_csv
 from keras_qrnn._types import Tensor
 from keras_qrnn.training.environment import accelerator
+from keras_qrnn.training.run_directory import check_directory
 
 RESULTS = Path(__file__).parent / "results"
 BACKEND = keras.config.backend()
@@ -43,7 +46,7 @@ def parse(
 
     Without `--results` a quick trial writes its files into a temporary directory.
     """
-    parser.add_argument("--results", type=Path, help="directory of the result files")
+    parser.add_argument("--results", type=directory, help="of the result files")
     parser.add_argument("--quick", action="store_true", help=f"{quick}, for a trial")
     options = parser.parse_args(arguments)
     gpu_time = getattr(options, "gpu_time", False)
@@ -344,10 +347,81 @@ def checked_names(names: Iterable[str] | None, known: Iterable[str]) -> list[str
     return names
 
 
-def shape_list(text: str) -> list[tuple[int, ...]]:
-    """`"20x105x640,8x512x320"` as tuples."""
-    return [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
+# Values of options, as the command line has them. An error names the option.
+
+
+def positive_int(text: str) -> int:
+    """A positive integer."""
+    if not re.fullmatch("[0-9]+", text) or int(text) == 0:
+        raise _refused("a positive integer", text)
+    return int(text)
+
+
+def zero_or_more(text: str) -> float:
+    """0 or a positive number."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise _refused("0 or a positive number", text)
+
+
+def positive_float(text: str) -> float:
+    """A positive number."""
+    if not (value := zero_or_more(text)):
+        raise _refused("a positive number", text)
+    return value
+
+
+def directory(text: str) -> Path:
+    """A directory, which need not exist."""
+    if not text:
+        raise _refused("a directory", text)
+    try:
+        check_directory("results", Path(text))
+    except NotADirectoryError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def int_list(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
+    """`"8,16"` as positive integers."""
+    return _different([positive_int(part) for part in text.split(",")], text)
+
+
+def float_list(text: str) -> list[float]:
+    """`"0.5,1"` as positive numbers."""
+    return _different([positive_float(part) for part in text.split(",")], text)
+
+
+def shape_list(text: str) -> list[tuple[int, ...]]:
+    """`"20x105x640,8x512x320"` as tuples: batch, time and units."""
+    shapes = [tuple(map(positive_int, shape.split("x"))) for shape in text.split(",")]
+    if {len(shape) for shape in shapes} != {3}:
+        raise _refused("shapes as batch x time x units, such as 8x512x320", text)
+    return _different(shapes, text)
+
+
+def name_list(text: str) -> list[str]:
+    """`"QRNN,floor"` as names."""
+    return _different(text.split(","), text)
+
+
+def names_of(*known: str) -> Callable[[str], list[str]]:
+    """The function that takes `"qrnn,lstm"` as names, all of them known."""
+
+    def names(text: str) -> list[str]:
+        if not set(name_list(text)) <= set(known):
+            raise _refused(f"of {', '.join(known)}", text)
+        return name_list(text)
+
+    return names
+
+
+def _different(values: list, text: str) -> list:
+    if len(set(values)) < len(values):
+        raise _refused("different values", text)
+    return values
+
+
+def _refused(expected: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"must be {expected}. Received: {text!r}")

@@ -8,7 +8,6 @@ forward, two for the gradients by the inputs and by the kernel). A training step
 forward pass and the gradients by the inputs and all weights.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,19 +23,24 @@ from _timing import (
     layer_calls,
     measure,
     merge_rows,
+    name_list,
     noise,
     parse,
+    positive_int,
     read_rows,
     tensor,
+    zero_or_more,
 )
 from report import speedups
 
 from keras_qrnn import QRNN, QRNNStack
 from keras_qrnn._types import Tensor
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
 UNITS = 320
+DTYPES = ("float32", "bfloat16", "float16")
 KEY = ("batch", "time", "units", "dtype", "mode", "name")
 
 
@@ -178,11 +182,13 @@ def plot(path: Path, rows: list[dict]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int_list, default="8,16,32,64,128,256")
     parser.add_argument("--times", type=int_list, default="32,64,128,256,512")
-    parser.add_argument("--dtype", default="float32", help="of inputs and weights")
-    parser.add_argument("--names", help="only these, e.g. 'QRNN,floor'")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of inputs and weights"
+    )
+    parser.add_argument("--names", type=name_list, help="only these, e.g. 'QRNN,floor'")
     parser.add_argument(
         "--gpu_time", action="store_true", help="without Python's part (PyTorch, GPU)"
     )
@@ -198,11 +204,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--layers",
-        type=int,
+        type=positive_int,
         help="N: a QRNNStack of N layers against N QRNNs one after another, each with "
         "a right-padded mask and without, into stack.csv",
     )
-    parser.add_argument("--seconds", type=float, default=0.7, help="for each timing")
+    parser.add_argument(
+        "--seconds", type=zero_or_more, default=0.7, help="for each timing"
+    )
     options = parse(parser, arguments, quick="one tiny cell")
     units = UNITS
     if options.quick:
@@ -213,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         "stack.csv" if options.layers else "mask.csv" if options.mask else "layer.csv"
     )
     path = options.results / file
-    names = options.names and options.names.split(",")
+    names = options.names
     for batch in options.batches:
         for time in options.times:
             cell = {"batch": batch, "time": time, "units": units}

@@ -3,7 +3,6 @@
 KERAS_BACKEND=jax python benchmarks/length.py [--times 64,65536]
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from _timing import (
     read_rows,
     tensor,
     wait,
+    zero_or_more,
 )
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
@@ -70,9 +71,11 @@ def plot(path: Path, rows: list[dict]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int_list, default=TIMES)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each timing")
+    parser.add_argument(
+        "--seconds", type=zero_or_more, default=0.5, help="for each timing"
+    )
     options = parse(parser, arguments, quick="tiny lengths")
     batch, units = 4, 128
     if options.quick:

@@ -9,7 +9,6 @@ earlier layer would hide a part of the peak. JAX and PyTorch also tell which arr
 keep from the forward to the backward pass.
 """
 
-import argparse
 import ctypes
 import gc
 import re
@@ -24,6 +23,7 @@ from _timing import (
     int_list,
     layer_calls,
     merge_rows,
+    name_list,
     parse,
     shape_list,
     tensor,
@@ -31,6 +31,7 @@ from _timing import (
 )
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 
 KEY = ("batch", "time", "units", "what", "name")
@@ -124,18 +125,19 @@ def inference(batch: int, units: int, piece: int, times: list[int]) -> list[dict
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", type=shape_list, default="64x512x320")
     parser.add_argument("--times", type=int_list, default="4096,16384,65536")
-    parser.add_argument("--names", default="QRNN,keras LSTM")
+    parser.add_argument("--names", type=name_list, default="QRNN,keras LSTM")
     options = parse(parser, arguments, quick="tiny shapes")
-    names = options.names.split(",")
     batch, units, piece = 8, 320, 512
+    if any(time % piece for time in options.times):
+        parser.error(f"argument --times: must be multiples of {piece} steps")
     if options.quick:
         options.shapes, options.times = [(2, 8, 4)], [8, 16]
         batch, units, piece = 2, 4, 4
-    rows = [row for shape in options.shapes for row in training(shape, names)]
-    if "QRNN" in names:
+    rows = [row for shape in options.shapes for row in training(shape, options.names)]
+    if "QRNN" in options.names:
         rows += inference(batch, units, piece, options.times)
     order = ("batch", "time", "units", "what", "name", "bytes")
     rows = [{name: row[name] for name in order} | environment() for row in rows]

@@ -13,7 +13,6 @@ Each table stands between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end 
 Speed is read from benchmarks/results, perplexities are read from results.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from _timing import read_rows
 
 from keras_qrnn._files import atomic_write
+from keras_qrnn.training.command_line import Parser
 
 # Runs in results/: title, and the published perplexities of validation and test.
 RUNS = {
@@ -538,7 +538,7 @@ def write_section(page: Path, name: str, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     here = Path(__file__).parent
     parser.add_argument("--root", type=Path, default=here.parent)
     parser.add_argument("--results", type=Path, default=here / "results")

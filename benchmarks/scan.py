@@ -7,7 +7,6 @@ flash-linear-attention, if they are installed (`pip install accelerated-scan fla
 Each gets tensors in its own layout.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -22,14 +21,17 @@ from _timing import (
     forward_backward,
     measure,
     merge_rows,
+    name_list,
     parse,
     shape_list,
     tensor,
+    zero_or_more,
 )
 from keras import ops
 
 from keras_qrnn import linear_scan
 from keras_qrnn._types import Tensor
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 
 SHAPES = "20x105x640,8x512x320,64x64x512,1x4096x256,1x16384x64,256x64x320"
@@ -213,19 +215,24 @@ def scan_rows(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default=SHAPES, help="batch x time x units, ...")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each timing")
-    parser.add_argument("--names", help="only these, e.g. 'linear_scan,own loop'")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shapes", type=shape_list, default=SHAPES, help="batch x time x units, ..."
+    )
+    parser.add_argument(
+        "--seconds", type=zero_or_more, default=0.5, help="for each timing"
+    )
+    parser.add_argument(
+        "--names", type=name_list, help="only these, e.g. 'linear_scan,own loop'"
+    )
     parser.add_argument(
         "--gpu_time", action="store_true", help="without Python's part (PyTorch, GPU)"
     )
     options = parse(parser, arguments, quick="one tiny shape")
-    names = options.names and options.names.split(",")
     if options.quick:
-        options.shapes, options.seconds = "2x8x4", 0.01
-    for shape in shape_list(options.shapes):
-        calls = scan_calls(shape, names)
+        options.shapes, options.seconds = [(2, 8, 4)], 0.01
+    for shape in options.shapes:
+        calls = scan_calls(shape, options.names)
         rows = scan_rows(calls, shape, options.seconds, options.gpu_time)
         merge_rows(options.results / "scan.csv", rows, KEY)
         one_pass = rows[0]["median"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from _models import POLICIES, model_parser, whole_steps, write_parts
-from _timing import layer_calls, measure, parse, tensor
+from _timing import layer_calls, measure, names_of, parse, tensor
 from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
@@ -55,7 +55,7 @@ class Layers(keras.layers.Layer):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = model_parser(__doc__.splitlines()[0])
-    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--cells", type=names_of(*CELLS), default=",".join(CELLS))
     options = parse(parser, arguments, quick="a tiny model")
     policy = POLICIES[options.dtype]
     time, vocab, sizes = 240, 30000, {}
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(rng.integers(1, vocab, (count, time)).astype("int32"))
     batches = ReviewBatches(rng.integers(0, 2, count), words, batch, seed=0)
     spreads, calls = {}, {}
-    for cell in options.cells.split(","):
+    for cell in options.cells:
         model = SentimentModel(
             vocab, emb_dim, recipe.units, recipe.layers, cell=cell, dtype=policy
         )

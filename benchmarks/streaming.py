@@ -8,14 +8,23 @@ eager call), `compiled` (by `jax.jit` and `tf.function`; not on PyTorch), and `p
 layers take turns, and the ratio is that of one run.
 """
 
-import argparse
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from _timing import BACKEND, forward, int_list, measure, merge_rows, parse, tensor
+from _timing import (
+    BACKEND,
+    forward,
+    int_list,
+    measure,
+    merge_rows,
+    parse,
+    tensor,
+    zero_or_more,
+)
 
 from keras_qrnn import QRNN
+from keras_qrnn.training.command_line import Parser
 from keras_qrnn.training.environment import environment
 
 KEY = ("batch", "units", "mode", "name")
@@ -74,10 +83,12 @@ def benchmark(batch: int, units: int, steps: int, seconds: float) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--units", type=int_list, default="64,320")
     parser.add_argument("--batches", type=int_list, default="1")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each timing")
+    parser.add_argument(
+        "--seconds", type=zero_or_more, default=1.0, help="for each timing"
+    )
     options = parse(parser, arguments, quick="one tiny layer")
     steps = 2 if options.quick else 50  # of one timing
     if options.quick:

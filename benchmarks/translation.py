@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from _models import POLICIES, model_parser, whole_steps, write_parts
-from _timing import layer_calls, measure, parse, tensor
+from _timing import layer_calls, measure, names_of, parse, tensor
 from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
@@ -147,7 +147,7 @@ def searches(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = model_parser(__doc__.splitlines()[0])
-    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--cells", type=names_of(*CELLS), default=",".join(CELLS))
     options = parse(parser, arguments, quick="a tiny model")
     policy = POLICIES[options.dtype]
     batch, time, vocab, sizes = 16, 80, 100, {}
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = TranslationOptions(dtype_policy=policy, batch_size=batch, **sizes)
     batches = random_batches(batch, time, vocab, options.steps)
     spreads, calls = {}, {}
-    for cell in options.cells.split(","):
+    for cell in options.cells:
         model = TranslationModel(
             vocab, recipe.emb_dim, recipe.units, recipe.layers, recipe.first_window,
             recipe.window, cell=cell, dtype=policy,

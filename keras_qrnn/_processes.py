@@ -4,6 +4,7 @@ Where there is one process, or another backend, these functions do nothing speci
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,26 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def end_if_joined(code: int, message: str = "") -> None:
+    """Ends this process at once if it has joined others. Otherwise it does nothing.
+
+    At a usual exit JAX waits for the others for 5 minutes, and they wait for this one.
+    At this exit they lose the connection, and end with an error.
+
+    Args:
+        code: the exit code.
+        message: what to print on stderr before.
+    """
+    if not _is_on_jax():
+        return
+    import jax
+
+    if jax.distributed.is_initialized() and process_count() > 1:
+        sys.stdout.flush()
+        print(message, end="", file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def whole_array(variable: keras.Variable) -> Tensor:

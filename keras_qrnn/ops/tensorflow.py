@@ -123,10 +123,7 @@ def _shifted(sequence: tf.Tensor, initial: tf.Tensor, reverse: bool) -> tf.Tenso
 def _scan(
     decay: tf.Tensor, inputs: tf.Tensor, initial_state: tf.Tensor, reverse: bool
 ) -> tf.Tensor:
-    # In a stateful layer the state may know the batch size while the inputs do not. A
-    # loop must not change the shape of its state. So the inputs get the state's size.
-    shape = (initial_state.shape[0], None, None)
-    decay, inputs = (tf.ensure_shape(x, shape) for x in (decay, inputs))
+    decay, inputs = (_of_batch(initial_state, x) for x in (decay, inputs))
     batch, time, units = inputs.shape
     width = None if None in (batch, units) else batch * units
     if is_compiled(inputs):
@@ -143,6 +140,19 @@ def _scan(
         scan = as_graph(scan) if tf.executing_eagerly() else scan
     states = scan(decay, inputs, initial_state, reverse)
     return tf.ensure_shape(states, (batch, time, units))
+
+
+def _of_batch(state: tf.Tensor, sequences: tf.Tensor) -> tf.Tensor:
+    """`sequences` with the batch size of `state`, which may know it alone.
+
+    A loop must not change the shape of its state.
+    """
+    batch = state.shape[0]
+    if sequences.shape[0] is not None or batch is None:
+        return tf.ensure_shape(sequences, (batch, None, None))
+    # A check of the state names the argument. It comes first.
+    with tf.control_dependencies([state]):
+        return tf.ensure_shape(sequences, (batch, None, None))
 
 
 def _in_place(
@@ -514,8 +524,6 @@ def _one_step(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`conv_pool` on one step: a product, no loop, the gradient is TensorFlow's own."""
     window, features, channels = kernel.shape
-    # As in `_scan`. A loop must not change the shape of its state.
-    inputs = tf.ensure_shape(inputs, (initial_state.shape[0], None, None))
     seen = tf.reshape(inputs, (-1, window * features))
     seen.set_shape((inputs.shape[0], None))
     gates = tf.matmul(seen, tf.reshape(kernel, (-1, channels)))[:, None]
@@ -526,6 +534,10 @@ def _one_step(
         update_scale = tf.cast(update_scale, activated.z.dtype)[:, 0]
     state = tf.cast(initial_state, activated.z.dtype)
     outputs, cell = equations.one_step(activated, state, update_scale)
+    # As in `_scan`, the state may know the batch size alone. `ensure_shape` would let
+    # TensorFlow conclude the size of the inputs, and drop the layer's check of it.
+    for each in (outputs, cell):
+        each.set_shape(state.shape)
     return tf.cast(outputs, gates.dtype)[:, None], cell
 
 

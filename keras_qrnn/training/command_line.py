@@ -6,13 +6,14 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from keras_qrnn._files import atomic_write
-from keras_qrnn._processes import is_first
+from keras_qrnn._processes import end_if_joined, is_first
 from keras_qrnn.distribution import evaluation_distribution, scope_of
 from keras_qrnn.training.data_options import DataOptions
 from keras_qrnn.training.environment import environment
@@ -346,8 +347,26 @@ def run_command(
 
     Returns:
         The exit code: 0, 2 after an error of use, 130 after Ctrl-C. 1 if the program
-        that reads the output has ended, as in `| head`.
+        that reads the output has ended, as in `| head`. One of several processes ends
+        here if it is not 0.
     """
+    try:
+        code = _run(name, command, errors, on_interrupt)
+    except Exception:
+        end_if_joined(1, traceback.format_exc())
+        raise
+    if code:
+        end_if_joined(code)
+    return code
+
+
+def _run(
+    name: str,
+    command: Callable[[], None],
+    errors: tuple[type[Exception], ...],
+    on_interrupt: str,
+) -> int:
+    """Runs the command of `run_command`. Returns the exit code."""
     reported: tuple[type[Exception], ...] = (
         ValueError,
         OSError,

@@ -374,3 +374,34 @@ def test_the_linear_model_is_below_the_best_reachable(script, monkeypatch):
     monkeypatch.setattr(sentiment_sample, "REVIEWS", {"train": 1500, "test": 500})
     accuracy = script("bigrams").main(["--dataset", "sample", "--strengths", "1,10"])
     assert 0.55 < accuracy < 0.85
+
+
+# Options, each with values that are refused.
+BAD_OPTIONS = {
+    "layer": {
+        "layers": ["0", "-1", "x"], "batches": ["0", "", "8,,16", "8,8", "-8", "1.5"],
+        "times": ["32,0"], "names": ["QRNN,QRNN"], "seconds": ["-1", "nan", "inf"],
+        "dtype": ["int8"], "results": ["", __file__],
+    },
+    "scan": {"shapes": ["8x512", "8x512x0", "", "8x8x8,8x8x8"], "names": ["a,a"]},
+    "lm": {"steps": ["0"], "seconds": ["x"], "cell": ["gru"]},
+    "sentiment": {"cells": ["", "gru", "qrnn,qrnn"], "steps": ["-1"]},
+    "translation": {"cells": ["lstm,"], "steps": ["1.0"]},
+    "memory": {"times": ["100", "0"], "shapes": ["8"], "names": ["QRNN,QRNN"]},
+    "streaming": {"units": ["0"], "batches": ["1,1"]},
+    "length": {"times": ["64,64", "-64"]},
+    "bigrams": {"strengths": ["0", "1,1", "nan", ""], "data_dir": ["nowhere"]},
+}  # fmt: skip
+
+
+@pytest.mark.one_backend("torch")
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(script, capsys, name):
+    main = script(name).main
+    for option, values in BAD_OPTIONS[name].items():
+        for value in values:
+            with pytest.raises(SystemExit) as exit:
+                main([f"--{option}={value}"])
+            error = capsys.readouterr().err
+            assert exit.value.code == 2 and error.count("\n") == 1, (option, value)
+            assert f"argument --{option}: " in error or f"`{option}`" in error

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -221,7 +222,10 @@ def test_several_processes_need_a_newer_jax(monkeypatch):
 
 @on_jax
 def test_two_processes_are_one(language_models, tmp_path):
-    """Each has two devices and its rows. The first alone writes and prints."""
+    """Each has two devices and its rows. The first alone writes and prints.
+
+    In the end the first has an error, which ends both.
+    """
     import jax
 
     if jax.__version_info__ < (0, 8):
@@ -249,7 +253,10 @@ def test_two_processes_are_one(language_models, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert processes[0].returncode == 2, "\n".join(said)
+    assert said[0].endswith("two_processes.py: error: This is the error of process 0\n")
+    # It lost the connection: a traceback, or JAX's own end.
+    assert processes[1].returncode in (1, -signal.SIGABRT)
     assert ["Epoch 2/" in text for text in said] == [True, False]
     path, _ = language_models
     same_run(tmp_path, path / "alone")
