@@ -57,6 +57,7 @@ try:
         STARTS,
         TASKS,
         USED_BY_QRNN,
+        USED_WITH,
         Recipe,
         Task,
         trial_options,
@@ -265,10 +266,16 @@ def ends_of(dimension: Dimension) -> list:
 def check_space(task: Task, space: Space, options: Any) -> None:
     """Raises a ValueError for a hyperparameter that the trials do not use.
 
-    Those are pooling, window and others with another cell than the QRNN, and the sizes
-    if the trials start from the weights of a run.
+    Those are pooling, window and others with another cell than the QRNN, the sizes if
+    the trials start from the weights of a run, and what another optimizer or schedule
+    uses.
     """
-    unused = {}
+    unused: dict[str, tuple[str, ...]] = {}
+    for name, (other, users) in USED_WITH.items():
+        found = space[other].values if other in space else [getattr(options, other)]
+        if users.isdisjoint(found):
+            why = f"{other} {' or '.join(found)}, which does not use them"
+            unused[why] = (*unused.get(why, ()), name)
     if options.cell != "qrnn":
         unused[f"cell {options.cell}, which does not use them"] = USED_BY_QRNN
     for start in task.experiment.paths:

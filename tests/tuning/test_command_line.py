@@ -61,8 +61,20 @@ pytestmark = pytest.mark.one_backend  # no search trains here
             "`average_trigger` goes with sgd and adamw",
         ),
         (
-            {"cycle_rise": "0.1-0.4", "cycle_hold": "0.1-0.4", "cycle_anneal": 0.5},
+            {
+                "schedule": "one_cycle",
+                "cycle_rise": "0.1-0.4",
+                "cycle_hold": "0.1-0.4",
+                "cycle_anneal": 0.5,
+            },
             "must have a sum below 1",
+        ),
+        ({"rho": "0.5,0.9", "epsilon": "1e-8,1e-7"}, "Options `rho`, `epsilon` must"),
+        ({"optimizer": "adamw,sgd", "rho": "0.5,0.9"}, "with optimizer adamw or sgd"),
+        ({"cycle_rise": "0.1-0.4"}, "must have one value each with schedule decay"),
+        (
+            {"schedule": "one_cycle", "constant_epochs": "1,2"},
+            "must have one value each with schedule one_cycle",
         ),
         ({"cell": "qrnn,lstm"}, "`cell` must be one of"),
         ({"cell": "lstm"}, "`window`, `pooling`, `zoneout` must have one value each"),
