@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qrnn._checks import for_each_layer, positive_integer, rate
+from keras_qrnn._checks import boolean, for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
 from keras_qrnn.losses import part_of_mean, token_cross_entropy
@@ -120,11 +120,14 @@ class LanguageModel(TaskModel):
                 f"Argument `cell` must be one of {', '.join(map(repr, CELLS))}. "
                 f"Received: cell={cell!r}"
             )
-        sizes = {"vocab_size": vocab_size, "emb_dim": emb_dim, "units": units}
-        sizes |= {"layers": layers, "batch_size": batch_size}
-        for name, value in sizes.items():
-            sizes[name] = positive_integer(name, value)
+        vocab_size = positive_integer("vocab_size", vocab_size)
+        emb_dim = positive_integer("emb_dim", emb_dim)
+        units = positive_integer("units", units)
+        layers = positive_integer("layers", layers)
+        batch_size = positive_integer("batch_size", batch_size)
         windows = for_each_layer("window", window, layers)
+        tied = boolean("tied", tied)
+        locked_dropout = boolean("locked_dropout", locked_dropout)
         rate("dropout", dropout)  # Keras's Dropout would also take 1
         rate("embedding_dropout", embedding_dropout)
         hidden = dropout if hidden_dropout is None else hidden_dropout
@@ -145,7 +148,9 @@ class LanguageModel(TaskModel):
                     f"Received: {name}={strength!r}"
                 )
         self._config: dict[str, Any] = {
-            **sizes, "window": window if hasattr(window, "__index__") else windows,
+            "vocab_size": vocab_size, "emb_dim": emb_dim, "units": units,
+            "layers": layers, "batch_size": batch_size,
+            "window": window if isinstance(window, int) else windows,
             "pooling": pooling, "zoneout": zoneout, "dropout": dropout, "cell": cell,
             "embedding_scale": embedding_scale, "tied": tied,
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,

@@ -88,16 +88,22 @@ class TranslationModel(TaskModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sizes = {"vocab_size": vocab_size, "emb_dim": emb_dim, "units": units}
-        sizes |= {"layers": layers, "first_window": first_window, "window": window}
-        for name, value in sizes.items():
-            sizes[name] = positive_integer(name, value)
+        vocab_size = positive_integer("vocab_size", vocab_size)
+        emb_dim = positive_integer("emb_dim", emb_dim)
+        units = positive_integer("units", units)
+        layers = positive_integer("layers", layers)
+        first_window = positive_integer("first_window", first_window)
+        window = positive_integer("window", window)
+        if longest is not None:
+            longest = positive_integer("longest", longest)
         one_of("pooling", pooling, tuple(GATES))
         one_of("cell", cell, CELLS)
         rate("dropout", dropout)  # Keras's Dropout would also take 1
         rate("zoneout", zoneout)
         self._config: dict[str, Any] = {
-            **sizes, "pooling": pooling, "zoneout": zoneout, "dropout": dropout,
+            "vocab_size": vocab_size, "emb_dim": emb_dim, "units": units,
+            "layers": layers, "first_window": first_window, "window": window,
+            "pooling": pooling, "zoneout": zoneout, "dropout": dropout,
             "cell": cell, "seed": seed, "vocabulary": vocabulary, "longest": longest,
         }  # fmt: skip
         self.cell = cell

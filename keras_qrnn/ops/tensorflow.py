@@ -534,9 +534,9 @@ def _one_step(
         update_scale = tf.cast(update_scale, activated.z.dtype)[:, 0]
     state = tf.cast(initial_state, activated.z.dtype)
     outputs, cell = equations.one_step(activated, state, update_scale)
-    # A loop must not change the shape of its state, which may know the batch size alone.
-    # With `ensure_shape` TensorFlow would conclude the batch size of the inputs, and
-    # drop the layer's check of it.
+    # A loop must not change the shape of its state, which may know the batch size
+    # alone. With `ensure_shape` TensorFlow would conclude the batch size of the inputs,
+    # and drop the layer's check of it.
     for each in (outputs, cell):
         each.set_shape(state.shape)
     return tf.cast(outputs, gates.dtype)[:, None], cell
