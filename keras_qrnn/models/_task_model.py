@@ -1,7 +1,7 @@
 """The base class of the models of the three tasks: copies, weights, saved files."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import keras
 from keras import ops
@@ -55,6 +55,17 @@ class TaskModel(keras.Model):
         del config["loss"]  # `compile` sets it
         self.compile(**config)
         self.optimizer.build(self.trainable_variables)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: a copy or a loaded file of the model would have other weights.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        advice = ""
+        if hasattr(self, "serving_model"):
+            advice = ". What its `serving_model` returns can be quantized"
+        raise NotImplementedError(f"{type(self).__name__} cannot be quantized{advice}")
 
     def get_config(self) -> dict[str, Any]:
         dtype = keras.saving.serialize_keras_object(self.dtype_policy)
