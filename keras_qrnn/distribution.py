@@ -60,11 +60,18 @@ def model_parallel(
         the number of processes.
 
     Raises:
-        ValueError: on another backend than JAX. The error says what to use there.
+        ValueError: if `devices` are not different names, or none; on another backend
+            than JAX. The error says what to use there.
     """
     refuse_elsewhere("model")
     processes = process_count() if devices is None else 1
-    devices = keras.distribution.list_devices() if devices is None else devices
+    if devices is None:
+        devices = keras.distribution.list_devices()
+    if isinstance(devices, str) or not 0 < len(set(devices)) == len(devices):
+        raise ValueError(
+            "Argument `devices` must be a list of different names of devices. "
+            f"Received: devices={devices!r}"
+        )
     shape = (processes, len(devices) // processes)
     mesh = keras.distribution.DeviceMesh(shape, (BATCH, MODEL), list(devices))
     return _ModelParallel(layout_map=layout_map(mesh), auto_shard_dataset=False)
@@ -83,7 +90,15 @@ def layout_map(mesh: Any) -> Any:
 
     Returns:
         A `keras.distribution.LayoutMap`.
+
+    Raises:
+        ValueError: if `mesh` has not two axes.
     """
+    if len(mesh.axis_names) != 2:
+        raise ValueError(
+            "Argument `mesh` must have two axes, of the rows and of the weights. "
+            f"Received: axes {', '.join(mesh.axis_names)}"
+        )
     batch, model = mesh.axis_names
     layouts = keras.distribution.LayoutMap(mesh)
     layer = r".*(qrnn|encoder|decoder)(_\d+)?"

@@ -170,6 +170,16 @@ def test_layouts_of_the_weights():
 
 
 @on_jax
+@pytest.mark.parametrize("devices", ["cpu:0", [], ["cpu:0", "cpu:0"]])
+def test_devices_that_are_refused(devices):
+    with pytest.raises(ValueError, match="`devices` must be a list of different names"):
+        model_parallel(devices)
+    mesh = keras.distribution.DeviceMesh((1,), ("rows",), ["cpu:0"])
+    with pytest.raises(ValueError, match=r"`mesh` must have two axes.*axes rows$"):
+        layout_map(mesh)
+
+
+@on_jax
 def test_rows_of_one_under_a_distribution_of_keras():
     """A stream is one row, which cannot be divided among four devices."""
     ids = np.random.default_rng(0).integers(0, 5, 30)
