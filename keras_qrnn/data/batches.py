@@ -162,8 +162,8 @@ class BPTTBatches(EpochBatches):
             it before you take the epoch's first batch.
 
     Raises:
-        ValueError: if `batch_size` or `seq_len` is not a positive integer, or
-            if there are fewer targets than rows.
+        ValueError: if `batch_size` or `seq_len` is not a positive integer; if `ids` is
+            no int array of one axis, or there are fewer targets than rows.
     """
 
     def __init__(
@@ -177,6 +177,12 @@ class BPTTBatches(EpochBatches):
         super().__init__()
         positive_integer("batch_size", batch_size)
         positive_integer("seq_len", seq_len)
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise ValueError(
+                "Argument `ids` must be an int array of shape (tokens,). "
+                f"Received: ids of {ids.shape}, {ids.dtype}"
+            )
         self.num_targets = len(ids) - 1
         if self.num_targets < batch_size:
             raise ValueError(
@@ -218,6 +224,17 @@ class BPTTBatches(EpochBatches):
         """Inputs, targets (int32) and weights (float32), each `(batch, time)`."""
         at = slice(self._ends[index] - self._lengths[index], self._ends[index])
         return self._inputs[:, at], self._targets[:, at], self._weights[:, at]
+
+
+def stream_batches(ids: np.ndarray, steps: int) -> BPTTBatches:
+    """A stream as one row, in batches of `steps` steps.
+
+    Args:
+        ids: int array of shape `(tokens,)`.
+        steps: steps of a batch. A shorter stream is one batch.
+    """
+    steps = positive_integer("steps", steps)
+    return BPTTBatches(ids, 1, max(1, min(steps, len(ids) - 1)))
 
 
 class LengthBatches(EpochBatches):

@@ -60,7 +60,12 @@ class ReviewBatches(LengthBatches):
     ) -> None:
         multiple = positive_integer("multiple", multiple)
         self._tokens = tokens
-        self._labels = labels.astype("float32")[:, None]
+        self._labels = np.asarray(labels, "float32")[:, None]
+        if len(labels) != len(tokens):
+            raise ValueError(
+                "Arguments `labels` and `tokens` must have equal numbers of reviews. "
+                f"Received: {len(labels)} and {len(tokens)}"
+            )
         lengths = np.array([len(each) for each in tokens])
         self._time = -(-round_lengths(lengths) // multiple) * multiple
         super().__init__(self._time, batch_size, seed)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_qrnn._checks import integer, positive_integer, positive_number
 from keras_qrnn.layers import QRNN
 from keras_qrnn.models.language_model import LanguageModel
 from keras_qrnn.ops.equations import GATES
@@ -29,7 +30,14 @@ def generate(
 
     Returns:
         `num_words` ids, `first_id` first.
+
+    Raises:
+        ValueError: if an argument is out of its range.
     """
+    integer("first_id", first_id, 0)
+    positive_integer("num_words", num_words)
+    positive_number("temperature", temperature)
+    _check_rows(model)
     model.reset_state()
     ids = [first_id]
     for _ in range(num_words - 1):
@@ -55,7 +63,11 @@ def layer_gates(
     Returns:
         For each QRNN layer's name, its gates by name ("z", "f" and so on): float32
         arrays of shape `(time, units)`. Other layers are left out.
+
+    Raises:
+        ValueError: if the model has another batch size.
     """
+    _check_rows(model)
     model.reset_state()
     gates = {}
     x = model.embedding(np.array([ids], "int32"))
@@ -68,6 +80,15 @@ def layer_gates(
             gates[layer.name] = dict(zip(GATES[layer.pooling], values, strict=True))
         x = layer(x)
     return gates
+
+
+def _check_rows(model: LanguageModel) -> None:
+    if model.batch_size != 1:
+        raise ValueError(
+            "Argument `model` must have a batch size of 1, as "
+            "`model.with_batch_size(1)`. "
+            f"Received: model.batch_size={model.batch_size}"
+        )
 
 
 def text_of(words: Sequence[str]) -> str:

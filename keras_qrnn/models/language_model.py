@@ -347,7 +347,7 @@ class LanguageModel(TaskModel):
 
         It holds no state, so one model serves many texts at a time, each with states of
         its own. It consists of `Embedding`, `QRNN` or `LSTM`, and `Dense` layers, and
-        can be saved and exported. A text begins with states of zeros::
+        can be saved, exported and quantized. A text begins with states of zeros::
 
             states = [np.zeros((rows, *each.shape[1:]), each.dtype)
                       for each in server.inputs[1:]]

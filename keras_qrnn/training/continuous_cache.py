@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_qrnn._checks import positive_integer, rate
-from keras_qrnn.data import BPTTBatches
+from keras_qrnn.data.batches import stream_batches
 from keras_qrnn.distribution import whole_batches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.ops.backend import backend
@@ -62,7 +62,7 @@ def read_stream(model: LanguageModel, ids: np.ndarray, steps: int = 2048) -> Rea
         steps: time steps of one batch. It changes speed and memory, not the result.
     """
     reader = _Reader(model.with_batch_size(1))
-    batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
+    batches = stream_batches(ids, steps)
     hidden, log_probability = [], []
     for n in range(len(batches)):
         tokens, targets, _ = batches[n]

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from keras_qrnn._checks import integer
 from keras_qrnn.data.batches import EpochBatches, part_of_rows
 from keras_qrnn.losses import processes_share_batches
 
@@ -36,8 +37,15 @@ def fit(model: keras.Model, batches: EpochBatches, epochs: int) -> list[dict]:
         For each epoch the mean loss and the metrics by name, over all processes.
 
     Raises:
-        ValueError: if the rows of a batch are no multiple of the number of processes.
+        ValueError: if the model is not built and compiled; if the rows of a batch are
+            no multiple of the number of processes.
     """
+    epochs = integer("epochs", epochs, 0)
+    if not (model.built and model.compiled):
+        raise ValueError(
+            "Argument `model` must be built and compiled. Received: "
+            f"model.built={model.built}, model.compiled={model.compiled}"
+        )
     rank, world = distributed.get_rank(), distributed.get_world_size()
     parallel = DistributedDataParallel(model)  # copies all variables of process 0
     for variable in model.variables:

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from keras_qrnn._files import reading
-from keras_qrnn.data import BPTTBatches, Vocabulary
+from keras_qrnn.data import Vocabulary
+from keras_qrnn.data.batches import stream_batches
 from keras_qrnn.distribution import whole_batches
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.training.run_directory import RunDirectory
@@ -62,7 +63,7 @@ class Evaluator:
         self._model = model
         self._twin = model.with_batch_size(1)
         self._twin.compile()
-        self._batches = BPTTBatches(ids, 1, min(steps, len(ids) - 1))
+        self._batches = stream_batches(ids, steps)
 
     def __call__(self) -> float:
         """The perplexity under the present weights, or under their averages if any."""

@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, text_sample
+from keras_qrnn.data.batches import stream_batches
 from keras_qrnn.data.imdb import load_reviews
 from keras_qrnn.data.multi30k import load_parallel_text
+from keras_qrnn.data.review_batches import ReviewBatches
 from tests.data.hub import COMMIT, Hub, penn_treebank
 
 pytestmark = pytest.mark.one_backend
@@ -393,8 +395,18 @@ def test_bad_batches():
             BPTTBatches(ids, bad, 2)
         with pytest.raises(ValueError, match="`seq_len` must be a positive integer"):
             BPTTBatches(ids, 2, bad)
+    for bad in (np.ones((4, 4), "int32"), np.ones(5), "abcdef"):
+        with pytest.raises(ValueError, match="`ids` must be an int array of shape"):
+            BPTTBatches(bad, 2, 2)
     with pytest.raises(IndexError):
         BPTTBatches(ids, 2, 2)[9]
+    for few in ([], [1]):
+        with pytest.raises(ValueError, match=f"at least .* Received: {len(few)} tok"):
+            stream_batches(few, 9)
+    with pytest.raises(ValueError, match="`steps` must be a positive integer"):
+        stream_batches(ids, 0)
+    with pytest.raises(ValueError, match=r"`labels` and `tokens` must .*: 3 and 2"):
+        ReviewBatches([0, 1, 1], [ids, ids], 2)
 
 
 def test_corpus_is_a_plain_record():

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from keras_qrnn.data import BPTTBatches, Vocabulary, load_corpus, text_sample
+from keras_qrnn.models import LanguageModel
 from keras_qrnn.models.generation import generate, layer_gates
 from keras_qrnn.training import (
     TrainingOptions,
@@ -919,6 +920,8 @@ def test_advice_fits_the_cause_of_divergence(small_ptb, options, expected):
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-320])
 def test_the_likeliest_word_at_tiny_temperatures(temperature):
     class Model:
+        batch_size = 1
+
         def reset_state(self):
             pass
 
@@ -927,6 +930,20 @@ def test_the_likeliest_word_at_tiny_temperatures(temperature):
 
     ids = generate(Model(), 0, 5, temperature, np.random.default_rng(0))
     assert ids == [0, 2, 2, 2, 2]
+
+
+@once
+def test_bad_arguments_of_generate():
+    model = LanguageModel(5, 4, 3, 1, batch_size=2)
+    good = {"first_id": 0, "num_words": 3, "temperature": 1.0, "rng": None}
+    bad = {"first_id": -1, "num_words": 0, "temperature": 0.0}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            generate(model, **good | {name: value})
+    with pytest.raises(ValueError, match=r"`model` must have a batch size of 1.*=2"):
+        generate(model, **good)
+    with pytest.raises(ValueError, match=r"`model` must have a batch size of 1.*=2"):
+        layer_gates(model, [0])
 
 
 @once

@@ -9,11 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_qrnn.data import BPTTBatches
+from keras_qrnn.models import LanguageModel
 from keras_qrnn.training.callbacks import BatchesOfTheEpoch, CarriedState
 from tests.assertions import assert_close
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "hidden_numba"]))
+
+
+@pytest.mark.one_backend("torch")
+def test_a_model_that_is_not_ready():
+    from keras_qrnn.training import ddp
+
+    model = LanguageModel(5, 4, 3, 1, batch_size=2)
+    for step in (model.build, lambda: None):
+        with pytest.raises(ValueError, match="`model` must be built and compiled"):
+            ddp.fit(model, BPTTBatches(np.arange(20) % 5, 2, 3), 1)
+        step()
 
 
 @pytest.mark.one_backend("torch")
