@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from keras_qrnn._checks import integer, no_single_text
 from keras_qrnn.data.vocabulary import EOS, UNK, Vocabulary
 
 PAD = "<pad>"
@@ -47,7 +48,12 @@ class CharacterVocabulary(Vocabulary):
             lines: sentences of both languages, usually of the training split.
             min_count: how often a character must occur. With the rarer characters
                 `<unk>` is trained.
+
+        Raises:
+            ValueError: if `lines` is a string, or `min_count` is negative.
         """
+        no_single_text("lines", lines)
+        min_count = integer("min_count", min_count, 0)
         counts: Counter[str] = Counter()
         for line in lines:
             counts.update(line)
@@ -63,7 +69,11 @@ class CharacterVocabulary(Vocabulary):
 
         Returns:
             int32 array of shape `(characters,)`.
+
+        Raises:
+            ValueError: if `lines` is a string.
         """
+        no_single_text("lines", lines)
         ids: list[int] = []
         for line in lines:
             ids.extend(self.id_of(character) for character in line)
@@ -71,7 +81,12 @@ class CharacterVocabulary(Vocabulary):
         return np.array(ids, "int32")
 
     def encode_each(self, lines: Iterable[str]) -> list[np.ndarray]:
-        """The ids of each line: an int32 array that ends with `<eos>`."""
+        """The ids of each line: an int32 array that ends with `<eos>`.
+
+        Raises:
+            ValueError: if `lines` is a string.
+        """
+        no_single_text("lines", lines)
         return [self.encode([line]) for line in lines]
 
     def unknown_in(self, lines: Iterable[str]) -> list[str]:
@@ -88,5 +103,5 @@ class CharacterVocabulary(Vocabulary):
             if n == self.eos:
                 break
             if n != self.pad:
-                text.append("\ufffd" if n == self.unknown else self.words[n])
+                text.append("\ufffd" if n == self.unknown else self._word(n))
         return "".join(text)

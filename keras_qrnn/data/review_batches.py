@@ -26,10 +26,12 @@ def encode_reviews(
         int32 arrays of shape `(words,)`.
 
     Raises:
-        ValueError: if `texts` is a string.
+        ValueError: if `texts` is a string, or `max_len` is not a positive integer.
     """
     no_single_text("texts", texts)
-    last = slice(None) if max_len is None else slice(-max_len, None)
+    last = slice(None)
+    if max_len is not None:
+        last = slice(-positive_integer("max_len", max_len), None)
     return [vocabulary.ids_of(text)[last] + 1 for text in texts]
 
 

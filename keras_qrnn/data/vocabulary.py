@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from keras_qrnn._checks import integer, no_single_text
 from keras_qrnn._files import atomic_write, reading
 from keras_qrnn.data.corpus import fingerprint
 
@@ -47,13 +48,11 @@ class Vocabulary:
                 word is left out, `<unk>` is among those kept.
 
         Raises:
-            ValueError: if `max_size` is not an integer of at least 2.
+            ValueError: if `max_size` is not an integer of at least 2, or `lines` is a
+                string.
         """
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 2:
-            raise ValueError(
-                "Argument `max_size` must be an integer of at least 2. "
-                f"Received: max_size={max_size!r}"
-            )
+        max_size = integer("max_size", max_size, 2)
+        no_single_text("lines", lines)
         counts: Counter[str] = Counter()
         for line in lines:
             counts.update(line.split())
@@ -103,8 +102,10 @@ class Vocabulary:
             int32 array of shape `(tokens,)`.
 
         Raises:
-            ValueError: if a word is unknown and `<unk>` is not in the vocabulary.
+            ValueError: if a word is unknown and `<unk>` is not in the vocabulary; if
+                `lines` is a string.
         """
+        no_single_text("lines", lines)
         eos = np.array([self._ids[EOS]], "int32")
         parts: list[np.ndarray] = []
         for line in lines:
@@ -129,8 +130,19 @@ class Vocabulary:
         return np.array([ids.get(word, unknown) for word in words], "int32")
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """The words of `ids`."""
-        return [self.words[n] for n in ids]
+        """The words of `ids`.
+
+        Raises:
+            ValueError: if an id is that of no word.
+        """
+        return [self._word(n) for n in ids]
+
+    def _word(self, n: int) -> str:
+        if not 0 <= n < len(self):
+            raise ValueError(
+                f"Argument `ids` must be ids from 0 to {len(self) - 1}. Received: {n}"
+            )
+        return self.words[n]
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the words as JSON; `path` is never half-written."""

@@ -19,7 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_qrnn.data import BPTTBatches, Corpus, Vocabulary, load_corpus, text_sample
+from keras_qrnn.data import (
+    BPTTBatches,
+    CharacterVocabulary,
+    Corpus,
+    Vocabulary,
+    encode_reviews,
+    load_corpus,
+    text_sample,
+)
 from keras_qrnn.data.batches import stream_batches
 from keras_qrnn.data.imdb import load_reviews
 from keras_qrnn.data.multi30k import load_parallel_text
@@ -407,6 +415,26 @@ def test_bad_batches():
         stream_batches(ids, 0)
     with pytest.raises(ValueError, match=r"`labels` and `tokens` must .*: 3 and 2"):
         ReviewBatches([0, 1, 1], [ids, ids], 2)
+
+
+def test_bad_arguments_of_vocabularies():
+    words = Vocabulary.build(["a b", "a <unk>"], np.int64(9))
+    characters = CharacterVocabulary.build(["ab"], 1)
+    for take_lines in (
+        Vocabulary.build, words.encode,
+        CharacterVocabulary.build, characters.encode, characters.encode_each,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="`lines` must be a list of texts"):
+            take_lines("a b")
+    for n in (-1, 9):
+        for take_ids in (words.decode, characters.text_of):
+            with pytest.raises(ValueError, match=f"`ids` must be .* Received: {n}$"):
+                take_ids([n])
+    with pytest.raises(ValueError, match="`min_count` must be 0 or a positive"):
+        CharacterVocabulary.build(["ab"], -1)
+    for max_len in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="`max_len` must be a positive integer"):
+            encode_reviews(["a b"], words, max_len)
 
 
 def test_corpus_is_a_plain_record():
