@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on loopback: one dataset in one revision."""
+"""A small Hugging Face hub on loopback: data sets, each in one revision."""
 
 import hashlib
 import http.server
@@ -7,38 +7,30 @@ import json
 import threading
 import urllib.parse
 
-from keras_qrnn.data.penn_treebank import HUB_NAME, HUB_REVISION
-
 COMMIT = "c0ffee" + "0" * 34
 
 
-def parquet(lines):
+def parquet(**columns):
+    """A Parquet file with `columns` (name -> values)."""
     import pyarrow
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"sentence": lines}), buffer)
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
     return buffer.getvalue()
 
 
-def penn_treebank(splits):
-    """The files of Penn Treebank's revision with `splits` (name -> lines)."""
-    return {
-        f"penn_treebank/{split}/0000.parquet": parquet(lines)
-        for split, lines in splits.items()
-    }
-
-
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves `files` (path -> bytes); `requests` lists the paths asked for."""
+    """Serves `datasets`: name -> (revision, files), with files: path -> bytes.
+
+    `requests` lists the paths that were asked for.
+    """
 
     daemon_threads = True
 
-    def __init__(self, files, name=HUB_NAME, revision=HUB_REVISION):
+    def __init__(self, datasets):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
-        self.name = name
-        self.revision = revision
+        self.datasets = datasets
         self.requests = []
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
@@ -61,36 +53,58 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path, _, query = urllib.parse.unquote(self.path).partition("?")
         self.server.requests.append(path)
-        name, revisions = self.server.name, (self.server.revision, COMMIT)
-        api, resolve = f"/api/datasets/{name}", f"/datasets/{name}/resolve/"
-        if path in (api, *(f"{api}/revision/{revision}" for revision in revisions)):
-            siblings = [{"rfilename": name} for name in self.server.files]
-            self.answer_json({"id": name, "sha": COMMIT, "siblings": siblings})
-        elif path.startswith(f"{api}/paths-info/"):
-            self.answer_json([])
-        elif path.startswith(f"{api}/tree/"):
-            # .../tree/<revision>[/<directory>]
-            for revision in revisions:
-                if path.startswith(f"{api}/tree/{revision}"):
-                    directory = path.removeprefix(f"{api}/tree/{revision}")
+        for name, (revision, files) in self.server.datasets.items():
+            api, resolve = f"/api/datasets/{name}", f"/datasets/{name}/resolve"
+            if path == api:
+                self.answer_description(name, files)
+                return
+            for known in (revision, COMMIT):
+                tree = f"{api}/tree/{known}"
+                if path == f"{api}/revision/{known}":
+                    self.answer_description(name, files)
+                elif path.startswith(f"{api}/paths-info/{known}"):
+                    self.answer_json([])
+                elif path.startswith(tree):
+                    directory = path.removeprefix(tree).strip("/")
                     recursive = "recursive=true" in query.lower()
-                    self.answer_tree(directory.strip("/"), recursive)
-                    return
-            self.answer(404, b"")
-        elif path.startswith(resolve):
-            for revision in revisions:
-                name = path.removeprefix(f"{resolve}{revision}/")
-                if name in self.server.files:
-                    self.answer(200, self.server.files[name])
-                    return
-            self.answer(404, b"", **{"X-Error-Code": "EntryNotFound"})
-        else:
-            self.answer(404, b"", **{"X-Error-Code": "RepoNotFound"})
+                    self.answer_tree(files, directory, recursive)
+                elif path.startswith(f"{resolve}/{known}/"):
+                    self.answer_file(files, path.removeprefix(f"{resolve}/{known}/"))
+                else:
+                    continue
+                return
+        self.answer(404, b"", **{"X-Error-Code": "RepoNotFound"})
 
-    def answer_tree(self, directory, recursive):
+    def do_POST(self):
+        """`paths-info`: which of the asked paths exist."""
+        path = urllib.parse.unquote(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            asked = json.loads(body).get("paths", [])
+        except json.JSONDecodeError:
+            asked = urllib.parse.parse_qs(body.decode()).get("paths", [])
+        (files,) = (
+            files
+            for name, (_, files) in self.server.datasets.items()
+            if path.startswith(f"/api/datasets/{name}/")
+        )
+        self.answer_json(
+            [
+                {"type": "file", "path": p, "size": len(files[p]), "oid": "0" * 40}
+                for p in asked
+                if p in files
+            ]
+        )
+
+    def answer_description(self, name, files):
+        siblings = [{"rfilename": path} for path in files]
+        self.answer_json({"id": name, "sha": COMMIT, "siblings": siblings})
+
+    def answer_tree(self, files, directory, recursive):
+        """The entries of `.../tree/<revision>[/<directory>]`."""
         prefix = directory + "/" if directory else ""
         entries = {}
-        for name, content in self.server.files.items():
+        for name, content in files.items():
             if not name.startswith(prefix):
                 continue
             oid = hashlib.sha1(content).hexdigest()
@@ -104,6 +118,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 entries[name]["size"] = len(content)
         if entries:
             self.answer_json(list(entries.values()))
+        else:
+            self.answer(404, b"", **{"X-Error-Code": "EntryNotFound"})
+
+    def answer_file(self, files, path):
+        if path in files:
+            self.answer(200, files[path])
         else:
             self.answer(404, b"", **{"X-Error-Code": "EntryNotFound"})
 
@@ -121,20 +141,3 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
-
-    def do_POST(self):
-        # paths-info: which of the asked paths exist
-        length = int(self.headers.get("Content-Length", 0))
-        body = self.rfile.read(length)
-        try:
-            paths = json.loads(body).get("paths", [])
-        except json.JSONDecodeError:
-            paths = urllib.parse.parse_qs(body.decode()).get("paths", [])
-        files = self.server.files
-        self.answer_json(
-            [
-                {"type": "file", "path": p, "size": len(files[p]), "oid": "0" * 40}
-                for p in paths
-                if p in files
-            ]
-        )

@@ -1,16 +1,9 @@
 """Corpora, vocabulary, the hub, and the sample with its entropy."""
 
 import hashlib
-import http.client
-import io
 import itertools
-import json
 import math
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -29,10 +22,7 @@ from keras_qrnn.data import (
     text_sample,
 )
 from keras_qrnn.data.batches import stream_batches
-from keras_qrnn.data.imdb import load_reviews
-from keras_qrnn.data.multi30k import load_parallel_text
 from keras_qrnn.data.review_batches import ReviewBatches
-from tests.data.hub import COMMIT, Hub, penn_treebank
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -133,106 +123,6 @@ def test_unknown_dataset(tmp_path):
         load_corpus("wiki")
     with pytest.raises(ValueError, match="`data_dir` goes with dataset='ptb'"):
         load_corpus("sample", data_dir=tmp_path)
-
-
-# The hub
-
-
-def load_from(endpoint, home):
-    program = (
-        "import json; from keras_qrnn.data import load_corpus\n"
-        "try:\n"
-        "  c = load_corpus()\n"
-        "  print(json.dumps([c.name, c.revision, c.train, c.valid, c.test]))\n"
-        "except ConnectionError as error: print('ConnectionError', error)"
-    )
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
-    environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-
-
-def test_hub(tmp_path):
-    splits = {"train": SPLITS["train"], "validation": SPLITS["valid"]}
-    with Hub(penn_treebank(splits | {"test": SPLITS["test"]})) as hub:
-        done = load_from(hub.endpoint, tmp_path)
-    assert done.returncode == 0, done.stderr
-    name, revision, *loaded = json.loads(done.stdout.splitlines()[-1])
-    assert (name, revision) == ("ptb-text-only/ptb_text_only", COMMIT)
-    assert loaded == list(SPLITS.values())
-    assert any("refs/convert/parquet" in path for path in hub.requests)
-
-
-@pytest.mark.parametrize("load", [load_corpus, load_reviews, load_parallel_text])
-def test_a_split_that_the_hub_lacks(load, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    names = ("sentence", "text", "label", "de", "en")
-    train = datasets.Dataset.from_dict({name: ["a"] for name in names})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": train})
-    answer = b'{"sha": "c0ffee"}'
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(answer))
-    with pytest.raises(ValueError, match=r"must have the splits train, .*has no test"):
-        load()
-
-
-class Cut(io.BytesIO):
-    """An answer of the hub whose connection ends too early."""
-
-    def read(self, *_):
-        raise http.client.IncompleteRead(b"{")
-
-
-@pytest.mark.parametrize("load", [load_corpus, load_reviews, load_parallel_text])
-def test_revisions_of_the_hub(load, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    names = ("sentence", "text", "label", "de", "en")
-    split = datasets.Dataset.from_dict({name: ["a"] * 2 for name in names})
-    splits = {name: split for name in ("train", "test", "validation")}
-    asked, answers = [], []
-
-    def load_dataset(name, revision):
-        asked.append(revision)
-        return splits
-
-    def urlopen(url, timeout):
-        asked.append(url.rpartition("/")[2])
-        return io.BytesIO(answers.pop())
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    answers.append(b'{"sha": "c0ffee"}')
-    assert load(revision="a/b").revision == "c0ffee"
-    assert asked == ["a%2Fb", "c0ffee"]  # the commit is loaded, not what is there later
-    answers += [b"<html>", b"{}", b"[]"]
-    while answers:
-        with pytest.raises(ConnectionError, match="its answer names no commit"):
-            load()
-    with monkeypatch.context() as patch:
-        patch.setattr("urllib.request.urlopen", lambda *_, **__: Cut())
-        with pytest.raises(ConnectionError, match=r"Could not load .*IncompleteRead"):
-            load()
-    asked.clear()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert load(revision="a/b").revision == "a/b" and asked == ["a/b"]
-    for place in ({"dataset": "sample"}, {"data_dir": "x"}):
-        with pytest.raises(ValueError, match="`revision` goes with a data set of the"):
-            load(**place, revision="main")
-
-
-@pytest.mark.parametrize("listening", [False, True])
-def test_no_hub(tmp_path, listening):
-    """One server is not there. Another never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if listening:
-            server.listen()
-        start = time.monotonic()
-        done = load_from(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path)
-    assert done.stdout.startswith("ConnectionError"), done.stderr
-    assert "--data_dir" in done.stdout and "--dataset sample" in done.stdout
-    assert time.monotonic() - start < 60
 
 
 # The sample corpus

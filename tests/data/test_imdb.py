@@ -2,10 +2,7 @@
 
 import hashlib
 import io
-import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from keras_qrnn.data.imdb import load_reviews, write_text
 from keras_qrnn.data.review_batches import ReviewBatches, encode_reviews
 from keras_qrnn.data.tokens import tokenize
 from keras_qrnn.data.word_vectors import read_word_vectors
-from tests.data.hub import COMMIT, Hub
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -229,54 +225,6 @@ def test_text_for_a_language_model(tmp_path):
     assert {*corpus.valid, *corpus.test} < set(reviews.valid.texts)
     with pytest.raises(ValueError, match="at least 2 reviews"):
         write_text(load_reviews(data_dir=tmp_path / "a"), tmp_path / "other")
-
-
-def test_hub(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    def parquet(texts, labels):
-        buffer = io.BytesIO()
-        table = pyarrow.table({"text": texts, "label": labels})
-        pyarrow.parquet.write_table(table, buffer)
-        return buffer.getvalue()
-
-    splits = {
-        "train": (["A bad film", "A good one", "Not bad"], [0, 1, 1]),
-        "test": (["Good.", "Bad."], [1, 0]),
-        "unsupervised": (["Long"], [-1]),
-    }
-    files = {
-        f"plain_text/{split}-00000-of-00001.parquet": parquet(*rows)
-        for split, rows in splits.items()
-    }
-    # As in the real one: `datasets` would not find a split of that name by itself.
-    listed = "".join(
-        f"  - split: {split}\n    path: plain_text/{split}-*\n" for split in splits
-    )
-    config = f"configs:\n- config_name: plain_text\n  data_files:\n{listed}"
-    files["README.md"] = f"---\n{config}---\n".encode()
-    program = (
-        "import json; from keras_qrnn.data.imdb import load_reviews\n"
-        "r = load_reviews(valid_size=1, unlabelled=True)\n"
-        "print(json.dumps([r.name, r.revision, sorted(r.train.texts + r.valid.texts),"
-        " r.test.texts, r.test.labels.tolist(), r.unlabelled]))"
-    )
-    with Hub(files, "stanfordnlp/imdb", "main") as hub:
-        environment = os.environ | {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path),
-        }
-        environment.pop("HF_HUB_OFFLINE", None)
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [
-        "stanfordnlp/imdb", COMMIT, ["a bad film", "a good one", "not bad"],
-        ["good .", "bad ."], [1, 0], ["long"],
-    ]  # fmt: skip
 
 
 @pytest.mark.skipif(IMDB is None, reason="needs IMDb: set KERAS_QRNN_IMDB to it")

@@ -1,10 +1,7 @@
 """Parallel text: files, the hub, the sample, characters and batches."""
 
 import gzip
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +13,10 @@ from hypothesis import strategies as st
 from keras_qrnn.data import translation_sample
 from keras_qrnn.data.characters import CharacterVocabulary
 from keras_qrnn.data.multi30k import (
-    HUB_NAME,
-    HUB_REVISION,
     Pairs,
     load_parallel_text,
 )
 from keras_qrnn.data.pair_batches import PairBatches, source_batch, without_long
-from tests.data.hub import COMMIT, Hub
 
 pytestmark = pytest.mark.one_backend
 ROOT = Path(__file__).parents[2]
@@ -144,45 +138,6 @@ def test_multi30k():
     vocabulary = CharacterVocabulary.build([*text.train.source, *text.train.target])
     for pairs in (text.valid, *text.tests.values()):
         assert not vocabulary.unknown_in([*pairs.source, *pairs.target])
-
-
-# The hub
-
-
-def test_hub(tmp_path):
-    """JSON lines with a column for each language, through `datasets`."""
-    names = {"train": "train", "val": "val", "test_b": "test"}
-    files = {
-        f"{name}.jsonl": "".join(
-            json.dumps({"en": en, "de": de}) + "\n"
-            for de, en in zip(*SPLITS[split], strict=True)
-        ).encode()
-        for split, name in names.items()
-    }
-    program = (
-        "import json\n"
-        "from dataclasses import asdict\n"
-        "from keras_qrnn.data.multi30k import load_parallel_text\n"
-        "print(json.dumps(asdict(load_parallel_text())))\n"
-        "try: load_parallel_text(languages=('de', 'fr'))\n"
-        "except ValueError as error: print(error)"
-    )
-    with Hub(files, HUB_NAME, HUB_REVISION) as hub:
-        environment = dict(os.environ)
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)}
-        environment.pop("HF_HUB_OFFLINE", None)
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    text, error = done.stdout.splitlines()[-2:]
-    text = json.loads(text)
-    assert text["revision"] == COMMIT
-    for split, name in (("train", "train"), ("val", "valid")):
-        assert [text[name]["source"], text[name]["target"]] == [*SPLITS[split]]
-    assert list(text["tests"]["test"].values()) == [*SPLITS["test_b"]]
-    assert "It has no fr" in error
 
 
 # The sample
