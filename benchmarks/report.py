@@ -28,7 +28,7 @@ RUNS = {
     "qrnn_zoneout_seed1": ("the same, seed 1", "82.1", "78.3"),
     "qrnn": ("QRNN without zoneout", "82.9", "79.9"),
     "qrnn_seed1": ("the same, seed 1", "82.9", "79.9"),
-    "lstm": ("LSTM of that size", "85.7", "82.0"),
+    "lstm": ("LSTM of as many units", "85.7", "82.0"),
     "awd": ("`--preset awd`, 4 layers of 1550", "60.6", "58.3"),
     "awd_small": ("an earlier recipe, 3 layers of 1150", "", ""),
 }

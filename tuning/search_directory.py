@@ -13,7 +13,7 @@ from pathlib import Path
 from keras_qrnn._files import UNFINISHED, atomic_write, remove_leftovers
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.options import RunOptions, defaults_of, with_current_names
-from keras_qrnn.training.run_directory import LOCK, RunDirectory, first_difference
+from keras_qrnn.training.run_directory import LOCK, RunDirectory, difference_between
 
 RECORD = "search.json"
 # The record while --overwrite deletes the files of the search before.
@@ -132,11 +132,10 @@ def check_record(path: Path, expected: dict, options: type[RunOptions]) -> None:
     unused = {k: v for k, v in defaults_of(options).items() if k in expected}
     earlier = {"task": "lm", "backend": expected.get("backend")}
     found = unused | earlier | found
-    name = first_difference(found, expected)
-    if name is not None:
+    if difference := difference_between(found, expected):
         raise ValueError(
             f"Option `save_path`: the search in {path.parent} is another one, with "
-            f"{name}={found.get(name)!r}. Received: {name}={expected.get(name)!r}. "
+            f"{difference}. "
             "Use --overwrite to start anew, or another --save_path"
         )
 

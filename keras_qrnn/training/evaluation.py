@@ -102,23 +102,27 @@ def load_run(
         words: class of the vocabulary.
 
     Raises:
-        FileNotFoundError: if `model.keras` or `vocabulary.json` is missing.
-        ValueError: if a file is damaged, or if the vocabulary does not fit the model.
+        FileNotFoundError: if the directory, `model.keras` or `vocabulary.json` is
+            missing.
+        ValueError: if a file is damaged, if the model is of another class, or if the
+            vocabulary does not fit the model.
     """
     name = "Argument `directory`" if option is None else f"Option `{option}`"
     run = RunDirectory(Path(directory))
     path = run.best_model()
+    expected = f"{name} must be a directory that {program} wrote. Received: {directory}"
+    if not run.path.exists():
+        raise FileNotFoundError(f"{expected}, which does not exist")
     for file in (path, run.vocabulary):
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{name} must be a directory that {program} wrote. "
-                f"Received: {directory}, which holds no {file.name}"
-            )
+            raise FileNotFoundError(f"{expected}, which holds no {file.name}")
     what = "".join(f" {c.lower()}" if c.isupper() else c for c in kind.__name__)
     with reading(f"{name}: {path}", f"a whole{what}"):
         model = keras.saving.load_model(path, compile=False)
-        if not isinstance(model, kind):
-            raise TypeError(f"a {type(model).__name__}, not a {kind.__name__}")
+    if not isinstance(model, kind):
+        raise ValueError(
+            f"{expected}, which holds a {type(model).__name__}, not a {kind.__name__}"
+        )
     try:  # after the model: the vocabulary of another task is no vocabulary here
         vocabulary = words.load(run.vocabulary)
     except ValueError as error:
@@ -129,10 +133,9 @@ def load_run(
             f"{name}: the vocabulary in {directory} does not fit the model. "
             "It has other words than the model was trained with, or another order"
         )
-    expected = config["vocab_size"]
-    if expected != len(vocabulary):
+    if config["vocab_size"] != len(vocabulary):
         raise ValueError(
             f"{name}: the vocabulary in {directory} does not fit the model. "
-            f"Expected {expected} words. Received: {len(vocabulary)}"
+            f"Expected {config['vocab_size']} words. Received: {len(vocabulary)}"
         )
     return model, vocabulary

@@ -41,7 +41,7 @@ from keras_qrnn.training.plots import Panel
 from keras_qrnn.training.run_directory import (
     DOING,
     RunDirectory,
-    first_difference,
+    difference_between,
     held,
     refuse_if_held,
 )
@@ -179,11 +179,8 @@ class Experiment(abc.ABC):
             for epoch in range(begun)
         ):
             free |= set(SCHEDULE)
-        name = first_difference(found, expected, free)
-        if name is not None:
-            return (
-                f"{name}={found.get(name)!r}. Received: {name}={expected.get(name)!r}"
-            )
+        if difference := difference_between(found, expected, free):
+            return difference
         if begun > expected["epochs"]:
             return (
                 f"begun {begun} epochs already. Received: epochs={expected['epochs']}"
@@ -330,6 +327,8 @@ def _train(
         validation = Validation(experiment.validation(model))
         if is_first():
             experiment.save(run.path)
+            if resume and not goes_on and verbose:
+                print(f"{run.path} holds no run to go on with: a new one begins")
         return train(
             model,
             batches_from,

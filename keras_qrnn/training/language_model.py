@@ -226,7 +226,8 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
     if options.seq_len > row:
         raise ValueError(
             f"Option `seq_len` must be at most {row}, the tokens of the training split "
-            f"for each row of a batch. Received: seq_len={options.seq_len}"
+            f"for each row of a batch. Received: seq_len={options.seq_len}, "
+            f"batch_size={options.batch_size}"
         )
     # Bytes in float32. The logits are the largest tensor of a batch.
     logits = 4 * options.batch_size * options.seq_len * vocab_size

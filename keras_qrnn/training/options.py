@@ -66,6 +66,17 @@ def count(name: str, value: int) -> int:
     return positive_integer(name, value, "Option", MOST)
 
 
+def refuse_without_qrnn(options: Any, *names: str) -> None:
+    """Raises a ValueError if options that only a QRNN has are set for an LSTM."""
+    for name in names:
+        if (value := getattr(options, name)) and options.cell != "qrnn":
+            to_do = "leave it out" if isinstance(value, str) else "set it to 0"
+            raise ValueError(
+                f"Option `{name}` goes with the QRNN: {to_do} for an LSTM. "
+                f"Received: {name}={value!r}, cell={options.cell!r}"
+            )
+
+
 def fraction(name: str, value: float) -> float:
     """The check of an option that is a rate in [0, 1)."""
     return rate(name, value, "Option")
@@ -378,11 +389,7 @@ class TrainingOptions(RunOptions):
                 f"policy {self.dtype_policy}. "
                 f"Received: embedding_scale={self.embedding_scale!r}"
             )
-        if self.kernel_dropout and self.cell != "qrnn":
-            raise ValueError(
-                "Option `kernel_dropout` goes with the QRNN. "
-                f"Received: kernel_dropout={self.kernel_dropout!r}, cell={self.cell!r}"
-            )
+        refuse_without_qrnn(self, "kernel_dropout")
 
     @property
     def seeds(self) -> int:

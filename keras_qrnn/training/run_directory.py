@@ -1,6 +1,6 @@
 """The directory of a run: who may write to it, and which run it holds.
 
-A search has such a directory, too, and uses `held` and `first_difference`.
+A search has such a directory, too, and uses `held` and `difference_between`.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from keras_qrnn.training.checkpoint import read_meta
 
 LOCK = ".lock"
 DOING = "trained in"  # what a training does with its directory
+MOST_SHOWN = 8  # values in a message about two records that differ
 
 
 @contextlib.contextmanager
@@ -101,12 +102,12 @@ def refuse_to_replace(option: str, directory: Path, names: Iterable[str]) -> Non
         )
 
 
-def first_difference(
+def difference_between(
     found: Mapping[str, Any],
     expected: Mapping[str, Any],
     free: Collection[str] = (),
 ) -> str | None:
-    """Name of the first value in which two records differ, or None.
+    """How two records differ, for a message, or None: `a=1, b=2. Received: a=3, b=4`.
 
     Args:
         found: the record in a checkpoint.
@@ -114,10 +115,16 @@ def first_difference(
         free: names that may differ.
     """
     names = [*expected, *(name for name in found if name not in expected)]
-    for name in names:
-        if name not in free and found.get(name) != expected.get(name):
-            return name
-    return None
+    names = [n for n in names if n not in free and found.get(n) != expected.get(n)]
+    if not names:
+        return None
+    shown, others = names[:MOST_SHOWN], len(names[MOST_SHOWN:])
+
+    def listed(record: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={record.get(name)!r}" for name in shown)
+
+    more = f" ({others} more differ)" if others else ""
+    return f"{listed(found)}{more}. Received: {listed(expected)}"
 
 
 class RunDirectory:
@@ -240,10 +247,11 @@ class RunDirectory:
         if resume and other:
             raise ValueError(f"Option `resume`: the run in {self.path} has {other}")
         if not resume:
-            advice = "Use --resume to go on with it, or another --save_path"
+            advice = "Use --resume to go on with it"
             if other:
-                advice = f"It has {other}. Use another --save_path"
+                advice = f"It has {other}. Use --resume with its options"
             raise FileExistsError(
-                f"Option `save_path`: {self.path} holds a run already. {advice}"
+                f"Option `save_path`: {self.path} holds a run already. {advice}, or "
+                "another --save_path"
             )
         return True

@@ -39,6 +39,7 @@ from keras_qrnn.training.options import (
     path,
     positive,
     redefault,
+    refuse_without_qrnn,
     takes_older_names,
     windows,
 )
@@ -128,13 +129,7 @@ class SentimentOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("zoneout", "kernel_dropout", "pretrained"):
-            value = getattr(self, name)
-            if value and self.cell != "qrnn":
-                raise ValueError(
-                    f"Option `{name}` goes with the QRNN. "
-                    f"Received: {name}={value!r}, cell={self.cell!r}"
-                )
+        refuse_without_qrnn(self, "zoneout", "kernel_dropout", "pretrained")
         if self.embeddings is not None and self.pretrained is not None:
             raise ValueError(
                 "Options `embeddings` and `pretrained` exclude each other. Received: "

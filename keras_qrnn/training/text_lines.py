@@ -59,7 +59,8 @@ def open_lines(file: str | None) -> Iterator[Iterable[str]]:
             lines = stack.enter_context(Path(file).open(encoding="utf-8-sig"))
         except OSError as error:
             raise ValueError(
-                f"Option `input` must be a file that can be read. Received: {error}"
+                "Option `input` must be a file that can be read. "
+                f"Received: {file} ({error.strerror})"
             ) from error
         yield lines
 

@@ -284,7 +284,7 @@ def test_report(script, tmp_path):
     assert "| 8 |  |  |  |  | 2.0 (16.9) |" in once["docs/speed.md"]
     line = "| PyTorch, CPU | 2.0 (2.0 to 2.0) | 2.0 (2.0 to 2.0) |"
     assert line in once["README.md"]
-    assert "| LSTM of that size | 8.0 | 7.0 |  | 82.0 |" in once["README.md"]
+    assert "| LSTM of as many units | 8.0 | 7.0 |  | 82.0 |" in once["README.md"]
     for text in once.values():
         assert "old" not in text
         assert text.startswith("before\n") and text.endswith("after\n")

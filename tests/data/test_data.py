@@ -1,4 +1,4 @@
-"""Corpora, vocabulary, the hub, and the sample with its entropy."""
+"""Corpora, vocabulary, and the sample with its entropy."""
 
 import hashlib
 import itertools

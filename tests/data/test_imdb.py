@@ -1,4 +1,4 @@
-"""Reviews: tokens, files, archives, the hub, the sample; word vectors; batches."""
+"""Reviews: tokens, files, archives, the sample; word vectors; batches."""
 
 import hashlib
 import io

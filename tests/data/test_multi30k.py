@@ -1,4 +1,4 @@
-"""Parallel text: files, the hub, the sample, characters and batches."""
+"""Parallel text: files, the sample, characters and batches."""
 
 import gzip
 import os

@@ -417,7 +417,8 @@ def test_resume_with_another_corpus(small_ptb, tmp_path):
 def test_a_batch_longer_than_its_rows(small_ptb, tmp_path, capsys):
     data = arguments(data_dir=small_ptb, save_path=tmp_path / "run")
     assert train_lm.main([*data, *arguments(**TINY | {"seq_len": 10**6})]) == 2
-    assert "Option `seq_len` must be at most" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Option `seq_len` must be at most" in error and ", batch_size=" in error
     assert not (tmp_path / "run").exists()
     assert train_lm.main([*data, "--config", "missing.json"]) == 2
     assert "Option `config` cannot be read" in capsys.readouterr().err
@@ -484,9 +485,10 @@ def test_cache(trained, small_ptb, capsys):
 
 
 @once
-def test_resume_without_a_checkpoint_starts(small_ptb, tmp_path):
+def test_resume_without_a_checkpoint_starts(small_ptb, tmp_path, capsys):
     data = arguments(data_dir=small_ptb, save_path=tmp_path, **TINY, epochs=1)
     assert train_lm.main([*data, "--resume", "--notest"]) == 0
+    assert f"{tmp_path} holds no run to go on with" in capsys.readouterr().out
 
 
 @once
@@ -624,7 +626,7 @@ def test_vocabulary_that_does_not_fit(trained, small_ptb, tmp_path, capsys):
     assert "does not fit the model" in capsys.readouterr().err
     assert train_lm.main(["--notrain", *arguments(
         data_dir=small_ptb, save_path=tmp_path / "nothing")]) == 2  # fmt: skip
-    assert "holds no model.keras" in capsys.readouterr().err
+    assert "/nothing, which does not exist" in capsys.readouterr().err
 
 
 # Sampling
