@@ -48,9 +48,9 @@ def boolean(name: str, value: bool, kind: str = "Argument") -> bool:
     """`value` as a bool.
 
     Raises:
-        ValueError: if it is neither True nor False.
+        ValueError: if it is neither True nor False, nor 1 or 0.
     """
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(value, (int, np.integer, np.bool_)) or value not in (0, 1):
         raise ValueError(
             f"{kind} `{name}` must be True or False. Received: {name}={value!r}"
         )

@@ -10,7 +10,7 @@ from keras.constraints import Constraint
 from keras.initializers import Initializer
 from keras.regularizers import Regularizer
 
-from keras_qrnn._checks import one_of, positive_integer, rate
+from keras_qrnn._checks import boolean, one_of, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.initializers import ChronoBias
 from keras_qrnn.layers import _window_owner
@@ -269,11 +269,16 @@ class QRNN(KeptStates, keras.layers.Layer):
         kwargs.setdefault("autocast", False)
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = positive_integer("units", units)
+        if isinstance(window, str):  # the second argument of LSTM is the activation
+            raise ValueError(
+                "Argument `window` must be a positive integer. Received: "
+                f"window={window!r}. Pass an activation by name: activation={window!r}"
+            )
         self.window = positive_integer("window", window)
         self.pooling = one_of("pooling", pooling, tuple(GATES))
         self.activation = activations.get(activation)
         self.recurrent_activation = activations.get(recurrent_activation)
-        self.use_bias = use_bias
+        self.use_bias = boolean("use_bias", use_bias)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
@@ -286,11 +291,13 @@ class QRNN(KeptStates, keras.layers.Layer):
         self.kernel_dropout = rate("kernel_dropout", kernel_dropout)
         if zoneout or dropout or kernel_dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
-        self.return_sequences = return_sequences
-        self.return_state = return_state
-        self.go_backwards = go_backwards
-        self.stateful = stateful
-        self.zero_output_for_mask = zero_output_for_mask
+        self.return_sequences = boolean("return_sequences", return_sequences)
+        self.return_state = boolean("return_state", return_state)
+        self.go_backwards = boolean("go_backwards", go_backwards)
+        self.stateful = boolean("stateful", stateful)
+        self.zero_output_for_mask = boolean(
+            "zero_output_for_mask", zero_output_for_mask
+        )
         self.padding = one_of("padding", padding, ("causal", "same"))
         if stateful and padding == "same":
             raise ValueError(

@@ -8,7 +8,7 @@ from keras import ops, regularizers
 from keras.initializers import Initializer
 from keras.regularizers import Regularizer
 
-from keras_qrnn._checks import for_each_layer, positive_integer, rate
+from keras_qrnn._checks import boolean, for_each_layer, positive_integer, rate
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers._masks import compact, in_front, mask_of
 from keras_qrnn.layers._states import (
@@ -155,7 +155,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         layers = positive_integer("layers", layers)
         sizes = for_each_layer("units", units, layers)
         windows = for_each_layer("window", window, layers)
-        self.dense = dense
+        self.dense = boolean("dense", dense)
         learn = trainable if isinstance(trainable, Sequence) else [trainable] * layers
         if len(learn) != layers:
             raise ValueError(

@@ -276,7 +276,18 @@ def test_regularizers_constraints_and_seed():
         ({"units": 2.5}, "`units` must be a positive integer"),
         ({"units": True}, "`units` must be a positive integer"),
         ({"units": 2, "window": 0}, "`window` must be a positive integer"),
-        ({"units": 2, "window": "2"}, "`window` must be a positive integer"),
+        ({"units": 2, "window": "relu"}, "`window` must be .* name: activation='relu'"),
+        *[
+            ({"units": 2, name: value}, f"`{name}` must be True or False. Received")
+            for name, value in {
+                "use_bias": "no",
+                "return_sequences": "yes",
+                "return_state": None,
+                "go_backwards": 2,
+                "stateful": 0.5,
+                "zero_output_for_mask": "False",
+            }.items()
+        ],
         ({"units": 2, "zoneout": 1.0}, r"`zoneout` must be in \[0, 1\)"),
         ({"units": 2, "dropout": -0.1}, r"`dropout` must be in \[0, 1\)"),
         ({"units": 2, "zoneout": float("nan")}, r"`zoneout` must be in \[0, 1\)"),

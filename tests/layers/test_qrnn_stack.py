@@ -621,6 +621,11 @@ def test_refuses_the_windows_of_another_stack():
         ({"units": 3, "layers": 2, "window": [1, 2, 3]}, "`window` must be an integer"),
         ({"units": 3, "layers": 2, "window": [1, 0]}, "`window` must be a positive"),
         ({"units": 3, "layers": 2, "window": "12"}, "`window` must be a positive"),
+        ({"units": 3, "layers": 2, "dense": "no"}, "`dense` must be True or False"),
+        (
+            {"units": 3, "layers": 2, "stateful": "no"},
+            "`stateful` must be True or False",
+        ),
         ({"units": 3, "layers": 2, "dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         ({"units": 3, "layers": 2, "unroll": True}, "LSTM's argument `unroll`"),
         ({"units": 3, "layers": 2, "colour": 1}, "colour"),

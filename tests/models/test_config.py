@@ -13,7 +13,7 @@ pytestmark = pytest.mark.one_backend
 SIZES = {"vocab_size": 9, "emb_dim": 4, "units": 3, "layers": 2, "window": 1}
 # Each with an argument of its own, and values that it refuses.
 MODELS = [
-    (LanguageModel, "batch_size", {"batch_size": 0, "tied": "no", "locked_dropout": 1}),
+    (LanguageModel, "batch_size", {"batch_size": 0, "tied": "no", "locked_dropout": 2}),
     (SentimentModel, "max_len", {"max_len": 0}),
     (TranslationModel, "longest", {"longest": 0, "first_window": 1.5}),
 ]
