@@ -383,6 +383,13 @@ def directory(text: str) -> Path:
     return Path(text)
 
 
+def existing_directory(text: str) -> Path:
+    """A directory that exists."""
+    if not Path(text).is_dir():
+        raise _refused("a directory that exists", text)
+    return Path(text)
+
+
 def int_list(text: str) -> list[int]:
     """`"8,16"` as positive integers."""
     return _different([positive_int(part) for part in text.split(",")], text)

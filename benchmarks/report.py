@@ -13,11 +13,12 @@ Each table stands between two markers, `<!-- NAME:begin -->` and `<!-- NAME:end 
 Speed is read from benchmarks/results, perplexities are read from results.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
 
-from _timing import read_rows
+from _timing import existing_directory, read_rows
 
 from keras_qrnn._files import atomic_write
 from keras_qrnn.training.command_line import Parser
@@ -540,10 +541,21 @@ def write_section(page: Path, name: str, text: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     here = Path(__file__).parent
-    parser.add_argument("--root", type=Path, default=here.parent)
-    parser.add_argument("--results", type=Path, default=here / "results")
-    parser.add_argument("--runs", type=Path, default=here.parent / "results")
+    for name, default in (
+        ("root", here.parent),
+        ("results", here / "results"),
+        ("runs", here.parent / "results"),
+    ):
+        parser.add_argument(f"--{name}", type=existing_directory, default=default)
     options = parser.parse_args(arguments)
+    try:
+        write_sections(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def write_sections(options: argparse.Namespace) -> None:
+    """Writes all tables. `options` are those of the command line."""
     readme, docs = options.root / "README.md", options.root / "docs"
     write_section(docs / "speed.md", "speed", section(options.results))
     write_section(readme, "speed", short_section(options.results))

@@ -390,6 +390,7 @@ BAD_OPTIONS = {
     "memory": {"times": ["100", "0"], "shapes": ["8"], "names": ["QRNN,QRNN"]},
     "streaming": {"units": ["0"], "batches": ["1,1"]},
     "length": {"times": ["64,64", "-64"]},
+    "report": {"root": ["nowhere"], "results": [__file__], "runs": ["nowhere"]},
     "bigrams": {"strengths": ["0", "1,1", "nan", ""], "data_dir": ["nowhere"]},
 }  # fmt: skip
 
