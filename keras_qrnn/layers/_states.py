@@ -1,5 +1,6 @@
 """The states of a layer: their checks, and their variables between calls."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -74,7 +75,7 @@ def checked_states(
         else ops.convert_to_tensor(state)
         for state in each
     ]
-    received = [None if state is None else tuple(state.shape) for state in given]
+    received = shapes_of(given)
     expected = list(shapes.values())[: len(given)]
     if (
         len(given) in {1, len(shapes)}
@@ -88,7 +89,7 @@ def checked_states(
         f"Argument `initial_state` of {owner} must be the cell state alone or, as a "
         f"list, {states}. Received: "
     )
-    message += f"{len(given)} states of the shapes {received}" if given else "[]"
+    message += f"states of the shapes {received}" if given else "[]"
     if len(given) > 1 and received[1] is not None and len(received[1]) == 2:
         message += (
             ". If these are the states [h, c] of an LSTM's code: the state of a QRNN "
@@ -100,6 +101,12 @@ def checked_states(
             ". The previous output is an argument of its own: `previous_output=...`"
         )
     raise ValueError(message)
+
+
+def shapes_of(states: Sequence[Tensor | None]) -> list[Shape | None]:
+    """The shape of each state. None for what has no shape."""
+    shapes = [getattr(state, "shape", None) for state in states]
+    return [None if shape is None else tuple(shape) for shape in shapes]
 
 
 def check_time(sequences: Tensor) -> None:

@@ -34,6 +34,7 @@ from keras_qrnn.layers._states import (
     on_device,
     result_specs,
     rows,
+    shapes_of,
     with_rows_of,
     zeros,
 )
@@ -668,7 +669,8 @@ class QRNN(KeptStates, keras.layers.Layer):
             raise ValueError(
                 'Argument `initial_state` of a QRNN with `padding="same"` must be the '
                 "cell state alone. The convolution sees steps on both sides, so there "
-                f"is no window state. Received: {len(states)} states"
+                "is no window state. "
+                f"Received: states of the shapes {shapes_of(states)}"
             )
         owner = "a QRNN"
         if self._stack is not None:

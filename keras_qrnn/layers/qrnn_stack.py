@@ -16,6 +16,7 @@ from keras_qrnn.layers._states import (
     check_batch_size,
     check_time,
     result_specs,
+    shapes_of,
 )
 from keras_qrnn.layers.qrnn import QRNN
 
@@ -406,7 +407,7 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         raise ValueError(
             "Argument `initial_state` of a QRNNStack must be a list of the "
             f"{self._count} cell states, one for each layer, or of all states, layer "
-            f"by layer ({names}). Received: {len(states)} states"
+            f"by layer ({names}). Received: states of the shapes {shapes_of(states)}"
         )
 
     def _contexts(self, context: Any) -> list[Any]:

@@ -584,7 +584,7 @@ CELL, WINDOW = np.ones((BATCH, 3), "float32"), np.ones((BATCH, 1, FEATURES), "fl
             [CELL] * 3,
             r"list of the 2 cell.*qrnn_0: cell_state, window_state; qr",
         ),
-        (CELL, "list of the 2 cell states, one for each layer.* Received: 1 states"),
+        (CELL, r"of the 2 cell states, one for each layer.* states of the shapes \[\("),
         ([CELL, CELL[:, :2]], "of layer 'qrnn_1' of QRNNStack 'stack' must be"),
         ([CELL, WINDOW, CELL, WINDOW], "of layer 'qrnn_1' of QRNNStack 'stack' must"),
         ([CELL, None], "of layer 'qrnn_1' of QRNNStack 'stack' must be"),
