@@ -367,25 +367,24 @@ def zero_or_more(text: str) -> float:
 
 def positive_float(text: str) -> float:
     """A positive number."""
-    if not (value := zero_or_more(text)):
-        raise _refused("a positive number", text)
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise _refused("a positive number", text)
 
 
 def directory(text: str) -> Path:
     """A directory, which need not exist."""
-    if not text:
-        raise _refused("a directory", text)
-    try:
-        check_directory("results", Path(text))
-    except NotADirectoryError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(text)
+    if text:
+        with contextlib.suppress(NotADirectoryError):
+            check_directory("results", Path(text))
+            return Path(text)
+    raise _refused("a directory, not a file nor in one", text)
 
 
 def existing_directory(text: str) -> Path:
     """A directory that exists."""
-    if not Path(text).is_dir():
+    if not text or not Path(text).is_dir():
         raise _refused("a directory that exists", text)
     return Path(text)
 

@@ -40,7 +40,7 @@ from keras_qrnn.training.environment import environment
 from keras_qrnn.training.plots import pyplot, save_figure
 
 UNITS = 320
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 KEY = ("batch", "time", "units", "dtype", "mode", "name")
 
 

@@ -135,11 +135,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--names", type=name_list, default="QRNN,keras LSTM")
     options = parse(parser, arguments, quick="tiny shapes")
     batch, units, piece = 8, 320, 512
-    if any(time % piece for time in options.times):
-        parser.error(f"argument --times: must be multiples of {piece} steps")
     if options.quick:
         options.shapes, options.times = [(2, 8, 4)], [8, 16]
         batch, units, piece = 2, 4, 4
+    if wrong := [time for time in options.times if time % piece]:
+        parser.error(
+            f"argument --times: must be multiples of {piece} steps. "
+            f"Received: {wrong[0]}"
+        )
     rows = [row for shape in options.shapes for row in training(shape, options.names)]
     if "QRNN" in options.names:
         rows += inference(batch, units, piece, options.times)

@@ -3,6 +3,7 @@
 Where there is one process, or another backend, these functions do nothing special.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -129,8 +130,10 @@ def end_if_joined(code: int, message: str = "") -> None:
     import jax
 
     if jax.distributed.is_initialized() and process_count() > 1:
-        sys.stdout.flush()
-        print(message, end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # whoever reads the output may have ended
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            print(message, end="", file=sys.stderr, flush=True)
         os._exit(code)
 
 

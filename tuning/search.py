@@ -271,7 +271,7 @@ def check_space(task: Task, space: Space, options: Any) -> None:
     uses.
     """
     unused: dict[str, tuple[str, ...]] = {}
-    for name, (other, users) in USED_WITH.items():
+    for name, other, users in USED_WITH:
         found = space[other].values if other in space else [getattr(options, other)]
         if users.isdisjoint(found):
             why = f"{other} {' or '.join(found)}, which does not use them"

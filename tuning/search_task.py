@@ -47,20 +47,21 @@ NOT_OF_A_SEARCH = ("epochs", "distribution")
 DURATION = ("epochs", "early_stopping", "save_every")
 # Options that other cells than the QRNN do not use.
 USED_BY_QRNN = ("window", "first_window", "pooling", "zoneout", "kernel_dropout")
-# Options that some values of another option do not use: that option, and the values
-# that do.
-USED_WITH = {
-    "beta_1": ("optimizer", {"adamw"}),
-    "beta_2": ("optimizer", {"adamw"}),
-    "rho": ("optimizer", {"rmsprop"}),
-    "epsilon": ("optimizer", {"adamw", "rmsprop"}),
-    "cycle_rise": ("schedule", {"one_cycle"}),
-    "cycle_hold": ("schedule", {"one_cycle"}),
-    "cycle_anneal": ("schedule", {"one_cycle"}),
-    "cycle_beta_1": ("schedule", {"one_cycle"}),
-    "learning_rate_decay": ("schedule", {"decay"}),
-    "constant_epochs": ("schedule", {"decay"}),
-}
+# Options that some values of another option do not use: the option, the other one, and
+# the values of the other one that use it.
+USED_WITH = (
+    ("beta_1", "optimizer", {"adamw"}),
+    ("beta_2", "optimizer", {"adamw"}),
+    ("rho", "optimizer", {"rmsprop"}),
+    ("epsilon", "optimizer", {"adamw", "rmsprop"}),
+    ("cycle_rise", "schedule", {"one_cycle"}),
+    ("cycle_hold", "schedule", {"one_cycle"}),
+    ("cycle_anneal", "schedule", {"one_cycle"}),
+    ("cycle_beta_1", "schedule", {"one_cycle"}),
+    ("cycle_beta_1", "optimizer", {"adamw"}),
+    ("learning_rate_decay", "schedule", {"decay"}),
+    ("constant_epochs", "schedule", {"decay"}),
+)
 # Options that are those of the run that a training starts from.
 SIZES = ("units", "layers", "window", "first_window", "emb_dim", "pooling")
 # The options that say what a training starts from, and those that it decides.

@@ -97,6 +97,9 @@ class CharacterVocabulary(Vocabulary):
         """The characters of `ids` up to the first `<eos>`.
 
         `<pad>` is left out. `<unk>` becomes U+FFFD, the replacement character.
+
+        Raises:
+            ValueError: if one of `ids` is that of no character.
         """
         text = []
         for n in ids:

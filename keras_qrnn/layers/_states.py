@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_qrnn._types import Shape, Tensor
@@ -104,9 +105,13 @@ def checked_states(
 
 
 def shapes_of(states: Sequence[Tensor | None]) -> list[Shape | None]:
-    """The shape of each state. None for what has no shape."""
-    shapes = [getattr(state, "shape", None) for state in states]
-    return [None if shape is None else tuple(shape) for shape in shapes]
+    """The shape of each state. None for None."""
+    return [
+        None
+        if state is None
+        else tuple(state.shape if hasattr(state, "shape") else np.shape(state))
+        for state in states
+    ]
 
 
 def check_time(sequences: Tensor) -> None:

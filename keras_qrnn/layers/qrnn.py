@@ -270,7 +270,8 @@ class QRNN(KeptStates, keras.layers.Layer):
         kwargs.setdefault("autocast", False)
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.units = positive_integer("units", units)
-        if isinstance(window, str):  # the second argument of LSTM is the activation
+        # The second argument of LSTM is the activation.
+        if isinstance(window, str) and hasattr(activations, window):
             raise ValueError(
                 "Argument `window` must be a positive integer. Received: "
                 f"window={window!r}. Pass an activation by name: activation={window!r}"

@@ -157,6 +157,9 @@ class QRNNStack(KeptStates, keras.layers.Layer):
         sizes = for_each_layer("units", units, layers)
         windows = for_each_layer("window", window, layers)
         self.dense = boolean("dense", dense)
+        return_sequences = boolean("return_sequences", return_sequences)
+        go_backwards = boolean("go_backwards", go_backwards)
+        zero_output_for_mask = boolean("zero_output_for_mask", zero_output_for_mask)
         learn = trainable if isinstance(trainable, Sequence) else [trainable] * layers
         if len(learn) != layers:
             raise ValueError(

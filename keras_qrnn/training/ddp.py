@@ -37,8 +37,9 @@ def fit(model: keras.Model, batches: EpochBatches, epochs: int) -> list[dict]:
         For each epoch the mean loss and the metrics by name, over all processes.
 
     Raises:
-        ValueError: if the model is not built and compiled; if the rows of a batch are
-            no multiple of the number of processes.
+        ValueError: if `epochs` is no integer of at least 0; if the model is not built
+            and compiled; if the rows of a batch are no multiple of the number of
+            processes.
     """
     epochs = integer("epochs", epochs, 0)
     if not (model.built and model.compiled):

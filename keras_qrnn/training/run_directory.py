@@ -247,11 +247,13 @@ class RunDirectory:
         if resume and other:
             raise ValueError(f"Option `resume`: the run in {self.path} has {other}")
         if not resume:
-            advice = "Use --resume to go on with it"
+            advice = "Use --resume to go on with it, or another --save_path"
             if other:
-                advice = f"It has {other}. Use --resume with its options"
+                advice = (
+                    f"It has {other}. Use another --save_path, or --resume with what "
+                    "it was started with"
+                )
             raise FileExistsError(
-                f"Option `save_path`: {self.path} holds a run already. {advice}, or "
-                "another --save_path"
+                f"Option `save_path`: {self.path} holds a run already. {advice}"
             )
         return True

@@ -194,6 +194,7 @@ def test_revisions_of_the_hub(load, monkeypatch):
 @pytest.mark.parametrize("listening", [False, True])
 def test_no_hub(listening, monkeypatch):
     """One server is not there. Another never answers."""
+    pytest.importorskip("datasets")  # before the time is taken: it takes seconds
     monkeypatch.setattr(hub, "TIMEOUT", 0.5)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with socket.socket() as server:

@@ -276,6 +276,7 @@ def test_regularizers_constraints_and_seed():
         ({"units": 2.5}, "`units` must be a positive integer"),
         ({"units": True}, "`units` must be a positive integer"),
         ({"units": 2, "window": 0}, "`window` must be a positive integer"),
+        ({"units": 2, "window": "2"}, "`window` must be a positive integer.*='2'$"),
         ({"units": 2, "window": "relu"}, "`window` must be .* name: activation='relu'"),
         *[
             ({"units": 2, name: value}, f"`{name}` must be True or False. Received")

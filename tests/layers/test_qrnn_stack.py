@@ -621,11 +621,15 @@ def test_refuses_the_windows_of_another_stack():
         ({"units": 3, "layers": 2, "window": [1, 2, 3]}, "`window` must be an integer"),
         ({"units": 3, "layers": 2, "window": [1, 0]}, "`window` must be a positive"),
         ({"units": 3, "layers": 2, "window": "12"}, "`window` must be a positive"),
-        ({"units": 3, "layers": 2, "dense": "no"}, "`dense` must be True or False"),
-        (
-            {"units": 3, "layers": 2, "stateful": "no"},
-            "`stateful` must be True or False",
-        ),
+        *[
+            ({"units": 3, "layers": 2, name: value}, f"`{name}` must be True or False")
+            for name in ("dense", "stateful", "go_backwards", "return_sequences")
+            for value in ("no", None)
+        ],
+        *[
+            ({"units": 3, "layers": 2, name: 2}, f"`{name}` must be True or False")
+            for name in ("zero_output_for_mask", "return_state")
+        ],
         ({"units": 3, "layers": 2, "dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         ({"units": 3, "layers": 2, "unroll": True}, "LSTM's argument `unroll`"),
         ({"units": 3, "layers": 2, "colour": 1}, "colour"),

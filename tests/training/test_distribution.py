@@ -265,8 +265,8 @@ def test_two_processes_are_one(language_models, tmp_path):
             process.kill()
     assert processes[0].returncode == 2, "\n".join(said)
     assert said[0].endswith("two_processes.py: error: This is the error of process 0\n")
-    # It lost the connection: a traceback, or JAX's own end.
-    assert processes[1].returncode in (1, -signal.SIGABRT)
+    # It lost the connection: a traceback, an error of one line, or JAX's own end.
+    assert processes[1].returncode in (1, 2, -signal.SIGABRT)
     assert ["Epoch 2/" in text for text in said] == [True, False]
     path, _ = language_models
     same_run(tmp_path, path / "alone")

@@ -101,7 +101,7 @@ def test_a_run_goes_on_or_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match=r"holds a run already. Use --resume"):
         run.check(same, resume=False)
     # --resume alone would fail.
-    advice = r"It has units=8\. .* Use --resume with its options, or another --save"
+    advice = r"It has units=8\. .* Use another --save_path, or --resume with what"
     with pytest.raises(FileExistsError, match=advice):
         run.check(other, resume=False)
     with pytest.raises(ValueError, match=r"`resume`: the run in .* has units=8"):

@@ -76,6 +76,10 @@ pytestmark = pytest.mark.one_backend  # no search trains here
             {"schedule": "one_cycle", "constant_epochs": "1,2"},
             "must have one value each with schedule one_cycle",
         ),
+        (
+            {"schedule": "one_cycle", "optimizer": "sgd", "cycle_beta_1": "0.8,0.9"},
+            "`cycle_beta_1` must have one value each with optimizer sgd",
+        ),
         ({"cell": "qrnn,lstm"}, "`cell` must be one of"),
         ({"cell": "lstm"}, "`window`, `pooling`, `zoneout` must have one value each"),
         ({"finetune": "x"}, "`units`, `window`, `emb_dim`, `pooling` must have one"),
