@@ -416,9 +416,10 @@ def names_of(*known: str) -> Callable[[str], list[str]]:
     """The function that takes `"qrnn,lstm"` as names, all of them known."""
 
     def names(text: str) -> list[str]:
-        if not set(name_list(text)) <= set(known):
+        found = name_list(text)
+        if not set(found) <= set(known):
             raise _refused(f"of {', '.join(known)}", text)
-        return name_list(text)
+        return found
 
     return names
 
