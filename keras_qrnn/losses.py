@@ -34,6 +34,37 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return backend.cross_entropy(logits, targets)
 
 
+def sampled_token_cross_entropy(
+    target_logits: Tensor,
+    sample_logits: Tensor,
+    targets: Tensor,
+    sample: Tensor,
+    log_probabilities: Tensor,
+) -> Tensor:
+    """An estimate of the cross-entropy of each token from a sample of the words.
+
+    The sum over all words, by which a softmax divides, is estimated from the target
+    and the sampled words. Each sampled word counts `1 / probability` times (Bengio and
+    Senecal 2008; Jean et al., arXiv 1412.2007). The estimate of the sum has no bias.
+    With all words sampled it is the sum.
+
+    Args:
+        target_logits: float32 tensor of shape `(tokens,)`, the targets' logits.
+        sample_logits: float32 tensor of shape `(tokens, size)`, those of the sample.
+        targets: int tensor of shape `(tokens,)`.
+        sample: int tensor of shape `(size,)`, different words.
+        log_probabilities: float32 tensor of shape `(size,)`, the logarithm of the
+            probability with which each word is sampled.
+
+    Returns:
+        A float32 tensor of shape `(tokens,)`, in nats.
+    """
+    is_target = ops.equal(sample, ops.expand_dims(targets, -1))
+    others = ops.subtract(sample_logits, log_probabilities)
+    others = ops.logsumexp(ops.where(is_target, -1e30, others), axis=-1)
+    return ops.softplus(ops.subtract(others, target_logits))
+
+
 def part_of_weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """A replica's part of the mean of `values` over the whole batch.
 

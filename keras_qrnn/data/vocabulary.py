@@ -40,12 +40,14 @@ class Vocabulary:
     def build(cls, lines: Iterable[str], max_size: int = 10001) -> "Vocabulary":
         """The most frequent words of `lines`, and `<eos>`.
 
+        The most frequent one has id 0. Equally frequent words are in alphabetical
+        order. `<unk>` is as frequent as the words that it replaces.
+
         Args:
             lines: sentences, words separated by blanks, usually of the training
                 split.
-            max_size: the largest number of words. The most frequent words are
-                kept; equally frequent words are taken in alphabetical order. If a
-                word is left out, `<unk>` is among those kept.
+            max_size: the largest number of words. The most frequent words are kept.
+                If a word is left out, `<unk>` is among those kept.
 
         Raises:
             ValueError: if `max_size` is not an integer of at least 2, or `lines` is a
@@ -61,8 +63,8 @@ class Vocabulary:
         if len(words) > max_size:
             others = [word for word in words if word not in (EOS, UNK)]
             kept = {EOS, UNK, *others[: max_size - 2]}
-            words = [word for word in words if word in kept]
-            words += [UNK] * (UNK not in words)
+            counts[UNK] += sum(counts[word] for word in words if word not in kept)
+            words = sorted(kept, key=lambda word: (-counts[word], word))
         return cls(words or [EOS])
 
     @property

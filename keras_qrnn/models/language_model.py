@@ -6,12 +6,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_qrnn._checks import boolean, for_each_layer, positive_integer, rate
+from keras_qrnn._checks import (
+    boolean,
+    for_each_layer,
+    integer,
+    positive_integer,
+    rate,
+)
 from keras_qrnn._types import Shape, Tensor
 from keras_qrnn.layers import QRNN, EmbeddingDropout, StatefulLSTM
-from keras_qrnn.losses import part_of_mean, token_cross_entropy
+from keras_qrnn.losses import (
+    part_of_mean,
+    sampled_token_cross_entropy,
+    token_cross_entropy,
+)
 from keras_qrnn.metrics import Perplexity
 from keras_qrnn.models._task_model import TaskModel, copy_weights
+from keras_qrnn.models._word_sample import WordSample
 
 CELLS = ("qrnn", "lstm", "unrolled_lstm")
 
@@ -74,6 +85,13 @@ class LanguageModel(TaskModel):
             after dropout: alpha of section 4.6 of arXiv 1708.02182. 0 turns it off.
         temporal_regularization: Weight of the squares of the last layer's change from
             step to step: beta of section 4.6 of arXiv 1708.02182. 0 turns it off.
+        sampled_words: Number of words over which the softmax of training goes, beside
+            the target, or 0 for all. A training step with a large vocabulary is faster
+            so. The cross-entropy of training is then an estimate:
+            `keras_qrnn.losses.sampled_token_cross_entropy`. The words are drawn anew in
+            each step, the frequent ones always: the ids must be in the order of the
+            words' frequencies, as those of `Vocabulary.build` are. Evaluation uses all
+            words.
         vocabulary: Fingerprint of the vocabulary, saved with the model. It tells the
             model's own vocabulary from others when a run is loaded.
 
@@ -83,7 +101,8 @@ class LanguageModel(TaskModel):
 
     Output shape:
         `(batch_size, time, vocab_size)`: the logits. They are float32 in mixed
-        precision.
+        precision. In training with `sampled_words` it is what `hidden` returns, from
+        which `compute_loss` computes the logits that it needs.
 
     Raises:
         ValueError: if an argument is out of its range, if `window` has not one integer
@@ -112,6 +131,7 @@ class LanguageModel(TaskModel):
         activation_regularization: float = 0.0,
         temporal_regularization: float = 0.0,
         vocabulary: str | None = None,
+        sampled_words: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -128,6 +148,7 @@ class LanguageModel(TaskModel):
         windows = for_each_layer("window", window, layers)
         tied = boolean("tied", tied)
         locked_dropout = boolean("locked_dropout", locked_dropout)
+        sampled_words = integer("sampled_words", sampled_words, 0, vocab_size)
         rate("dropout", dropout)  # Keras's Dropout would also take 1
         rate("embedding_dropout", embedding_dropout)
         hidden = dropout if hidden_dropout is None else hidden_dropout
@@ -156,14 +177,14 @@ class LanguageModel(TaskModel):
             "locked_dropout": locked_dropout, "embedding_dropout": embedding_dropout,
             "hidden_dropout": hidden_dropout, "seed": seed,
             "kernel_dropout": kernel_dropout, **regularization,
-            "vocabulary": vocabulary,
+            "vocabulary": vocabulary, "sampled_words": sampled_words,
         }  # fmt: skip
         self.batch_size = batch_size
         self.cell = cell
         self.tied = tied
-        seeds: list[int | None] = [None] * (2 * layers + 2)
+        seeds: list[int | None] = [None] * (2 * layers + 3)
         if seed is not None:
-            seeds = [seed + n for n in range(2 * layers + 2)]
+            seeds = [seed + n for n in range(2 * layers + 3)]
 
         uniform = keras.initializers.RandomUniform(-embedding_scale, embedding_scale)
         # In mixed precision too, the embedding and the softmax's bias compute in
@@ -183,7 +204,7 @@ class LanguageModel(TaskModel):
             self.embedding_dropout = EmbeddingDropout(
                 vocab_size,
                 embedding_dropout,
-                seeds[-1],
+                seeds[2 * layers + 1],
                 name="embedding_dropout",
                 dtype=self.dtype_policy,
             )
@@ -219,6 +240,11 @@ class LanguageModel(TaskModel):
         if not tied:
             self.logits = keras.layers.Dense(
                 vocab_size, use_bias=False, name="logits", dtype=self.dtype_policy
+            )
+        self.word_sample: WordSample | None = None
+        if sampled_words:
+            self.word_sample = WordSample(
+                vocab_size, sampled_words, seeds[-1], name="word_sample"
             )
         self.perplexity = Perplexity()
 
@@ -291,8 +317,44 @@ class LanguageModel(TaskModel):
         logits = ops.cast(logits, self.logits_bias.dtype) + self.logits_bias
         return ops.reshape(logits, (*ops.shape(hidden)[:2], logits.shape[-1]))
 
+    def sampled_cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The estimated cross-entropy of each token: see `sampled_words`.
+
+        Args:
+            hidden: what `hidden` returns.
+            targets: int tensor of shape `(batch_size, time)`.
+
+        Returns:
+            A float32 tensor of shape `(batch_size, time)`, in nats.
+        """
+        matrix = ops.reshape(hidden, (-1, hidden.shape[-1]))
+        flat = ops.cast(ops.reshape(targets, (-1,)), "int32")
+        sample, log_probabilities = self.word_sample.draw()
+        # One gather: the gradient of each is as large as the kernel.
+        words = ops.concatenate([sample, flat])
+        if self.tied:
+            kernel = ops.take(self.embedding.embeddings, words, axis=0)
+        else:
+            kernel = ops.transpose(ops.take(self.logits.kernel, words, axis=1))
+        kernel = ops.cast(kernel, self.compute_dtype)
+        bias = ops.take(self.logits_bias, words, axis=0)
+        size = self.word_sample.size
+        sampled = ops.matmul(matrix, ops.transpose(kernel[:size]))
+        ours = ops.sum(ops.cast(matrix * kernel[size:], bias.dtype), axis=-1)
+        cross_entropy = sampled_token_cross_entropy(
+            ours + bias[size:],
+            ops.cast(sampled, bias.dtype) + bias[:size],
+            flat,
+            sample,
+            log_probabilities,
+        )
+        return ops.reshape(cross_entropy, ops.shape(targets))
+
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
-        return self.softmax_logits(self.hidden(tokens, training))
+        hidden = self.hidden(tokens, training)
+        if training and self.word_sample is not None:
+            return hidden
+        return self.softmax_logits(hidden)
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd", **kwargs: Any
@@ -308,7 +370,10 @@ class LanguageModel(TaskModel):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        cross_entropy = token_cross_entropy(y_pred, y)
+        if training and self.word_sample is not None:
+            cross_entropy = self.sampled_cross_entropy(y_pred, y)
+        else:
+            cross_entropy = token_cross_entropy(y_pred, y)
         if sample_weight is None:
             sample_weight = ops.ones_like(cross_entropy)
         sample_weight = ops.cast(sample_weight, "float32")

@@ -80,6 +80,7 @@ def build_language_model(
         kernel_dropout=options.kernel_dropout,
         activation_regularization=options.activation_regularization,
         temporal_regularization=options.temporal_regularization,
+        sampled_words=options.sampled_words,
         seed=options.seed,
         vocabulary=vocabulary,
         dtype=options.dtype_policy,
@@ -213,8 +214,9 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
 
     Raises:
         ValueError: if there are fewer targets than rows; if `seq_len` is larger than
-            the number of targets of a row; if the weights, or the logits of a batch,
-            need more memory than the machine has.
+            the number of targets of a row; if `sampled_words` is larger than
+            `vocab_size`; if the weights, or the logits of a batch, need more memory
+            than the machine has.
     """
     targets = tokens - 1
     if targets < options.batch_size:
@@ -228,6 +230,11 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
             f"Option `seq_len` must be at most {row}, the tokens of the training split "
             f"for each row of a batch. Received: seq_len={options.seq_len}, "
             f"batch_size={options.batch_size}"
+        )
+    if options.sampled_words > vocab_size:
+        raise ValueError(
+            f"Option `sampled_words` must be at most {vocab_size}, the words of the "
+            f"vocabulary. Received: sampled_words={options.sampled_words}"
         )
     # Bytes in float32. The logits are the largest tensor of a batch.
     logits = 4 * options.batch_size * options.seq_len * vocab_size

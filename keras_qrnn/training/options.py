@@ -373,6 +373,11 @@ class TrainingOptions(RunOptions):
         "weight of the squares of the last layer's change between steps",
         not_negative,
     )
+    sampled_words: int = option(
+        0,
+        "words of the softmax in a training step, the target beside them; 0: all",
+        count_or_zero,
+    )
     random_lengths: bool = option(
         False, "batches of random numbers of steps around seq_len", flag
     )
@@ -393,7 +398,7 @@ class TrainingOptions(RunOptions):
 
     @property
     def seeds(self) -> int:
-        return 2 * self.layers + 2
+        return 2 * self.layers + 3
 
     @property
     def windows(self) -> int | list[int]:

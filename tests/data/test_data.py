@@ -211,7 +211,10 @@ def test_vocabulary_round_trip(tmp_path):
 
 def test_vocabulary_keeps_the_most_frequent():
     lines = ["a a a b b c d"] * 2
-    assert Vocabulary.build(lines, 4).words == ["a", "b", "<eos>", "<unk>"]
+    assert Vocabulary.build(lines, 4).words == ["a", "<unk>", "b", "<eos>"]
+    # `<unk>` stands where the number of words that it replaces puts it.
+    rare = ["a a a a c d e g h", "b b b f"]
+    assert Vocabulary.build(rare, 5).words == ["<unk>", "a", "b", "<eos>", "c"]
     assert set(Vocabulary.build(lines, 5).words) == {"a", "b", "c", "d", "<eos>"}
 
 

@@ -223,6 +223,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(small_ptb, tmp_path):
 
 AWD = {"first_window": 3, "window": 1, "tied": True, "locked_dropout": True}
 AWD |= {"embedding_dropout": 0.1, "hidden_dropout": 0.2, "weight_average": 0.9}
+AWD |= {"sampled_words": 8}
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -414,11 +415,15 @@ def test_resume_with_another_corpus(small_ptb, tmp_path):
 
 
 @once
-def test_a_batch_longer_than_its_rows(small_ptb, tmp_path, capsys):
+def test_sizes_larger_than_the_corpus(small_ptb, tmp_path, capsys):
     data = arguments(data_dir=small_ptb, save_path=tmp_path / "run")
     assert train_lm.main([*data, *arguments(**TINY | {"seq_len": 10**6})]) == 2
     error = capsys.readouterr().err
     assert "Option `seq_len` must be at most" in error and ", batch_size=" in error
+    many = arguments(**TINY | {"sampled_words": 10**6})
+    assert train_lm.main([*data, *many]) == 2
+    error = capsys.readouterr().err
+    assert "Option `sampled_words` must be at most" in error
     assert not (tmp_path / "run").exists()
     assert train_lm.main([*data, "--config", "missing.json"]) == 2
     assert "Option `config` cannot be read" in capsys.readouterr().err

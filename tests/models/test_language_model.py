@@ -145,6 +145,7 @@ def test_perplexity_with_a_window_of_one(steps):
 AWD = {"tied": True, "locked_dropout": True, "embedding_dropout": 0.2}
 AWD |= {"hidden_dropout": 0.3, "window": [3, 1]}
 AWD |= {"activation_regularization": 2.0, "temporal_regularization": 1.0}
+AWD |= {"sampled_words": 5}
 
 
 @pytest.mark.parametrize("more", [{}, AWD], ids=["paper", "awd"])
@@ -366,6 +367,8 @@ def test_gradients_in_bfloat16():
         ({"kernel_dropout": 1.0}, r"`kernel_dropout` must be in \[0, 1\)"),
         ({"kernel_dropout": 0.1, "cell": "lstm"}, "`kernel_dropout` goes with cell="),
         ({"activation_regularization": -1.0}, "`activation_regularization` must be 0"),
+        ({"sampled_words": -1}, "`sampled_words` must be 0 or a positive integer"),
+        ({"sampled_words": 12}, "`sampled_words` must be at most 11"),
         ({"temporal_regularization": math.nan}, "`temporal_regularization` must be 0"),
     ],
 )
