@@ -39,6 +39,15 @@ if BACKEND == "torch" and ON_GPU:
     torch.set_float32_matmul_precision("high")
 
 
+def has_float64() -> bool:
+    """Whether the backend computes in float64. JAX has to be asked to."""
+    if BACKEND != "jax":
+        return True
+    import jax
+
+    return jax.config.jax_enable_x64
+
+
 def parse(
     parser: argparse.ArgumentParser, arguments: list[str] | None, quick: str
 ) -> argparse.Namespace:
@@ -55,6 +64,8 @@ def parse(
         parser.error("--gpu_time is for PyTorch on a GPU")
     if compiled and BACKEND != "torch":
         parser.error(f"--compile is for PyTorch. Received: KERAS_BACKEND={BACKEND}")
+    if getattr(options, "dtype", None) == "float64" and not has_float64():
+        parser.error("--dtype float64 needs JAX_ENABLE_X64=1 in the environment")
     if options.results is None:
         # PyTorch with Numba has its own directory, beside that of PyTorch without.
         numba = BACKEND == "torch" and importlib.util.find_spec("numba")

@@ -43,14 +43,15 @@ def sampled_token_cross_entropy(
 ) -> Tensor:
     """An estimate of the cross-entropy of each token from a sample of the words.
 
-    The sum over all words, by which a softmax divides, is estimated from the target
-    and the sampled words. Each sampled word counts `1 / probability` times (Bengio and
-    Senecal 2008; Jean et al., arXiv 1412.2007). The estimate of the sum has no bias.
-    With all words sampled it is the sum.
+    A softmax divides by a sum over all words. Here that sum is estimated from the
+    target and the sampled words. Each sampled word counts `1 / probability` times
+    (Bengio and Senecal 2008; Jean et al., arXiv 1412.2007). The estimated sum is right
+    on average. Its logarithm, and so the cross-entropy, is too low on average. With all
+    words sampled both are exact.
 
     Args:
-        target_logits: float32 tensor of shape `(tokens,)`, the targets' logits.
-        sample_logits: float32 tensor of shape `(tokens, size)`, those of the sample.
+        target_logits: float tensor of shape `(tokens,)`, the targets' logits.
+        sample_logits: float tensor of shape `(tokens, size)`, those of the sample.
         targets: int tensor of shape `(tokens,)`.
         sample: int tensor of shape `(size,)`, different words.
         log_probabilities: float32 tensor of shape `(size,)`, the logarithm of the
@@ -59,10 +60,11 @@ def sampled_token_cross_entropy(
     Returns:
         A float32 tensor of shape `(tokens,)`, in nats.
     """
+    target_logits = ops.cast(target_logits, "float32")
     is_target = ops.equal(sample, ops.expand_dims(targets, -1))
-    others = ops.subtract(sample_logits, log_probabilities)
+    others = ops.cast(sample_logits, "float32") - log_probabilities
     others = ops.logsumexp(ops.where(is_target, -1e30, others), axis=-1)
-    return ops.softplus(ops.subtract(others, target_logits))
+    return ops.softplus(others - target_logits)
 
 
 def part_of_weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

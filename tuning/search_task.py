@@ -214,6 +214,15 @@ def load_language_model(data: SearchedCorpus) -> MakeExperiment:
     return experiment
 
 
+def fingerprint_of_text(experiment: LanguageModelling) -> str:
+    """As in the records of earlier searches, if the vocabulary has all words."""
+    parts = [experiment.corpus.train, experiment.corpus.valid]
+    words = experiment.vocabulary.words
+    if len(words) == experiment.options.vocab_size:  # words may have been left out
+        parts.append(words)
+    return fingerprint(*parts)
+
+
 LANGUAGE_MODEL = Task(
     name="lm",
     program="examples/train_lm.py",
@@ -253,10 +262,7 @@ LANGUAGE_MODEL = Task(
             max_trials=20,
         ),
     },
-    # As in the records of searches from before there were other tasks.
-    fingerprint=lambda experiment: fingerprint(
-        experiment.corpus.train, experiment.corpus.valid
-    ),
+    fingerprint=fingerprint_of_text,
     search_only=("max_tokens",),
 )
 

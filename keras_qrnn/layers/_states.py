@@ -105,13 +105,17 @@ def checked_states(
 
 
 def shapes_of(states: Sequence[Tensor | None]) -> list[Shape | None]:
-    """The shape of each state. None for None."""
-    return [
-        None
-        if state is None
-        else tuple(state.shape if hasattr(state, "shape") else np.shape(state))
-        for state in states
-    ]
+    """The shape of each state. None for None, and for a list of states."""
+    return [None if state is None else _shape_of(state) for state in states]
+
+
+def _shape_of(state: Tensor) -> Shape | None:
+    if hasattr(state, "shape"):
+        return tuple(state.shape)
+    try:
+        return np.shape(state)
+    except (TypeError, ValueError):  # tensors of several shapes, or not of NumPy
+        return None
 
 
 def check_time(sequences: Tensor) -> None:

@@ -86,12 +86,11 @@ class LanguageModel(TaskModel):
         temporal_regularization: Weight of the squares of the last layer's change from
             step to step: beta of section 4.6 of arXiv 1708.02182. 0 turns it off.
         sampled_words: Number of words over which the softmax of training goes, beside
-            the target, or 0 for all. A training step with a large vocabulary is faster
-            so. The cross-entropy of training is then an estimate:
-            `keras_qrnn.losses.sampled_token_cross_entropy`. The words are drawn anew in
-            each step, the frequent ones always: the ids must be in the order of the
-            words' frequencies, as those of `Vocabulary.build` are. Evaluation uses all
-            words.
+            the target, or 0 for all. With a large vocabulary a training step is faster
+            so. The loss of training is then an estimate, too low on average (Jean et
+            al., arXiv 1412.2007). Each step draws other words, the most frequent ones
+            always. So the ids must be in the order of the words' frequencies, as those
+            of `Vocabulary.build` are. Evaluation uses all words.
         vocabulary: Fingerprint of the vocabulary, saved with the model. It tells the
             model's own vocabulary from others when a run is loaded.
 
@@ -101,8 +100,9 @@ class LanguageModel(TaskModel):
 
     Output shape:
         `(batch_size, time, vocab_size)`: the logits. They are float32 in mixed
-        precision. In training with `sampled_words` it is what `hidden` returns, from
-        which `compute_loss` computes the logits that it needs.
+        precision. With `sampled_words` and `training=True` it is `(batch_size, time,
+        units of the last layer)`: the last layer's output after dropout. The loss then
+        computes the logits that it needs.
 
     Raises:
         ValueError: if an argument is out of its range, if `window` has not one integer
@@ -322,13 +322,16 @@ class LanguageModel(TaskModel):
 
         Args:
             hidden: what `hidden` returns.
-            targets: int tensor of shape `(batch_size, time)`.
+            targets: int tensor of shape `(batch_size, time)`. The result for an id of
+                no word is NaN.
 
         Returns:
             A float32 tensor of shape `(batch_size, time)`, in nats.
         """
         matrix = ops.reshape(hidden, (-1, hidden.shape[-1]))
         flat = ops.cast(ops.reshape(targets, (-1,)), "int32")
+        is_word = ops.logical_and(flat >= 0, flat < self._config["vocab_size"])
+        flat = ops.where(is_word, flat, 0)
         sample, log_probabilities = self.word_sample.draw()
         # One gather: the gradient of each is as large as the kernel.
         words = ops.concatenate([sample, flat])
@@ -340,14 +343,15 @@ class LanguageModel(TaskModel):
         bias = ops.take(self.logits_bias, words, axis=0)
         size = self.word_sample.size
         sampled = ops.matmul(matrix, ops.transpose(kernel[:size]))
-        ours = ops.sum(ops.cast(matrix * kernel[size:], bias.dtype), axis=-1)
+        target = ops.sum(ops.cast(matrix * kernel[size:], bias.dtype), axis=-1)
         cross_entropy = sampled_token_cross_entropy(
-            ours + bias[size:],
+            target + bias[size:],
             ops.cast(sampled, bias.dtype) + bias[:size],
             flat,
             sample,
             log_probabilities,
         )
+        cross_entropy = ops.where(is_word, cross_entropy, float("nan"))
         return ops.reshape(cross_entropy, ops.shape(targets))
 
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
@@ -404,6 +408,10 @@ class LanguageModel(TaskModel):
             A built model with copied weights. `copy_weights` copies them again later.
         """
         return self._copy_with(batch_size=batch_size)
+
+    def with_all_words(self) -> "LanguageModel":
+        """A copy of this model with `sampled_words=0`. Its state is zero."""
+        return self._copy_with(sampled_words=0)
 
     def serving_model(
         self, batch_size: int | None = None, time: int | None = None

@@ -19,8 +19,8 @@ from keras_qrnn.losses import processes_share_batches
 def fit(model: keras.Model, batches: EpochBatches, epochs: int) -> list[dict]:
     """Trains `model` in all processes. Each reads its rows of every batch.
 
-    Without dropout and zoneout the weights are those that one process would have with
-    whole batches. Each process draws other random numbers.
+    Without dropout, zoneout and `sampled_words` the weights are those that one process
+    would have with whole batches. Each process draws other random numbers.
 
     Call it in every process after `torch.distributed.init_process_group`. All begin
     with the weights of process 0 and end with the same weights. Let process 0 alone

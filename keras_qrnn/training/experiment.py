@@ -140,9 +140,13 @@ class Experiment(abc.ABC):
         divided = self.options.distribution is not None
         device = keras.device("cpu") if divided else contextlib.nullcontext()
         with undistributed(), device:
-            kept = model.copy()
+            kept = self.copy_of(model)
             kept.copy_weights(map(whole_array, values))
         return kept
+
+    def copy_of(self, model: Any) -> keras.Model:
+        """A copy of the model that does not depend on how it was trained."""
+        return model.copy()
 
     def save(self, directory: Path) -> None:
         """Writes the files that the model needs beside its own: its vocabulary."""

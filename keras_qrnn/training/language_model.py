@@ -172,6 +172,9 @@ class LanguageModelling(Experiment):
             _take_weights(str(self.options.finetune), self._trained, model)
         return model
 
+    def copy_of(self, model: LanguageModel) -> LanguageModel:
+        return model.with_all_words()
+
     def validation(self, model: LanguageModel) -> Callable[[], dict[str, float]]:
         evaluator = Evaluator(model, self.valid_ids, self.options.eval_steps)
 
@@ -237,7 +240,13 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
             f"vocabulary. Received: sampled_words={options.sampled_words}"
         )
     # Bytes in float32. The logits are the largest tensor of a batch.
-    logits = 4 * options.batch_size * options.seq_len * vocab_size
+    tokens, words = options.batch_size * options.seq_len, vocab_size
+    if options.sampled_words:
+        tokens, words = max(
+            (tokens, options.sampled_words), (options.eval_steps, vocab_size),
+            key=math.prod,
+        )  # fmt: skip
+    logits = 4 * tokens * words
     weights = BYTES_OF_A_WEIGHT * count_weights(options, vocab_size)
     check_memory(
         {

@@ -13,6 +13,31 @@ from keras_qrnn.training.schedules import OneCycle
 LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 
+class SummedGradients:
+    """A mixin for optimizers that add up what a gradient has for one weight.
+
+    On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`: a list of rows,
+    one for each token. A word that occurs twice has two. Keras's optimizers would clip
+    by the norm of that list, and AdamW and RMSprop would square each row by itself.
+    """
+
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        if keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            grads = [
+                tf.convert_to_tensor(each)
+                if isinstance(each, tf.IndexedSlices)
+                else each
+                for each in grads
+            ]
+        super().apply(grads, trainable_variables)
+
+
 class SeparateAverage:
     """A mixin for optimizers whose averages share no memory with the weights.
 
@@ -146,7 +171,7 @@ class LayerRates:
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class RMSprop(LayerRates, SeparateAverage, keras.optimizers.RMSprop):
+class RMSprop(LayerRates, SeparateAverage, SummedGradients, keras.optimizers.RMSprop):
     """`keras.optimizers.RMSprop` with a rate for each variable.
 
     Args:
@@ -156,7 +181,7 @@ class RMSprop(LayerRates, SeparateAverage, keras.optimizers.RMSprop):
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class SGD(LayerRates, TriggeredAverage, keras.optimizers.SGD):
+class SGD(LayerRates, TriggeredAverage, SummedGradients, keras.optimizers.SGD):
     """`keras.optimizers.SGD` that can average the weights from a step on.
 
     With `triggered_average=True` and `AverageAfterStall` it is the NT-ASGD of arXiv
@@ -171,7 +196,7 @@ class SGD(LayerRates, TriggeredAverage, keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable(package="keras_qrnn")
-class AdamW(LayerRates, TriggeredAverage, keras.optimizers.AdamW):
+class AdamW(LayerRates, TriggeredAverage, SummedGradients, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` with a scheduled momentum and a late average.
 
     Args:
@@ -256,6 +281,7 @@ def build_optimizer(
     if options.optimizer == "rmsprop":
         # On PyTorch, Keras's own updates all variables in a few operations.
         is_plain = "rates" not in common and not common["use_ema"]
+        is_plain = is_plain and keras.config.backend() == "torch"
         kind = keras.optimizers.RMSprop if is_plain else RMSprop
         # With a smaller epsilon its square is 0, in float16 or in float32. A step of a
         # gradient of 0 would then be 0 / 0.

@@ -408,8 +408,10 @@ class TrainingOptions(RunOptions):
     @property
     def eval_steps(self) -> int:
         """Steps that an evaluation reads at a time."""
-        # A QRNN is fast for many steps at once. An LSTM's cost is in its steps.
-        return self.seq_len * (self.batch_size if self.cell == "qrnn" else 1)
+        # A QRNN is fast for many steps at once. An LSTM's cost is in its steps. With
+        # `sampled_words` a training step may have fewer logits than an evaluation.
+        whole_batch = self.cell == "qrnn" and not self.sampled_words
+        return self.seq_len * (self.batch_size if whole_batch else 1)
 
 
 def windows(window: int, first: int | None, layers: int) -> int | list[int]:

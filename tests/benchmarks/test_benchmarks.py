@@ -377,6 +377,14 @@ def test_the_linear_model_is_below_the_best_reachable(script, monkeypatch):
 
 
 # Options, each with values that are refused.
+@pytest.mark.one_backend("jax")
+def test_float64_is_not_measured_as_float32(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script("layer").main(["--dtype", "float64", "--results", str(tmp_path)])
+    assert "--dtype float64 needs JAX_ENABLE_X64=1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 BAD_OPTIONS = {
     "layer": {
         "layers": ["0", "-1", "x"], "batches": ["0", "", "8,,16", "8,8", "-8", "1.5"],

@@ -589,6 +589,7 @@ CELL, WINDOW = np.ones((BATCH, 3), "float32"), np.ones((BATCH, 1, FEATURES), "fl
         ([CELL, WINDOW, CELL, WINDOW], "of layer 'qrnn_1' of QRNNStack 'stack' must"),
         ([CELL, None], "of layer 'qrnn_1' of QRNNStack 'stack' must be"),
         ([], "list of the 2 cell states"),
+        ([[CELL, WINDOW]] * 3, r"states of the shapes \[None, None, None\]"),
     ],
 )
 def test_refuses_states_that_do_not_fit(state, message):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from keras_qrnn.losses import sampled_token_cross_entropy
 from keras_qrnn.models import LanguageModel
 from keras_qrnn.models._word_sample import WordSample
+from keras_qrnn.training import TrainingOptions
+from keras_qrnn.training.optimizers import build_optimizer
 from tests.assertions import assert_close
 
 trains = pytest.mark.skipif(
@@ -107,18 +109,20 @@ def batch():
 
 
 @trains
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_all_words_sampled_is_the_softmax(tied):
-    """The loss, the perplexity and the step of each weight."""
+def test_all_words_sampled_is_the_softmax(tied, dtype):
+    """The loss, the perplexity and the step of each weight, with a clip."""
     x, y, weights = batch()
     bias = RNG.normal(size=WORDS)
     logs, steps = [], []
     for sampled_words in (0, WORDS):
         keras.utils.set_random_seed(0)
-        model = tiny(sampled_words, tied=tied)
+        model = tiny(sampled_words, tied=tied, dtype=dtype)
         model.logits_bias.assign(bias)
         before = model.get_weights()
-        model.compile(keras.optimizers.SGD(0.1))
+        options = TrainingOptions(learning_rate=0.1, grad_clip=0.5)
+        model.compile(build_optimizer(options))
         history = model.fit(x, y, 2, verbose=0, sample_weight=weights).history
         logs.append([history["loss"][0], history["perplexity"][0]])
         steps.append([a - b for a, b in zip(model.get_weights(), before, strict=True)])
@@ -129,11 +133,14 @@ def test_all_words_sampled_is_the_softmax(tied):
 
 
 @trains
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_estimate_has_no_bias(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "tied"),
+    [("float32", True), ("float32", False), ("mixed_bfloat16", True)],
+)
+def test_the_estimated_sum_is_right_on_average(dtype, tied):
     """The mean of `exp(loss)`, the estimated sum over the target's term, is the sum."""
     x, _, _ = batch()
-    model = tiny(4, tied=True, dtype=dtype)
+    model = tiny(4, tied=tied, dtype=dtype)
     model.logits_bias.assign(RNG.normal(size=WORDS))
     targets = keras.ops.convert_to_tensor(np.roll(x, -1, axis=1))
     hidden = model.hidden(x)
@@ -152,6 +159,28 @@ def test_estimate_has_no_bias(dtype):
 
 
 @trains
+def test_targets_that_are_no_words():
+    """Their loss is NaN, as without a sample, and no other target's."""
+    model = tiny(4)
+    x, _, _ = batch()
+    targets = x.copy()
+    targets[0, 2], targets[1, 5] = -1, WORDS
+    losses = model.sampled_cross_entropy(
+        model.hidden(x), keras.ops.convert_to_tensor(targets)
+    )
+    assert (np.isnan(keras.ops.convert_to_numpy(losses)) == (targets != x)).all()
+
+
+@trains
+def test_each_step_draws_other_words():
+    model = tiny(3)
+    model.compile(keras.optimizers.SGD(0.0))
+    x, y, _ = batch()
+    history = model.fit(x, y, 2, epochs=8, verbose=0).history
+    assert len(set(history["loss"])) > 4  # nothing else changes
+
+
+@trains
 def test_trains_and_evaluates_with_all_words():
     """Words that are seldom drawn are learned too, and evaluation has no sample."""
     model = tiny(3, units=12, emb_dim=12)
@@ -164,5 +193,8 @@ def test_trains_and_evaluates_with_all_words():
     model.reset_state()
     again = model.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
     assert first["perplexity"] == again["perplexity"] < 2
+    again = model.with_all_words()  # what a run keeps
+    assert again.get_config()["sampled_words"] == 0
+    assert np.array_equal(*(each.get_weights()[0] for each in (model, again)))
     model.reset_state()
     assert model.predict(x, batch_size=2, verbose=0).shape == (2, 4 * WORDS, WORDS)

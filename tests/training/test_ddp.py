@@ -41,7 +41,7 @@ def test_two_processes_are_one(tmp_path):
         env=os.environ | {"PYTHONPATH": PLACES, "OMP_NUM_THREADS": "1"},
         cwd=ROOT, check=True, timeout=240,
     )  # fmt: skip
-    for task in ddp_processes.TASKS:
+    for task in ddp_processes.CASES:
         experiment, model = ddp_processes.experiment_and_model(task, rows=4)
         batches = experiment.batches()
         history = model.fit(

@@ -1,5 +1,7 @@
 """The optimizers: late averages, scheduled momenta, files."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from keras_qrnn.training.callbacks import AverageAfterStall
 from keras_qrnn.training.objective import Objective
 from keras_qrnn.training.optimizers import SGD, AdamW, build_optimizer
-from keras_qrnn.training.options import RunOptions
+from keras_qrnn.training.options import OPTIMIZERS, RunOptions
 from keras_qrnn.training.schedules import OneCycle
 
 pytestmark = pytest.mark.skipif(
@@ -116,6 +118,37 @@ def test_fit_after_fit_with_averages_of_rmsprop():
     for _ in range(2):
         model.fit(X, X[:, :2], batch_size=12, verbose=0)
     assert int(model.optimizer.iterations) == 2
+
+
+# A first step of each optimizer, of gradients g, with a rate of 0.1: its size in each
+# element, where AdamW's is 0.1 * g / abs(g) and RMSprop's 0.1 * g / sqrt(0.1 * g ** 2).
+FIRST_STEPS = {"adamw": 0.1, "rmsprop": 0.1 / math.sqrt(0.1)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_word_that_occurs_twice_has_one_gradient(optimizer):
+    """On TensorFlow the gradient of an embedding is a list of rows, two for that word.
+
+    SGD's step is as long as the clip, where the gradient is longer. The other two have
+    no clip.
+    """
+    clip = 0.01 if optimizer == "sgd" else None
+    options = RunOptions(
+        optimizer=optimizer, learning_rate=0.1, grad_clip=clip, epsilon=1e-15
+    )
+    embedding = keras.layers.Embedding(5, 3)
+    pooling = keras.layers.GlobalAveragePooling1D()
+    model = keras.Sequential([keras.Input((6,)), embedding, pooling])
+    model.compile(build_optimizer(options), "mse")
+    before = to_numpy(embedding.embeddings)
+    tokens = np.array([[0, 0, 0, 1, 1, 2], [2, 0, 0, 3, 3, 3]])
+    model.fit(tokens, np.float32([[1, 2, 3], [-1, 2, 4]]), verbose=0)
+    step = to_numpy(embedding.embeddings) - before
+    assert not step[4].any()
+    if optimizer == "sgd":
+        assert math.isclose(np.linalg.norm(step), 0.1 * 0.01, rel_tol=1e-3)
+    else:
+        assert np.allclose(np.abs(step[:4]), FIRST_STEPS[optimizer], rtol=1e-3)
 
 
 @pytest.mark.one_backend("torch")
