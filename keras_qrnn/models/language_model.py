@@ -327,7 +327,15 @@ class LanguageModel(TaskModel):
 
         Returns:
             A float32 tensor of shape `(batch_size, time)`, in nats.
+
+        Raises:
+            ValueError: if the model has `sampled_words=0`.
         """
+        if self.word_sample is None:
+            raise ValueError(
+                "`sampled_cross_entropy` needs a model whose `sampled_words` is a "
+                "positive integer. Received: sampled_words=0"
+            )
         matrix = ops.reshape(hidden, (-1, hidden.shape[-1]))
         flat = ops.cast(ops.reshape(targets, (-1,)), "int32")
         is_word = ops.logical_and(flat >= 0, flat < self._config["vocab_size"])

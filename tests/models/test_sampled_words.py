@@ -43,11 +43,11 @@ def test_draws_different_words(data):
         assert always == words
 
 
-@pytest.mark.parametrize("size", [1, 4, 10])
+@pytest.mark.parametrize("size", [1, 4])
 def test_probabilities_are_those_of_the_draws(size):
     """They fall as 1 / (k + 1) from the first word that is not always drawn."""
     sample = WordSample(WORDS, size, seed=0)
-    counts, logs, draws = np.zeros(WORDS), np.zeros(WORDS), 1000
+    counts, logs, draws = np.zeros(WORDS), np.zeros(WORDS), 300
     for _ in range(draws):
         ids, found = draw(sample)
         counts[ids] += 1
@@ -109,9 +109,8 @@ def batch():
 
 
 @trains
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_all_words_sampled_is_the_softmax(tied, dtype):
+@pytest.mark.parametrize(("dtype", "tied"), [("float32", True), ("float64", False)])
+def test_all_words_sampled_is_the_softmax(dtype, tied):
     """The loss, the perplexity and the step of each weight, with a clip."""
     x, y, weights = batch()
     bias = RNG.normal(size=WORDS)
@@ -134,8 +133,7 @@ def test_all_words_sampled_is_the_softmax(tied, dtype):
 
 @trains
 @pytest.mark.parametrize(
-    ("dtype", "tied"),
-    [("float32", True), ("float32", False), ("mixed_bfloat16", True)],
+    ("dtype", "tied"), [("float32", False), ("mixed_bfloat16", True)]
 )
 def test_the_estimated_sum_is_right_on_average(dtype, tied):
     """The mean of `exp(loss)`, the estimated sum over the target's term, is the sum."""
@@ -150,7 +148,7 @@ def test_the_estimated_sum_is_right_on_average(dtype, tied):
     )
     losses = [
         keras.ops.convert_to_numpy(model.sampled_cross_entropy(hidden, targets))
-        for _ in range(400)
+        for _ in range(150)
     ]
     found = np.exp(np.array(losses, "float64"))
     assert found.std(0).max() > 0.1  # each draw is another estimate
@@ -195,6 +193,8 @@ def test_trains_and_evaluates_with_all_words():
     assert first["perplexity"] == again["perplexity"] < 2
     again = model.with_all_words()  # what a run keeps
     assert again.get_config()["sampled_words"] == 0
+    with pytest.raises(ValueError, match="`sampled_words` is a positive integer"):
+        again.sampled_cross_entropy(again.hidden(x), y)
     assert np.array_equal(*(each.get_weights()[0] for each in (model, again)))
     model.reset_state()
     assert model.predict(x, batch_size=2, verbose=0).shape == (2, 4 * WORDS, WORDS)
