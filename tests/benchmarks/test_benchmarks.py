@@ -379,8 +379,15 @@ def test_the_linear_model_is_below_the_best_reachable(script, monkeypatch):
 # Options, each with values that are refused.
 @pytest.mark.one_backend("jax")
 def test_float64_is_not_measured_as_float32(script, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        script("layer").main(["--dtype", "float64", "--results", str(tmp_path)])
+    import jax
+
+    options = ["--quick", "--dtype", "float64", "--results", str(tmp_path)]
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(SystemExit):
+            script("layer").main(options)
+    finally:
+        jax.config.update("jax_enable_x64", True)
     assert "--dtype float64 needs JAX_ENABLE_X64=1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -172,6 +172,21 @@ def test_the_sentiment_runs():
         assert f"Most epochs of the first run took {minutes}" in text
 
 
+def test_the_language_model_of_the_reviews():
+    path = ROOT / "results" / "imdb_lm" / "run.json"
+    record = json.loads(path.read_text("utf-8"))
+    text = text_of("sentiment")
+    assert f"not read is {record['valid']:.1f}." in text
+    page = " ".join((ROOT / "results" / "README.md").read_text("utf-8").split())
+    assert "is {valid:.1f} (valid) and {test:.1f} (test)".format(**record) in page
+    command = text.split("train_lm.py --data_dir reviews ")[1].split(" --save_path")[0]
+    words = command.replace("\\ ", "").split()
+    for word, value in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            used = record["options"][word[2:]]
+            assert used is True or used == type(used)(value), word
+
+
 def test_the_translation_runs():
     records, logs = {}, {}
     for cell in ("qrnn", "lstm"):
