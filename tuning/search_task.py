@@ -215,10 +215,14 @@ def load_language_model(data: SearchedCorpus) -> MakeExperiment:
 
 
 def fingerprint_of_text(experiment: LanguageModelling) -> str:
-    """As in the records of earlier searches, if the vocabulary has all words."""
+    """That of the training and validation split, and of a vocabulary that may be cut.
+
+    The records of earlier searches have that of the splits alone. With all words of the
+    corpus such a search goes on.
+    """
     parts = [experiment.corpus.train, experiment.corpus.valid]
     words = experiment.vocabulary.words
-    if len(words) == experiment.options.vocab_size:  # words may have been left out
+    if len(words) == experiment.options.vocab_size:
         parts.append(words)
     return fingerprint(*parts)
 

@@ -239,14 +239,11 @@ def check_sizes(options: TrainingOptions, vocab_size: int, tokens: int) -> None:
             f"Option `sampled_words` must be at most {vocab_size}, the words of the "
             f"vocabulary. Received: sampled_words={options.sampled_words}"
         )
-    # Bytes in float32. The logits are the largest tensor of a batch.
-    tokens, words = options.batch_size * options.seq_len, vocab_size
-    if options.sampled_words:
-        tokens, words = max(
-            (tokens, options.sampled_words), (options.eval_steps, vocab_size),
-            key=math.prod,
-        )  # fmt: skip
-    logits = 4 * tokens * words
+    # Bytes in float32. The logits are the largest tensor of a batch, in training or in
+    # an evaluation.
+    words = options.sampled_words or vocab_size
+    trained = options.batch_size * options.seq_len * words
+    logits = 4 * max(trained, options.eval_steps * vocab_size)
     weights = BYTES_OF_A_WEIGHT * count_weights(options, vocab_size)
     check_memory(
         {

@@ -281,8 +281,8 @@ def build_optimizer(
     if options.optimizer == "rmsprop":
         # On PyTorch, Keras's own updates all variables in a few operations.
         is_plain = "rates" not in common and not common["use_ema"]
-        is_plain = is_plain and keras.config.backend() == "torch"
-        kind = keras.optimizers.RMSprop if is_plain else RMSprop
+        on_torch = keras.config.backend() == "torch"
+        kind = keras.optimizers.RMSprop if is_plain and on_torch else RMSprop
         # With a smaller epsilon its square is 0, in float16 or in float32. A step of a
         # gradient of 0 would then be 0 / 0.
         least = 2.0**-12 if options.dtype_policy == "float16" else 2.0**-63
